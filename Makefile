@@ -1,0 +1,41 @@
+# Two commands do everything: `make demo` and `make test`. Both need only python3 (>= 3.11) and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install demo test test-slow lint types speed clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+install: $(STAMP)  ## create .venv and install the project and its tools
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("python >= 3.11 is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install  ## demo data, the main job on it, the table and the page (minutes on two CPU cores)
+	$(BIN)/bench demo
+
+test: install lint types  ## ruff, the type checker and the tests
+	$(BIN)/python -m pytest -q
+
+test-slow: install  ## the tests that take minutes
+	$(BIN)/python -m pytest -q -m slow
+
+lint: install  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install  ## basedpyright
+	$(BIN)/basedpyright
+
+speed: install  ## ratios against bare loops and peers, one process each
+	$(BIN)/python tests/speed/train_ratio.py
+	$(BIN)/python tests/speed/score_ratio.py
+
+clean:  ## remove the environment and tool caches; results and data stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info build

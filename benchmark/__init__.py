@@ -1,0 +1,1 @@
+"""The harness: registry, plan, execution, training, scoring, storage and the command line."""

@@ -1,0 +1,190 @@
+"""Metrics as pure functions of per-image score histograms and logits; an undefined value is NaN, never 0.
+
+A histogram counts, for one image, the pixels of a score map in [0, 1] that fall in each bin, apart for foreground and
+background. Bins follow the evaluator of Choe et al. (CVPR 2020), which the histology papers use: left edges 0, 0.001,
+…, 0.999 and a last bin for the value 1 itself. Everything a threshold can tell is in these counts, so that every
+metric, interval and curve is recomputed from them without a GPU or an image.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+THRESHOLDS: np.ndarray = np.append(np.arange(0, 1, 0.001), 1.0)  # left edges of the bins, ascending
+BINS = len(THRESHOLDS)
+VERSION = 1
+
+
+class Histograms(NamedTuple):
+    """Counts per image and bin, shape (N, BINS), of foreground and of background pixels."""
+
+    foreground: np.ndarray
+    background: np.ndarray
+
+    def pooled(self) -> "Histograms":
+        """All images in one row each, as int64 of shape (1, BINS)."""
+        return Histograms(*(h.sum(0, dtype=np.int64, keepdims=True) for h in self))
+
+    def select(self, rows: np.ndarray) -> "Histograms":
+        """The images given by a boolean mask or by indices."""
+        return Histograms(self.foreground[rows], self.background[rows])
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Pixel counts at every threshold of THRESHOLDS (a pixel is called foreground if score >= tau); float64 (BINS,)."""
+
+    tp: np.ndarray
+    fp: np.ndarray
+    positives: float
+    negatives: float
+
+    @property
+    def tau(self) -> np.ndarray:
+        """The thresholds, ascending in [0, 1]."""
+        return THRESHOLDS
+
+    @property
+    def precision(self) -> np.ndarray:
+        """TP / (TP + FP); NaN where nothing is called foreground."""
+        return _divide(self.tp, self.tp + self.fp)
+
+    @property
+    def recall(self) -> np.ndarray:
+        """TP / foreground pixels; NaN without foreground."""
+        return _divide(self.tp, self.positives)
+
+    @property
+    def dice(self) -> np.ndarray:
+        """2 TP / (2 TP + FP + FN) of the foreground; NaN without foreground."""
+        value = _divide(2 * self.tp, self.tp + self.fp + self.positives)
+        return value if self.positives else np.full_like(value, np.nan)
+
+    @property
+    def iou(self) -> np.ndarray:
+        """TP / (TP + FP + FN) of the foreground; NaN without foreground."""
+        value = _divide(self.tp, self.fp + self.positives)
+        return value if self.positives else np.full_like(value, np.nan)
+
+    @property
+    def iou_background(self) -> np.ndarray:
+        """TN / (TN + FP + FN); NaN without background."""
+        tn, fn = self.negatives - self.fp, self.positives - self.tp
+        value = _divide(tn, tn + self.fp + fn)
+        return value if self.negatives else np.full_like(value, np.nan)
+
+    @property
+    def miou(self) -> np.ndarray:
+        """Mean of foreground and background IoU: the criterion that picks tau."""
+        return (self.iou + self.iou_background) / 2
+
+
+def curve(histograms: Histograms) -> Curve:
+    """The threshold curve of all images pooled (micro average over pixels)."""
+    foreground, background = (h.sum(0, dtype=np.float64) for h in histograms)
+    tp, fp = (np.cumsum(h[::-1])[::-1] for h in (foreground, background))
+    return Curve(tp, fp, float(tp[0]), float(fp[0]))
+
+
+def pxap(histograms: Histograms) -> float:
+    """Pixel average precision in percent, all pixels pooled; NaN if there is no foreground pixel.
+
+    100 * sum_i P_i (R_i - R_{i-1}) from high to low threshold, a right-rectangle sum without interpolation
+    (Choe et al. 2020, PxAP). A constant map gives the share of foreground pixels.
+    """
+    return float(pxap_rows(histograms.pooled())[0])
+
+
+def pxap_rows(histograms: Histograms) -> np.ndarray:
+    """PxAP in percent of every row on its own, shape (N,); rows may be float (resampled sums). NaN where undefined."""
+    tp, fp = (np.cumsum(h[:, ::-1], axis=1, dtype=np.float64) for h in histograms)
+    precision = np.divide(tp, tp + fp, out=np.zeros_like(tp), where=tp + fp > 0)
+    gain = np.diff(tp, axis=1, prepend=0.0)
+    return 100 * _divide((precision * gain).sum(1), tp[:, -1])
+
+
+def chance_level(histograms: Histograms) -> float:
+    """PxAP of a constant map in percent: the share of foreground pixels; NaN without foreground."""
+    foreground, background = (float(h.sum(dtype=np.float64)) for h in histograms)
+    return 100 * foreground / (foreground + background) if foreground else float("nan")
+
+
+def best_tau(histograms: Histograms) -> float:
+    """The threshold of highest pooled mean IoU (the lowest of equals); NaN where that is undefined.
+
+    Chosen on validation histograms it is `tau_val`; chosen on the scored set itself it is an oracle.
+    """
+    score = curve(histograms).miou
+    return float("nan") if np.isnan(score).all() else float(THRESHOLDS[int(np.nanargmax(score))])
+
+
+def at_tau(histograms: Histograms, tau: float) -> dict[str, float]:
+    """Pooled `dice`, `iou`, `miou`, `sensitivity` and `specificity` in percent at one of THRESHOLDS; NaN for NaN."""
+    names = ("dice", "iou", "miou", "sensitivity", "specificity")
+    if np.isnan(tau):
+        return dict.fromkeys(names, float("nan"))
+    c = curve(histograms)
+    i = int(np.searchsorted(THRESHOLDS, tau - 1e-9))
+    specificity = 1 - c.fp[i] / c.negatives if c.negatives else float("nan")
+    return {n: 100 * float(v) for n, v in zip(names, (c.dice[i], c.iou[i], c.miou[i], c.recall[i], specificity), strict=True)}  # fmt: skip
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Share of images whose highest logit is their label, in percent; NaN without logits or images."""
+    if not len(labels) or np.isnan(logits).any():
+        return float("nan")
+    return 100 * float((logits.argmax(1) == labels).mean())
+
+
+def cluster_bootstrap(
+    statistic: Callable[[np.ndarray], np.ndarray], groups: np.ndarray, seed: int, replicates: int = 1000,
+    level: float = 0.95,
+) -> tuple[float, float]:  # fmt: skip
+    """Percentile interval of a statistic when whole groups (patients, slides) are drawn with replacement.
+
+    `statistic` maps weights (replicates, number of groups), how often each group (in sorted order) was drawn, to one
+    value per replicate. NaN values are left out; the interval is NaN with fewer than two groups.
+    """
+    count = len(np.unique(groups))
+    if count < 2:
+        return float("nan"), float("nan")
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(count, np.full(count, 1 / count), size=replicates).astype(np.float64)
+    values = statistic(weights)
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return float("nan"), float("nan")
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def group_sums(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Sums of the rows of each group, groups in sorted order: (N, …) -> (G, …), float64."""
+    _, index = np.unique(groups, return_inverse=True)
+    out = np.zeros((int(index.max()) + 1, *values.shape[1:]))
+    np.add.at(out, index, values)
+    return out
+
+
+def pxap_interval(histograms: Histograms, groups: np.ndarray, seed: int, replicates: int = 1000) -> tuple[float, float]:
+    """95% interval of PxAP in percent, resampling groups."""
+    foreground, background = (group_sums(h, groups) for h in histograms)
+    return cluster_bootstrap(lambda w: pxap_rows(Histograms(w @ foreground, w @ background)), groups, seed, replicates)
+
+
+def accuracy_interval(
+    logits: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int, replicates: int = 1000
+) -> tuple[float, float]:
+    """95% interval of the accuracy in percent, resampling groups."""
+    if np.isnan(logits).any():
+        return float("nan"), float("nan")
+    right = group_sums((logits.argmax(1) == labels).astype(float), groups)
+    total = group_sums(np.ones(len(labels)), groups)
+    return cluster_bootstrap(lambda w: 100 * _divide(w @ right, w @ total), groups, seed, replicates)
+
+
+def _divide(top: np.ndarray, bottom: np.ndarray | float) -> np.ndarray:
+    top, bottom = np.broadcast_arrays(np.asarray(top, np.float64), np.asarray(bottom, np.float64))
+    return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom != 0)

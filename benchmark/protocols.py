@@ -1,0 +1,84 @@
+"""The evaluation protocols: the rules that turn score maps into numbers, as frozen, named, versioned values."""
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from .errors import BenchError, did_you_mean
+
+MAP_CLASSES = ("true", "pred", "positive")
+SCALES = ("image", "validation")
+TIES = ("last", "loss")
+SELECTIONS = ("loc", "cl", "last")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One way to score. Every field is part of the identity of a score stage.
+
+    name: `paper` or `fair`; the id shown in tables adds what differs from that name's defaults.
+    size: side in px at which maps and masks are compared (masks by nearest neighbour).
+    map_class: class whose map is scored: the image's `true` label, the `pred`icted class, or the `positive` class.
+    also_positive: on sets with a background class, score the map of the positive class too.
+    scale: how `score` maps get to [0, 1]: by each `image`'s own minimum and maximum, or by constants taken from the
+        maps of the `validation` images. `prob` maps are used as they are.
+    scale_quantiles: which quantiles of the validation map values become 0 and 1.
+    scale_images: at most so many validation images are used for the constants.
+    selection: the selection shown by default.
+    ties: among epochs of equal validation accuracy take the `last`, or the one of lowest validation `loss`.
+    teacher_selection: checkpoint of the teacher whose maps train a student. `loc` has seen the validation masks.
+    first_epoch: first epoch that can be selected; 0 is the model before any update.
+    """
+
+    name: str
+    version: int = 1
+    size: int = 224
+    map_class: str = "pred"
+    also_positive: bool = True
+    scale: str = "validation"
+    scale_quantiles: tuple[float, float] = (0.001, 0.999)
+    scale_images: int = 512
+    selection: str = "cl"
+    ties: str = "loss"
+    teacher_selection: str = "cl"
+    first_epoch: int = 1
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("map_class", MAP_CLASSES), ("scale", SCALES), ("ties", TIES),
+                              ("selection", SELECTIONS), ("teacher_selection", SELECTIONS)):  # fmt: skip
+            if getattr(self, name) not in allowed:
+                raise BenchError(f"protocol.{name} = {getattr(self, name)!r} is not one of {', '.join(allowed)}.")
+        if not 8 <= self.size <= 4096:
+            raise BenchError(f"protocol.size = {self.size} is outside 8..4096 px.")
+        low, high = self.scale_quantiles
+        if not 0 <= low < high <= 1:
+            raise BenchError(f"protocol.scale_quantiles = {self.scale_quantiles} must be two rising values in [0, 1].")
+
+    @property
+    def id(self) -> str:
+        """`paper` or `fair`, with every setting that differs from its default: tables never mix ids."""
+        base = PROTOCOLS.get(self.name, self)
+        changed = [f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != getattr(base, f.name)]  # fmt: skip
+        return self.name + (f"({','.join(changed)})" if changed else "")
+
+    def identity(self) -> dict[str, Any]:
+        """All fields as a JSON value."""
+        return {**asdict(self), "scale_quantiles": list(self.scale_quantiles)}
+
+
+PAPER = Protocol(
+    "paper", map_class="true", also_positive=False, scale="image", selection="loc", ties="last",
+    teacher_selection="loc", first_epoch=0,
+)  # fmt: skip
+FAIR = Protocol("fair")
+PROTOCOLS = {"fair": FAIR, "paper": PAPER}
+
+
+def get_protocol(name: str, **changes: Any) -> Protocol:
+    """A named protocol with some fields changed. Raises BenchError for an unknown name or field."""
+    if name not in PROTOCOLS:
+        raise BenchError(f"There is no protocol '{name}'.{did_you_mean(name, PROTOCOLS)}")
+    known = {f.name for f in fields(Protocol)} - {"name", "version"}
+    for key in changes:
+        if key not in known:
+            raise BenchError(f"There is no setting protocol.{key}.{did_you_mean(key, known)}")
+    return replace(PROTOCOLS[name], **changes)

@@ -1,0 +1,230 @@
+"""One registry for methods and datasets: a decorator on a class or function, found without importing it.
+
+Facts about an entry stand as literals in its decorator. Listing and planning read them from the source text, so that
+`bench list` never imports torch; the code itself is imported by name, when a stage needs it.
+"""
+
+import ast
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import BenchError, did_you_mean
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered name. `facts` are the decorator's keywords; `error` is why it cannot be used, empty if it can."""
+
+    name: str
+    origin: str  # "built-in", "entry point" or "file"
+    module: str = ""  # import path of the module that registers it; for origin "file" the path of the file
+    shape: str = "class"  # "class" or "function"
+    summary: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+    source_hash: str = ""  # of a user's own file: part of the identity, as nobody bumps its version while trying
+
+
+class Registry:
+    """Names to implementations, from a package folder, from entry points, and from single files of users."""
+
+    def __init__(self, kind: str, package: str, folder: Path, group: str) -> None:
+        self.kind, self.package, self.folder, self.group = kind, package, folder, group
+        self._entries: dict[str, Entry] = {}
+        self._objects: dict[str, Any] = {}
+        self._origin = ("built-in", "")
+        self._scanned = False
+        self._plugins_loaded = False
+
+    # -- registering -------------------------------------------------------------------------------------------------
+    def register(self, name: str, **facts: Any) -> Callable[[Any], Any]:
+        """Decorator: makes `name` known. Facts must be literals. Raises BenchError if another module owns the name."""
+
+        def decorate(target: Any) -> Any:
+            self._scan()
+            known = self._entries.get(name)
+            module = sys.modules.get(target.__module__)
+            here = getattr(module, "__file__", None) or target.__module__
+            if known and not self._same_source(known, target.__module__, here):
+                raise BenchError(
+                    f"{self.kind} '{name}' of {here} is already registered by {known.module}. Choose another name."
+                )
+            if not known:
+                origin, source = self._origin if self._origin[1] else ("entry point", target.__module__)
+                self._entries[name] = Entry(
+                    name, origin, source, _shape(target), _first_line(target.__doc__ or ""), dict(facts)
+                )
+            self._objects[name] = target
+            target.registered_name = name
+            return target
+
+        return decorate
+
+    @staticmethod
+    def _same_source(known: Entry, module: str, path: str) -> bool:
+        return known.module == module or (known.origin == "file" and Path(known.module) == Path(path))
+
+    # -- finding -----------------------------------------------------------------------------------------------------
+    def _scan(self) -> None:
+        """Reads the decorators of every file of the package folder, importing none."""
+        if self._scanned:
+            return
+        self._scanned = True
+        for path in sorted(self.folder.glob("*.py")):
+            for entry in scan_source(path.read_text(encoding="utf-8"), f"{self.package}.{path.stem}", "built-in"):
+                self._add(entry)
+
+    def _add(self, entry: Entry) -> None:
+        known = self._entries.get(entry.name)
+        if known and known.module != entry.module:
+            raise BenchError(
+                f"{self.kind} '{entry.name}' is registered twice, by {known.module} and by {entry.module}. Rename one."
+            )
+        self._entries[entry.name] = entry
+
+    def _load_plugins(self) -> None:
+        """Imports the entry points of other packages; a broken one is listed as broken and stops nobody else."""
+        if self._plugins_loaded:
+            return
+        self._plugins_loaded = True
+        for point in importlib.metadata.entry_points(group=self.group):
+            before = set(self._objects)
+            try:
+                point.load()
+                if not set(self._objects) - before and point.name not in self._objects:
+                    raise BenchError(f"{point.value} registers nothing with @register")
+            except Exception as problem:  # noqa: BLE001 - a stranger's code may raise anything
+                reason = f"{type(problem).__name__}: {problem}"
+                log.warning("%s plug-in '%s' (%s) is broken: %s", self.kind, point.name, point.value, reason)
+                if point.name not in self._entries:
+                    self._entries[point.name] = Entry(point.name, "entry point", point.value, error=reason)
+
+    def load_file(self, path: Path) -> list[str]:
+        """Registers what a user's own Python file declares and returns the names. The file is not imported yet.
+
+        Raises BenchError if the file is missing, does not parse, registers nothing, or takes a name already in use.
+        """
+        self._scan()
+        path = path.resolve()
+        if not path.is_file():
+            raise BenchError(f"There is no file {path}. Give the name of a {self.kind} or the path of a Python file.")
+        text = path.read_text(encoding="utf-8")
+        try:
+            found = scan_source(text, str(path), "file")
+        except SyntaxError as problem:
+            raise BenchError(f"{path}, line {problem.lineno}: not valid Python ({problem.msg}).") from problem
+        if not found:
+            raise BenchError(f'{path} registers no {self.kind}: put @register("name", …) above its class or function.')
+        for entry in found:
+            self._add(entry)
+        return [entry.name for entry in found]
+
+    # -- asking ------------------------------------------------------------------------------------------------------
+    def entries(self) -> list[Entry]:
+        """All entries by name, broken ones included."""
+        self._scan()
+        self._load_plugins()
+        return [self._entries[name] for name in sorted(self._entries)]
+
+    def entry(self, name: str) -> Entry:
+        """The entry of a name. `base:variant` falls back to the entry `base:*`, then to `base`.
+
+        Raises BenchError for an unknown name (with the nearest known ones) and for a broken plug-in.
+        """
+        self._scan()
+        base = name.partition(":")[0]
+        candidates = (name, f"{base}:*", base) if ":" in name else (name,)
+        if not any(c in self._entries for c in candidates):
+            self._load_plugins()
+        for candidate in candidates:
+            if candidate in self._entries:
+                found = self._entries[candidate]
+                if found.error:
+                    raise BenchError(f"{self.kind} '{name}' ({found.module}) is broken: {found.error}")
+                return found
+        usable = [e.name for e in self._entries.values() if not e.error]
+        raise BenchError(f"There is no {self.kind} '{name}'.{did_you_mean(name, usable)}")
+
+    def load(self, name: str) -> Any:
+        """The class or function behind a name, imported now. Raises BenchError if that fails."""
+        entry = self.entry(name)
+        if entry.name not in self._objects:
+            self._origin = (entry.origin, entry.module)
+            try:
+                if entry.origin == "file":
+                    _import_file(Path(entry.module))
+                else:
+                    importlib.import_module(entry.module)
+            except BenchError:
+                raise
+            except Exception as problem:
+                raise BenchError(
+                    f"{self.kind} '{entry.name}' cannot be imported from {entry.module}: "
+                    f"{type(problem).__name__}: {problem}"
+                ) from problem
+            finally:
+                self._origin = ("built-in", "")
+        if entry.name not in self._objects:
+            raise BenchError(f"{entry.module} was imported but did not register {self.kind} '{entry.name}'.")
+        return self._objects[entry.name]
+
+
+def scan_source(text: str, module: str, origin: str) -> list[Entry]:
+    """The entries a source text declares with top-level `@register("name", …)` decorators; nothing is executed."""
+    if "register(" not in text:
+        return []
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16] if origin == "file" else ""
+    found = []
+    for node in ast.parse(text).body:
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef):
+            continue
+        for call in node.decorator_list:
+            if not (isinstance(call, ast.Call) and _called_name(call.func) == "register" and call.args):
+                continue
+            name, facts, error = "", {}, ""
+            try:
+                name = ast.literal_eval(call.args[0])
+                facts = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
+            except ValueError:
+                name = name or node.name
+                error = f"line {call.lineno}: the arguments of @register must be literals"
+            shape = "class" if isinstance(node, ast.ClassDef) else "function"
+            summary = _first_line(ast.get_docstring(node) or "")
+            found.append(Entry(name, origin, module, shape, summary, facts, error, digest))
+    return found
+
+
+def _import_file(path: Path) -> None:
+    name = f"wsolbench_file_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise BenchError(f"{path} cannot be imported as Python; its name must end in .py.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+
+
+def _called_name(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def _shape(target: object) -> str:
+    return "class" if isinstance(target, type) else "function"
+
+
+def _first_line(docstring: str) -> str:
+    return docstring.strip().partition("\n")[0]

@@ -1,0 +1,192 @@
+"""Files that survive a crash: atomic writes, locks, stage folders whose record is written last.
+
+A stage folder `runs/<key>/` counts only if it holds `record.json`. Arrays are npz without pickles, weights are
+safetensors, so reading a results folder executes no code.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from .errors import BenchError
+
+SCHEMA = 1
+RECORD, FAILURE = "record.json", "failure.json"
+
+
+def canonical_json(value: object) -> str:
+    """One text per value: sorted keys, no blanks, shortest floats. Raises ValueError for NaN and infinities."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def key_of(value: object) -> str:
+    """The 20-digit hexadecimal key of a JSON value."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:20]
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it is flushed to disk and takes the name, else it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the new name itself durable; systems that cannot open a folder (Windows) need no such step."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically, UTF-8."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes indented JSON atomically; NaN and infinities become null (the readers turn null into NaN again)."""
+    write_text(path, json.dumps(_finite(value), indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file. Raises BenchError naming the file if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+        raise BenchError(f"{path} is damaged ({problem}). Remove it; what it belongs to is then made again.") from None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes named arrays atomically, compressed; object arrays are refused because they would need pickle."""
+    for name, array in arrays.items():
+        if array.dtype.hasobject:
+            raise TypeError(f"array '{name}' holds Python objects; store numbers or fixed-width text")
+    with atomic_path(path) as temporary, temporary.open("wb") as handle:
+        np.savez_compressed(handle, **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Reads all arrays of an npz file; pickled content is refused by numpy."""
+    with np.load(path, allow_pickle=False) as data:
+        return {name: data[name] for name in data.files}
+
+
+class Store:
+    """A results folder: `runs/<key>/` per stage, `cache/` for what can be made again, `report/` for pages."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def run_dir(self, key: str) -> Path:
+        """The folder of a stage, existing or not."""
+        return self.root / "runs" / key
+
+    @property
+    def cache_dir(self) -> Path:
+        """Decoded images, hashes of files, thumbnails: safe to delete."""
+        return self.root / "cache"
+
+    def lock(self, key: str, timeout: float = -1) -> FileLock:
+        """The lock of a stage; it vanishes with its owner, so a killed process leaves none behind."""
+        path = self.root / "locks" / f"{key}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(path, timeout=timeout)
+
+    def is_done(self, key: str) -> bool:
+        """Whether the stage has its completion record."""
+        return (self.run_dir(key) / RECORD).is_file()
+
+    def record(self, key: str) -> dict[str, Any]:
+        """The completion record of a stage. Raises BenchError if it is missing or damaged."""
+        path = self.run_dir(key) / RECORD
+        if not path.is_file():
+            raise BenchError(f"{path} does not exist: stage {key} is not finished. Run the same `bench run` again.")
+        return read_json(path)
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """All completion records of this schema by stage key; others are left alone and not mixed in."""
+        found = {}
+        for path in sorted((self.root / "runs").glob(f"*/{RECORD}")):
+            record = read_json(path)
+            if record.get("schema") == SCHEMA:
+                found[path.parent.name] = record
+        return found
+
+    def failures(self) -> dict[str, dict[str, Any]]:
+        """The last failure of every stage that failed and was not finished since."""
+        paths = sorted((self.root / "runs").glob(f"*/{FAILURE}"))
+        return {p.parent.name: read_json(p) for p in paths if not (p.parent / RECORD).is_file()}
+
+    def finish(self, key: str, record: Mapping[str, Any]) -> None:
+        """Writes the completion record; call it after everything else of the stage is on disk."""
+        write_json(self.run_dir(key) / RECORD, {"schema": SCHEMA, "key": key, **record})
+        (self.run_dir(key) / FAILURE).unlink(missing_ok=True)
+
+    def fail(self, key: str, failure: Mapping[str, Any]) -> None:
+        """Notes why a stage failed; a failed stage is never counted and is tried again by the next run."""
+        write_json(self.run_dir(key) / FAILURE, {"schema": SCHEMA, "key": key, **failure})
+
+    def check_writable(self) -> None:
+        """Raises BenchError unless files can be made in the results folder."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except OSError as problem:
+            raise BenchError(
+                f"The results folder {self.root} cannot be written ({problem.strerror}). "
+                "Choose another with --results or mend its permissions."
+            ) from None
+
+    def remove(self, key: str) -> None:
+        """Deletes a stage's folder."""
+        shutil.rmtree(self.run_dir(key), ignore_errors=True)

@@ -1,0 +1,151 @@
+"""The contract of a dataset: a manifest, one row an image, and the rule that decodes its masks."""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from ..benchmark.errors import BenchError
+from . import DATASETS, register
+
+__all__ = ["DATASETS", "Dataset", "DatasetCard", "Item", "Manifest", "register"]
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image. `mask` None means declared maskless: all background. `group` is the patient or slide.
+
+    `pixel_val`: this validation image's mask may be read (valpx: `loc` selection and tau_val); False outside `val`.
+    """
+
+    id: str
+    image: Path
+    mask: Path | None
+    label: int
+    group: str
+    split: str
+    pixel_val: bool = False
+
+
+@dataclass(frozen=True)
+class DatasetCard:
+    """What a dataset declares about itself.
+
+    foreground: what a mask marks. region_classes: per class, whether its images hold a region of interest.
+    positive_class: index of malignant, tumour. background_class: index of a class without any region, or None.
+    """
+
+    name: str
+    version: int
+    classes: tuple[str, ...]
+    positive_class: int
+    region_classes: tuple[bool, ...]
+    foreground: str
+    group: str
+    licence: str
+    citation: str
+
+    @property
+    def background_class(self) -> int | None:
+        """The class whose images are all background, if there is one."""
+        return next((i for i, region in enumerate(self.region_classes) if not region), None)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The rows of one fold. `notes` are facts a reader of the table must know, such as patients shared by splits."""
+
+    card: DatasetCard
+    fold: str
+    items: tuple[Item, ...]
+    synthetic: bool = False
+    notes: tuple[str, ...] = field(default=())
+
+    def split(self, name: str) -> list[Item]:
+        """Rows of `train`, `val`, `test`, or `valpx` (the validation rows whose masks may be read)."""
+        if name == "valpx":
+            return [i for i in self.items if i.pixel_val]
+        return [i for i in self.items if i.split == name]
+
+
+class Dataset(ABC):
+    """A dataset on disk. Subclasses find their files in `data_root` and know their folds."""
+
+    registered_name: str = ""
+    card: ClassVar[DatasetCard]
+    folds: ClassVar[tuple[str, ...]] = ("0",)
+
+    def __init__(self, data_root: Path) -> None:
+        self.data_root = data_root
+
+    @abstractmethod
+    def manifest(self, fold: str) -> Manifest:
+        """The rows of a fold, every file checked to exist. Raises BenchError saying what is missing and what to do."""
+
+    def read_mask(self, path: Path) -> np.ndarray:
+        """A mask file as (H, W) bool. Raises BenchError for a file that is not a mask."""
+        raise NotImplementedError
+
+    def expand_folds(self, asked: Sequence[str]) -> list[str]:
+        """Fold names from what the user typed; a scheme's name stands for all its folds."""
+        found: list[str] = []
+        for name in asked:
+            matches = [f for f in self.folds if f == name or f.rpartition("-")[0] == name]
+            if not matches:
+                raise BenchError(f"Dataset {self.card.name} has no fold '{name}'. Known: {', '.join(self.folds)}.")
+            found += [m for m in matches if m not in found]
+        return found
+
+
+def check_manifest(manifest: Manifest) -> Manifest:
+    """Checks what holds for every dataset and returns the manifest.
+
+    Raises BenchError for a duplicate id, a label or split that does not exist, an empty split, a class missing from
+    the training set, a mask missing where the class has a region of interest, or a missing file.
+    """
+    card = manifest.card
+    where = f"{card.name}, fold {manifest.fold}"
+    ids = Counter(i.id for i in manifest.items)
+    if twice := [i for i, n in ids.items() if n > 1]:
+        raise BenchError(f"{where}: the id '{twice[0]}' occurs {ids[twice[0]]} times ({len(twice)} such ids).")
+    for item in manifest.items:
+        if item.split not in SPLITS:
+            raise BenchError(f"{where}: image '{item.id}' has split '{item.split}', not one of {', '.join(SPLITS)}.")
+        if not 0 <= item.label < len(card.classes):
+            raise BenchError(f"{where}: image '{item.id}' has label {item.label}; there are {len(card.classes)} classes.")
+        if item.mask is None and card.region_classes[item.label]:
+            raise BenchError(
+                f"{where}: image '{item.id}' ({card.classes[item.label]}) has no mask, though its class has a region of "
+                "interest. Name its mask, or declare the class as background."
+            )
+    _check_files(manifest, where)
+    for split in SPLITS:
+        if not manifest.split(split):
+            raise BenchError(f"{where}: the split '{split}' is empty.")
+    missing = set(range(len(card.classes))) - {i.label for i in manifest.split("train")}
+    if missing:
+        raise BenchError(f"{where}: no training image of class {card.classes[min(missing)]}.")
+    return manifest
+
+
+def _check_files(manifest: Manifest, where: str) -> None:
+    files = [p for i in manifest.items for p in (i.image, i.mask) if p is not None]
+    gone = [p for p in files if not p.is_file()]
+    if gone:
+        some = "\n  ".join(str(p) for p in gone[:5])
+        raise BenchError(
+            f"{where}: {len(gone)} of {len(files)} files are missing, the first:\n  {some}\n"
+            "The copy is incomplete or lies elsewhere: download it again, or point --data-root at it."
+        )
+
+
+def shared_groups(items: Sequence[Item], one: str, other: str) -> list[str]:
+    """Groups that have images in both splits: a leak, to be reported."""
+    first, second = ({i.group for i in items if i.split == s} for s in (one, other))
+    return sorted(first & second)

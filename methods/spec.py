@@ -1,0 +1,91 @@
+"""What a method declares about itself, as literals in its `@register(...)`, readable without importing torch."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..benchmark.errors import BenchError, did_you_mean
+from ..benchmark.registry import Entry
+from . import METHODS
+
+ABILITIES = ("grid", "pyramid", "tokens", "attention", "batchnorm")
+SUPERVISIONS = ("none", "image", "pixel")
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """The facts of a method. Harness and plan branch on these, never on a name.
+
+    version: raised whenever the method's numbers change; part of the identity of its stages.
+    family: the heading under which `bench list` shows it.
+    kind: `score` (unbounded maps, scaled by the protocol), `prob` (in [0, 1], used as they are) or `none` (no maps).
+    supervision: what training sees: `none`, `image` labels, or `pixel` masks (an upper bound, marked in every table).
+    backbone: abilities it needs of its backbone (ABILITIES); empty for a baseline that looks at the image alone.
+    needs: stages it builds on, as `role:method` with the roles `checkpoint` (explain this model), `init` (start from
+        its weights) and `maps` (learn from its maps of the training set); `{option}` stands for an option's value.
+    class_specific: whether its map depends on the class asked for.
+    options: its own settings and their defaults; the type of the default is the type of the setting.
+    choices: allowed values of an option.
+    variant: the option that `name:value` sets, as in `pixelcam:deepmil`.
+    recipes: preset -> dataset (or "*") -> training settings as published.
+    selects: explainers whose map quality picks a `loc` checkpoint while this classifier trains.
+    uses_seed: whether an untrained method draws random numbers.
+    citation, published: the paper, and its PxAP as {"dataset/backbone": value}.
+    """
+
+    name: str
+    version: int = 1
+    family: str = "other"
+    kind: str = "score"
+    supervision: str = "image"
+    backbone: tuple[str, ...] = ("grid",)
+    needs: tuple[str, ...] = ()
+    class_specific: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+    choices: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    variant: str = ""
+    recipes: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    selects: tuple[str, ...] = ()
+    uses_seed: bool = False
+    citation: str = ""
+    published: dict[str, float] = field(default_factory=dict)
+    trains: bool = True
+    summary: str = ""
+    origin: str = "built-in"
+    module: str = ""
+    source_hash: str = ""
+
+    def identity(self, options: dict[str, Any] | None = None) -> dict[str, Any]:
+        """What of the method enters a stage key: name, version, options and, for a user's file, its content."""
+        found = {"name": self.name, "version": self.version, "options": dict(options or self.options)}
+        return {**found, "source": self.source_hash} if self.source_hash else found
+
+
+def method_spec(name: str) -> MethodSpec:
+    """The spec of a registered name (`base:variant` allowed), without importing the method.
+
+    Raises BenchError for an unknown name, an unknown fact, or a fact with a value outside its range.
+    """
+    return spec_from_entry(METHODS.entry(name))
+
+
+def spec_from_entry(entry: Entry) -> MethodSpec:
+    """Turns the decorator's keywords into a MethodSpec; raises BenchError where they make no sense."""
+    known = {f.name for f in dataclasses.fields(MethodSpec)} - {"name", "summary", "origin", "module", "source_hash", "trains"}  # fmt: skip
+    for fact in entry.facts:
+        if fact not in known:
+            raise BenchError(f"{entry.module}: @register('{entry.name}') has no fact '{fact}'.{did_you_mean(fact, known)}")
+    spec = MethodSpec(
+        entry.name, **entry.facts, trains=entry.shape == "class", summary=entry.summary,
+        origin=entry.origin, module=entry.module, source_hash=entry.source_hash,
+    )  # fmt: skip
+    for what, values, allowed in (
+        ("kind", (spec.kind,), ("score", "prob", "none")),
+        ("supervision", (spec.supervision,), SUPERVISIONS),
+        ("backbone", spec.backbone, ABILITIES),
+        ("needs", [n.partition(":")[0] for n in spec.needs], ("checkpoint", "init", "maps")),
+    ):
+        for value in values:
+            if value not in allowed:
+                raise BenchError(f"{entry.module}: {what} '{value}' of method '{entry.name}' is not one of {', '.join(allowed)}.")  # fmt: skip
+    return spec
