@@ -1,0 +1,134 @@
+"""Image and mask files to arrays, one rule for all datasets; whatever could be read in two ways is refused."""
+
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..benchmark.errors import BenchError
+
+IMAGE_FORMATS = ("BMP", "PNG", "JPEG", "TIFF", "WEBP")
+MASK_FORMATS = ("BMP", "PNG", "TIFF")  # lossless: a JPEG mask has foreground all around its edges
+MAX_PIXELS = 80_000_000  # larger headers are refused before any memory is taken; Pillow itself warns at 89 million
+_ORIENTATION_TAG = 0x0112
+_DAMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error)
+_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+def decode_image(path: Path) -> np.ndarray:
+    """Reads an image as (H, W, 3) uint8 RGB.
+
+    Grey and palette images become RGB, an opaque alpha channel is dropped. Raises BenchError naming the file if it is
+    missing, empty, truncated, too large, has several pages, 16 bits a channel, CMYK, transparency, or an EXIF flag
+    that asks viewers to rotate it: masks carry no such flag, so turning the image alone would part the two.
+    """
+    with _opened(path, IMAGE_FORMATS) as image:
+        _check_image_mode(path, image)
+        image.load()
+        _check_upright(path, image)
+        if image.mode in ("RGBA", "LA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            if np.asarray(image)[..., 3].min() < 255:
+                raise BenchError(f"{path}: parts of the image are transparent. Save it without an alpha channel.")
+        return np.array(image.convert("RGB"))
+
+
+def decode_mask(path: Path, palette_ids: bool = False) -> np.ndarray:
+    """Reads a one-channel mask as (H, W) bool: value > 0 is foreground, so 0/1, 0/255 and instance numbers all work.
+
+    `palette_ids`: read palette indices as instance numbers. Otherwise palette and colour masks raise BenchError, as do
+    lossy formats and everything `decode_image` refuses about files.
+    """
+    with _opened(path, MASK_FORMATS) as mask:
+        _check_mask_mode(path, mask, palette_ids)
+        mask.load()
+        return np.asarray(mask) > 0
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(H, W) of an image from its header; raises BenchError for what the header alone shows to be unusable."""
+    with _opened(path, IMAGE_FORMATS) as image:
+        _check_image_mode(path, image)
+        return image.height, image.width
+
+
+def mask_size(path: Path) -> tuple[int, int]:
+    """(H, W) of a mask from its header; raises BenchError for what the header alone shows to be unusable."""
+    with _opened(path, MASK_FORMATS) as mask:
+        _check_mask_mode(path, mask, palette_ids=True)
+        return mask.height, mask.width
+
+
+def resize_image(image: np.ndarray, size: int) -> np.ndarray:
+    """Squashes (H, W, 3) uint8 to (size, size, 3), bilinear with Pillow's antialiasing."""
+    return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
+    """Squashes (H, W) bool to (size, size) bool by nearest neighbour."""
+    small = Image.fromarray(mask.astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST)
+    return np.asarray(small) > 0
+
+
+@contextmanager
+def _opened(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
+    """Opens a file and turns whatever is wrong with it, then or while it is read, into a BenchError."""
+    try:
+        if path.stat().st_size == 0:
+            raise BenchError(f"{path} is empty (0 bytes). Download it again.")
+        with Image.open(path, formats=formats) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise BenchError(
+                    f"{path} claims {image.width} x {image.height} px, too many. Cut it into patches first."
+                )
+            if getattr(image, "n_frames", 1) > 1:
+                raise BenchError(
+                    f"{path} holds several pages or frames. Save the one that is meant as a file of its own."
+                )
+            _check_upright(path, image)
+            yield image
+    except _BOMB as problem:
+        raise BenchError(f"{path} is too large to be a plain image ({problem}). Cut it into patches first.") from None
+    except Image.UnidentifiedImageError:
+        raise BenchError(f"{path} is damaged or none of {', '.join(formats)}. Download or convert it again.") from None
+    except FileNotFoundError:
+        raise BenchError(f"{path} does not exist.") from None
+    except _DAMAGE as problem:
+        raise BenchError(f"{path} cannot be read ({problem}). Download it again.") from None
+
+
+def _check_image_mode(path: Path, image: Image.Image) -> None:
+    if image.mode not in ("RGB", "L", "P", "RGBA", "LA") or _png_depth(path, image) == 16:
+        what = "16 bits a channel" if image.mode.startswith("I") or image.mode == "RGB" else f"mode {image.mode}"
+        raise BenchError(
+            f"{path} has {what}; the suite reads 8-bit RGB or grey. Convert it, choosing the range yourself."
+        )
+
+
+def _check_mask_mode(path: Path, mask: Image.Image, palette_ids: bool) -> None:
+    if mask.mode in ("1", "L", "I") or mask.mode.startswith("I;16") or (palette_ids and mask.mode == "P"):
+        return
+    what = "a palette" if mask.mode == "P" else f"colours or several channels (mode {mask.mode})"
+    raise BenchError(f"{path}: the mask has {what}. Save it as one grey channel with 0 for background.")
+
+
+def _png_depth(path: Path, image: Image.Image) -> int:
+    """Bits a channel of a PNG, else 8. Pillow cuts 16-bit colour to 8 without saying so."""
+    if image.format != "PNG":
+        return 8
+    with path.open("rb") as handle:
+        return handle.read(25)[24]
+
+
+def _check_upright(path: Path, image: Image.Image) -> None:
+    if image.format == "PNG" and "exif" not in image.info:
+        return  # asking Pillow would decode the whole file; a late flag is found after loading
+    if image.getexif().get(_ORIENTATION_TAG, 1) not in (0, 1):
+        raise BenchError(f"{path} carries an EXIF flag to be shown rotated. Save it upright, its mask alongside.")
+
+
+MaskReader = Callable[[Path], np.ndarray]

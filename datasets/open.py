@@ -1,0 +1,151 @@
+"""From a name or a CSV file to a dataset, and what identifies its rows: hashes of content and of splits."""
+
+import json
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..benchmark.errors import BenchError, did_you_mean
+from ..benchmark.store import file_sha256, key_of, write_json
+from . import DATASETS
+from .base import SPLITS, Dataset, Item, Manifest
+from .decode import MaskReader, decode_image, decode_mask
+
+HASH_FILE = "file-hashes.json"  # the usual name of the index, in the cache of a results folder
+
+
+class FileFacts(NamedTuple):
+    """SHA-256 of a file and the height and width in px of the image or mask in it."""
+
+    sha256: str
+    height: int
+    width: int
+
+
+class BadFile(NamedTuple):
+    """A file that cannot be used, and why."""
+
+    path: Path
+    reason: str
+
+
+def open_dataset(name_or_csv: str, data_root: Path) -> Dataset:
+    """The dataset of a registered name, or of a CSV manifest given by its path (ending in .csv).
+
+    Raises BenchError for an unknown name, with the nearest ones, and for a CSV file that is missing or wrong.
+    """
+    if name_or_csv.lower().endswith(".csv"):
+        from .csv_manifest import CsvDataset
+
+        return CsvDataset(Path(name_or_csv), data_root)
+    entry = DATASETS.entry(name_or_csv)
+    base, _, variant = name_or_csv.partition(":")
+    if variant and entry.name == base:
+        known = [e.name for e in DATASETS.entries() if not e.error]
+        raise BenchError(f"Dataset '{base}' has no variant '{variant}'.{did_you_mean(name_or_csv, known)}")
+    return DATASETS.load(name_or_csv)(data_root)
+
+
+def content_hashes(manifest: Manifest, cache_file: Path, read_mask: MaskReader = decode_mask) -> dict[Path, FileFacts]:
+    """Facts of every file of a manifest. A file not in the index, or changed, is hashed and decoded once.
+
+    The index at `cache_file` maps path, size and modification time to the facts, so a second call only asks for the
+    status of each file. Raises BenchError listing the first files that cannot be decoded, before anything trains.
+    """
+    facts, bad = scan_files(manifest.items, cache_file, read_mask)
+    if bad:
+        raise bad_files_error(f"{manifest.card.name}, fold {manifest.fold}", bad, len(facts) + len(bad))
+    return facts
+
+
+def scan_files(
+    items: Iterable[Item], cache_file: Path, read_mask: MaskReader
+) -> tuple[dict[Path, FileFacts], list[BadFile]]:
+    """As `content_hashes`, but returns the files that cannot be used instead of raising."""
+    readers: dict[Path, MaskReader] = {}
+    for item in items:
+        readers[item.image] = decode_image
+        if item.mask is not None:
+            readers[item.mask] = read_mask
+    index = _read_index(cache_file)
+    facts: dict[Path, FileFacts] = {}
+    bad: list[BadFile] = []
+    fresh: dict[str, list[Any]] = {}
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for path, (status, found) in zip(
+            readers, pool.map(lambda p: _look_up(p, readers[p], index), readers), strict=True
+        ):
+            if isinstance(found, BadFile):
+                bad.append(found)
+                continue
+            facts[path] = found
+            if str(path.absolute()) not in index or index[str(path.absolute())][:2] != status:
+                fresh[str(path.absolute())] = [*status, *found]
+    if fresh:
+        write_json(cache_file, {"version": 1, "files": {**_read_index(cache_file), **fresh}})
+    return facts, bad
+
+
+def bad_files_error(where: str, bad: Collection[BadFile], of: int) -> BenchError:
+    """One error for all files that cannot be used: how many, and the first five with the reason of each."""
+    some = "\n  ".join(b.reason for b in list(bad)[:5])
+    return BenchError(f"{where}: {len(bad)} of {of} files cannot be used, the first:\n  {some}")
+
+
+def manifest_identity(
+    manifest: Manifest, facts: Mapping[Path, FileFacts], splits: Collection[str] = SPLITS
+) -> dict[str, Any]:
+    """What makes two manifests the same for the rows of `splits`, as a JSON value; where the files lie plays no part.
+
+    `split` hashes (id, label, group, split, pixel_val) and `content` hashes (id, image, mask) over the sorted rows.
+    Masks count even in `train`, so altered masks change the key of methods that never read them: safe, if strict.
+    """
+    if unknown := set(splits) - set(SPLITS):
+        raise ValueError(f"unknown splits {sorted(unknown)}")
+    rows = sorted((i for i in manifest.items if i.split in splits), key=lambda i: i.id)
+    division = [[i.id, i.label, i.group, i.split, i.pixel_val] for i in rows]
+    content = [[i.id, facts[i.image].sha256, facts[i.mask].sha256 if i.mask else None] for i in rows]
+    return {
+        "name": manifest.card.name,
+        "version": manifest.card.version,
+        "classes": list(manifest.card.classes),
+        "positive": manifest.card.positive_class,
+        "regions": list(manifest.card.region_classes),
+        "fold": manifest.fold,
+        "synthetic": manifest.synthetic,
+        "splits": [s for s in SPLITS if s in splits],
+        "images": len(rows),
+        "split": key_of(division),
+        "content": key_of(content),
+    }
+
+
+def _read_index(cache_file: Path) -> dict[str, list[Any]]:
+    """The index; a missing or damaged one is empty, for it can always be made again."""
+    try:
+        found = json.loads(cache_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(found, dict) or found.get("version") != 1 or not isinstance(found.get("files"), dict):
+        return {}
+    return {path: entry for path, entry in found["files"].items() if isinstance(entry, list) and len(entry) == 5}
+
+
+def _look_up(
+    path: Path, decode: Callable[[Path], Any], index: Mapping[str, list[Any]]
+) -> tuple[list[int], FileFacts | BadFile]:
+    """Size and modification time of a file, and its facts from the index or from its bytes."""
+    try:
+        status = path.stat()
+        stamp = [status.st_size, status.st_mtime_ns]
+        known = index.get(str(path.absolute()))
+        if known and known[:2] == stamp:
+            return stamp, FileFacts(*known[2:])
+        height, width = decode(path).shape[:2]
+        return stamp, FileFacts(file_sha256(path), height, width)
+    except BenchError as problem:
+        return [], BadFile(path, str(problem))
+    except OSError as problem:
+        return [], BadFile(path, f"{path} cannot be read ({problem.strerror}).")
