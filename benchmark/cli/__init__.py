@@ -1,1 +1,87 @@
-"""The command line `bench`."""
+"""The command line `bench`: verbs are imported when they are called, so that help and listing stay quick."""
+
+import importlib
+import logging
+import sys
+from typing import Any
+
+import click
+
+from ..errors import BenchError, did_you_mean
+
+VERBS = {
+    "run": ("run:run", "Train and score methods on datasets; the same command again continues."),
+    "list": ("listing:list_", "Methods, datasets, backbones, protocols and presets."),
+    "status": ("status:status", "What is stored: finished, failed and interrupted stages."),
+    "report": ("report:report", "Tables, figures and the HTML page from what is stored."),
+    "score": ("score:score", "Score anybody's maps against masks, without a model."),
+    "data": ("data:data", "Verify, describe or synthesise datasets."),
+    "check": ("check:check", "Test a method against the contract, in under a minute."),
+    "new-method": ("new_method:new_method", "Write a commented method file to start from."),
+    "demo": ("demo:demo", "Synthetic data, the main job on it, the table and the page."),
+}
+
+
+class Verbs(click.Group):
+    """A group whose commands are imported by name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Verbs in the order a newcomer meets them."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports a verb."""
+        if cmd_name not in VERBS:
+            return None
+        module, _, name = VERBS[cmd_name][0].partition(":")
+        return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Refuses an unknown verb with the nearest ones."""
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            raise click.UsageError(f"There is no verb '{args[0]}'.{did_you_mean(args[0], VERBS)}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The verbs with one line each, without importing them."""
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="wsolbench", message="wsolbench %(version)s")
+def bench() -> None:
+    """Benchmark weakly supervised object localization on histology images.
+
+    A model sees image labels only (benign or malignant) and must classify the image and show where the evidence is.
+
+    \b
+    Try:      bench demo
+    Real use: bench run --methods layercam,pixelcam,unet --datasets glas --data-root data
+    Then:     bench report
+    """
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs the command line: 0 all done, 1 some runs failed, 2 a mistake the message explains, 130 interrupted."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    sys.exit(_run(args))
+
+
+def _run(args: list[str] | None) -> Any:
+    try:
+        return bench.main(args=args, standalone_mode=False)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.ClickException as problem:
+        problem.show()
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted. Everything finished so far is stored; the same command continues.", err=True)
+        return 130
+    except BenchError as problem:
+        click.echo(f"Error: {problem}", err=True)
+        return 2
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone, e.g. `bench list | head`
+        return 0

@@ -1,0 +1,53 @@
+"""Building methods: backbone, weights and options become a module, or a function with its options bound."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..methods import METHODS
+from ..methods.backbones import create_backbone
+from ..methods.base import Explainer, Method, Options
+from .config import TrainConfig
+from .resolve import MethodRef
+from .seeds import seed_for
+
+
+def build_method(ref: MethodRef, backbone: str, config: TrainConfig, num_classes: int, seed: int) -> Method:
+    """A trained method with randomly initialised parameters; the same seed gives the same parameters."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for("init", seed))
+        body = create_backbone(backbone, config.stride or None) if ref.spec.backbone else None
+        method = METHODS.load(ref.spec.name)(body, num_classes, options(ref))
+    return method
+
+
+def load_function(ref: MethodRef) -> Explainer:
+    """The function of an explainer or baseline, called as fn(evidence, options)."""
+    return METHODS.load(ref.spec.name)
+
+
+def options(ref: MethodRef) -> Options:
+    """The settled options as attributes."""
+    values: Mapping[str, Any] = ref.options
+    return Options(**values)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the GPU where torch can use one, else the CPU. Raises BenchError for a GPU that is not there."""
+    from .errors import BenchError
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise BenchError(f"--device {name} is not a device; choose auto, cpu, cuda or cuda:N.") from None
+    if device.type not in ("cpu", "cuda"):
+        raise BenchError(f"--device {name} is not supported; choose auto, cpu, cuda or cuda:N.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BenchError(
+            f"--device {name}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs. "
+            "Use --device cpu, or install the torch build that matches your driver."
+        )
+    return device

@@ -1,0 +1,375 @@
+"""`bench check`: the contract of a method, tested on a small synthetic task through the real harness.
+
+The lines of the contract are numbered as in the documentation (docs/methods.md). Each check either passes, is skipped
+because the method makes no such promise, or says which line broke and how.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..methods.base import Batch, Evidence, Explainable, Method, TrainContext
+from .build import build_method, load_function, options
+from .check_data import write_blobs
+from .config import Request, RunConfig
+from .data import TrainingSet
+from .errors import BenchError
+from .execute import execute
+from .plan import Plan, Planner, Stage
+from .resolve import MethodRef
+from .stages import Desk, load_model, needs_of, validation
+from .store import Store
+from .train import make_optimizer
+
+SETTINGS = {
+    "image_size": "64", "load_size": "72", "epochs": "14", "batch_size": "16", "lr": "0.05", "head_lr_scale": "1",
+    "jitter": "0.1,0.1,0.1,0.0", "step_epochs": "11", "warmup_epochs": "1", "stride": "8",
+}  # fmt: skip
+
+
+class Broken(Exception):
+    """A line of the contract does not hold."""
+
+
+class Skipped(Exception):
+    """The method makes no such promise."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the contract. state: ok, broken or skipped."""
+
+    line: int
+    promise: str
+    state: str
+    detail: str
+    seconds: float
+
+
+@dataclass
+class Bench:
+    """A method on the synthetic task: its parents are trained, itself is not yet."""
+
+    planner: Planner
+    plan: Plan
+    desk: Desk
+    ref: MethodRef
+    train_stage: Stage | None
+    score_stage: Stage
+
+    @property
+    def device(self) -> torch.device:
+        """The CPU: the contract is about behaviour, not speed."""
+        return torch.device("cpu")
+
+    def context(self) -> TrainContext:
+        """What training would hand to the method."""
+        from .stages import _parents
+
+        card = self.planner.sources[self.score_stage.work["cell"].dataset].dataset.card
+        stage = self.train_stage
+        parents = _parents(stage, self.desk) if stage else {}
+        generator = torch.Generator().manual_seed(0)
+        return TrainContext(1, 14, len(card.classes), card.region_classes, self.device, generator, parents)
+
+    def fresh(self) -> tuple[Method, TrainContext]:
+        """The method as training starts it."""
+        if self.train_stage is None:
+            raise Skipped("nothing is trained")
+        stage, context = self.train_stage, self.context()
+        method = build_method(self.ref, stage.work["cell"].backbone, stage.work["config"], context.num_classes, 0)
+        method.setup(context)
+        return method, context
+
+    def batch(self) -> Batch:
+        """Sixteen training images of both classes, with what the method is entitled to."""
+        from .stages import _teacher_maps
+
+        stage = self.train_stage or self.score_stage
+        manifest, config = self.desk.manifest(stage.work["cell"]), stage.work["config"]
+        pixel = self.ref.spec.supervision == "pixel"
+        images = self.desk.images(stage.work["cell"])
+        frames = images.frames(manifest.split("train"), config.load_size, config.load_size if pixel else 0)
+        maps = _teacher_maps(stage, self.desk, frames.ids) if stage.kind == "train" else None
+        data = TrainingSet(frames, config, self.device, maps).on_device()
+        return data.batch(torch.arange(16), torch.Generator().manual_seed(0))
+
+    def reading(self) -> tuple[Method | None, Callable[[Tensor, Tensor | None], Tensor]]:
+        """The model behind the map (trained where its parents are), and a function from images and classes to maps."""
+        if self.ref.spec.trains:
+            method = self.fresh()[0].eval()
+            return method, lambda images, classes: _maps(method, images, classes)
+        model, _ = load_model(self.score_stage, self.desk, self.score_stage.work["role"])
+        explain, settings = load_function(self.ref), options(self.ref)
+
+        def read(images: Tensor, classes: Tensor | None) -> Tensor:
+            ids = [str(k) for k in range(len(images))]
+            source = model if isinstance(model, Explainable) else None
+            return explain(Evidence(images, classes, source, ids=ids), settings)
+
+        return model, read
+
+
+def _maps(method: Method, images: Tensor, classes: Tensor | None) -> Tensor:
+    with torch.no_grad():
+        found = method.predict(images, classes).maps
+    if found is None:
+        raise Skipped("the method makes no maps")
+    return found
+
+
+def run_checks(name: str, folder: Path, backbone: str) -> Iterator[Result]:
+    """Tests a method, by name or by the path of its file, in a temporary folder; yields a result a line.
+
+    Raises BenchError where the method cannot even be planned: unknown name, syntax error, facts out of range.
+    """
+    bench = _prepare(name, folder, backbone)
+    for line, (promise, check) in enumerate(CHECKS, start=1):
+        began = time.monotonic()
+        state, detail = "ok", ""
+        try:
+            with torch.random.fork_rng(devices=[]):
+                detail = check(bench) or ""
+        except Skipped as reason:
+            state, detail = "skipped", str(reason)
+        except (Broken, BenchError) as reason:
+            state, detail = "broken", str(reason)
+        except Exception as problem:  # noqa: BLE001 - a stranger's method may raise anything; that is the finding
+            state, detail = "broken", f"it raised {type(problem).__name__}: {problem}"
+        yield Result(line, promise, state, detail, time.monotonic() - began)
+
+
+def _prepare(name: str, folder: Path, backbone: str) -> Bench:
+    csv = write_blobs(folder / "data")
+    planner = make_planner(name, csv, folder / "results", backbone)
+    ref = planner.methods[0]
+    plan = planner.build()
+    score = plan.stages[plan.rows[0]]
+    train = plan.stages.get(score.parents.get("checkpoint", "")) if ref.spec.trains else None
+    desk = Desk(planner.request.run, planner.sources)
+    cell = score.work["cell"]
+    desk.images(cell).prepare(list(dict.fromkeys(n for s in plan.stages.values() for n in needs_of(s, desk))))
+    target = train or score
+    parents = replace_rows(plan, list(target.parents.values()) if train else [k for k in [score.parents.get("checkpoint")] if k])
+    _do(parents, planner)
+    return Bench(planner, plan, desk, ref, train, score)
+
+
+def make_planner(name: str, csv: Path, results: Path, backbone: str, **changes: str) -> Planner:
+    """A plan of one method on the synthetic task."""
+    request = Request(
+        (name,), (str(csv),), (backbone,), "none", preset="smoke",
+        overrides={"train": {**SETTINGS, **changes}}, run=RunConfig(results=results, device="cpu"),
+    )  # fmt: skip
+    return Planner(request)
+
+
+def replace_rows(plan: Plan, rows: list[str]) -> Plan:
+    """The same stages with other targets."""
+    return replace(plan, rows=rows)
+
+
+def _do(plan: Plan, planner: Planner) -> None:
+    outcome = execute(plan, planner.request.run, planner.sources, lambda event: None)
+    if outcome.failed:
+        raise Broken(next(iter(outcome.failed.values())))
+
+
+# -- the lines of the contract ---------------------------------------------------------------------------------------
+def check_pure(bench: Bench) -> str | None:
+    """predict twice: equal, and nothing of the model changed."""
+    images = bench.batch().images
+    model, read = bench.reading()
+    with _unchanged(model):
+        first, second = read(images, None), read(images, None)
+    if not torch.equal(first, second):
+        raise Broken(f"two calls on the same images differ by up to {float((first - second).abs().max()):.3g}")
+    return None
+
+
+@contextmanager
+def _unchanged(model: torch.nn.Module | None) -> Iterator[None]:
+    before = {k: v.clone() for k, v in model.state_dict().items()} if model else {}
+    modes = [m.training for m in model.modules()] if model else []
+    yield
+    if model is None:
+        return
+    if changed := [k for k, v in model.state_dict().items() if not torch.equal(v, before[k])]:
+        raise Broken(f"making maps changed {len(changed)} parameters or buffers, first {changed[0]}")
+    if modes != [m.training for m in model.modules()]:
+        raise Broken("making maps switched modules between train and eval mode")
+    if touched := [n for n, p in model.named_parameters() if p.grad is not None]:
+        raise Broken(f"making maps left gradients in parameters, first {touched[0]}")
+    if hooked := [type(m).__name__ for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]:
+        raise Broken(f"making maps left hooks behind, first on {hooked[0]}")
+
+
+def check_loss(bench: Bench) -> str | None:
+    """loss is finite and differentiable on a mixed batch, one class only, none positive, constant teacher maps."""
+    method, context = bench.fresh()
+    batch = bench.batch()
+    cases = {"a mixed batch": batch}
+    for label in range(context.num_classes):
+        rows = (batch.labels == label).nonzero()[:, 0]
+        cases[f"class {label} only"] = Batch(*(None if t is None else t[rows] for t in _columns(batch)))  # pyright: ignore[reportArgumentType]
+    if batch.maps is not None:
+        cases["constant teacher maps"] = replace(batch, maps=torch.zeros_like(batch.maps))
+    for what, case in cases.items():
+        method.train()
+        losses = method.loss(case, context)
+        if "total" not in losses:
+            raise Broken('loss() returned no "total"')
+        total = losses["total"]
+        if total.ndim or not torch.isfinite(total):
+            raise Broken(f"on {what} the total is {total.tolist() if total.numel() < 9 else tuple(total.shape)}")
+        total.backward()
+        if bad := [n for n, p in method.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]:
+            raise Broken(f"on {what} the gradient of {bad[0]} is not finite")
+        method.zero_grad()
+    return None
+
+
+def _columns(batch: Batch) -> tuple[Tensor | None, ...]:
+    return batch.images, batch.labels, batch.indices, batch.maps, batch.masks
+
+
+def check_shape(bench: Bench) -> str | None:
+    """maps are (B, h, w), float, finite, in [0, 1] for kind prob, for batches of any size."""
+    images = bench.batch().images
+    _, read = bench.reading()
+    for count in (1, 5):
+        maps = read(images[:count], None)
+        if maps.ndim != 3 or len(maps) != count:
+            raise Broken(f"{count} images gave maps of shape {tuple(maps.shape)}; ({count}, h, w) is expected")
+        if not maps.is_floating_point() or not torch.isfinite(maps).all():
+            raise Broken(f"maps must be finite floats; they are {maps.dtype}, finite: {bool(torch.isfinite(maps).all())}")
+        if bench.ref.spec.kind == "prob" and (float(maps.min()) < -1e-6 or float(maps.max()) > 1 + 1e-6):
+            raise Broken(f"kind is prob, but values span [{float(maps.min()):.3g}, {float(maps.max()):.3g}]")
+    alone = torch.cat([read(images[k : k + 1], None) for k in range(4)])
+    together = read(images[:4], None)
+    scale = float(together.abs().max()) + 1e-12
+    if float((alone - together).abs().max()) / scale > 1e-3:
+        raise Broken("an image's map depends on the other images of its batch")
+    return f"{maps.shape[-2]} x {maps.shape[-1]} at {images.shape[-1]} px"
+
+
+def check_frozen(bench: Bench) -> str | None:
+    """after two updates frozen parameters, and buffers of frozen parts, are bit for bit as before."""
+    method, context = bench.fresh()
+    frozen = {n for n, p in method.named_parameters() if not p.requires_grad}
+    if not frozen:
+        raise Skipped("nothing is frozen")
+    parts = {n.rpartition(".")[0] for n in frozen} - {n.rpartition(".")[0] for n, p in method.named_parameters() if p.requires_grad}
+    before = {k: v.clone() for k, v in method.state_dict().items() if k in frozen or k.rpartition(".")[0] in parts}
+    optimizer = make_optimizer(method, bench.score_stage.work["config"])
+    for _ in range(2):
+        method.train()
+        optimizer.zero_grad()
+        method.loss(bench.batch(), context)["total"].backward()
+        optimizer.step()
+    if moved := [k for k, v in method.state_dict().items() if k in before and not torch.equal(v, before[k])]:
+        raise Broken(f"{len(moved)} frozen tensors moved, first {moved[0]} (is its BatchNorm in train mode?)")
+    return f"{len(before)} tensors"
+
+
+def check_class(bench: Bench) -> str | None:
+    """a class-agnostic map ignores the class asked for; a class-specific one answers for it."""
+    if bench.ref.spec.kind == "none":
+        raise Skipped("the method makes no maps")
+    images = bench.batch().images[:4]
+    _, read = bench.reading()
+    zero, one = (read(images, torch.full((4,), k)) for k in (0, 1))
+    if not bench.ref.spec.class_specific and not torch.equal(zero, one):
+        raise Broken("it is declared class_specific=False, but the map changes with the class asked for")
+    if bench.ref.spec.class_specific and torch.equal(zero, one) and float(zero.std()) > 0:
+        raise Broken("it is declared class_specific, but both classes give the same map: declare class_specific=False")
+    return None
+
+
+def check_learns(bench: Bench) -> str | None:
+    """through the whole harness, on images with one dark blob: the map finds the blob, far above chance."""
+    _do(bench.plan, bench.planner)
+    if bench.ref.spec.kind == "none":
+        raise Skipped("the method makes no maps; it ran through the harness")
+    if bench.ref.spec.supervision == "none" and not bench.ref.needs():
+        raise Skipped("a baseline learns nothing; it ran through the harness")
+    from ..reports.rows import load_rows
+
+    rows = [r for r in load_rows(Store(bench.planner.request.run.results)) if r.selection == "last"]
+    best = max((r.pxap_positives for r in rows), default=float("nan"))
+    chance = rows[0].chance_positives if rows else float("nan")
+    floor = chance + 0.4 * (100 - chance)
+    if not best >= floor:
+        raise Broken(
+            f"on the images with a blob PxAP is {best:.1f}, chance {chance:.1f}; at least {floor:.0f} is expected. Is the map "
+            "upside down (higher must mean more foreground)? Is it the map of another class?"
+        )
+    return f"PxAP {best:.1f} on the images with a blob, chance {chance:.1f}"
+
+
+def check_flip(bench: Bench) -> str | None:
+    """a mirrored image gives the mirrored map, up to what strides do to borders."""
+    if bench.ref.spec.uses_seed or bench.ref.spec.kind == "none":
+        raise Skipped("the map is random" if bench.ref.spec.uses_seed else "the method makes no maps")
+    images = bench.batch().images
+    if bench.train_stage is not None:
+        role = next(iter(Store(bench.planner.request.run.results).record(bench.train_stage.key)["roles"]))
+        model, _ = load_model(bench.score_stage, bench.desk, role)
+        if model is None:
+            raise Broken("the trained model could not be loaded again")
+        maps, mirrored = _maps(model, images, None), _maps(model, images.flip(-1), None).flip(-1)
+    else:
+        _, read = bench.reading()
+        classes = torch.ones(len(images), dtype=torch.long)
+        maps, mirrored = read(images, classes), read(images.flip(-1), classes).flip(-1)
+    a, b = (m.flatten() - m.mean() for m in (maps, mirrored))
+    if float(a.std()) == 0:
+        return "constant map"
+    agreement = float((a * b).sum() / (a.norm() * b.norm() + 1e-12))
+    if agreement < 0.6:
+        raise Broken(f"the map of the mirrored image agrees with the mirrored map by {agreement:.2f} (correlation), not > 0.6")
+    return f"correlation {agreement:.2f}"
+
+
+def check_bf16(bench: Bench) -> str | None:
+    """loss is finite under bfloat16 autocast."""
+    method, context = bench.fresh()
+    with torch.autocast("cpu", torch.bfloat16):
+        total = method.loss(bench.batch(), context)["total"]
+    if not torch.isfinite(total):
+        raise Broken(f"under bfloat16 the total is {float(total)}")
+    return None
+
+
+def check_identity(bench: Bench) -> str | None:
+    """the stage key changes with the settings of what it is built from, and with nothing else."""
+    csv = Path(bench.planner.request.datasets[0])
+    name, backbone = bench.planner.request.methods[0], bench.planner.request.backbones[0]
+    results = bench.planner.request.run.results
+    again = make_planner(name, csv, results, backbone).build()
+    if again.rows != bench.plan.rows:
+        raise Broken("planning the same request twice gives other keys: a fact of the method is not constant")
+    other = make_planner(name, csv, results, backbone, lr="0.04").build()
+    if bench.score_stage.parents.get("checkpoint") and set(other.rows) & set(bench.plan.rows):
+        raise Broken("another learning rate of its training gives the same key: a stale result would be shown")
+    return None
+
+
+CHECKS: tuple[tuple[str, Callable[[Bench], str | None]], ...] = (
+    ("maps are deterministic and making them changes nothing", check_pure),
+    ("the loss is finite on any mix of labels and maps", check_loss),
+    ("maps are (B, h, w), finite and independent of the batch", check_shape),
+    ("what is frozen stays bit for bit", check_frozen),
+    ("class-agnostic maps ignore the class, class-specific ones do not", check_class),
+    ("through the whole harness, the map finds a blob", check_learns),
+    ("a mirrored image gives the mirrored map", check_flip),
+    ("training works under bfloat16", check_bf16),
+    ("the stage key follows the settings", check_identity),
+)
+__all__ = ["CHECKS", "Bench", "Result", "run_checks", "validation"]

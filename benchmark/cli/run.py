@@ -1,0 +1,207 @@
+"""`bench run`: the whole path from names to a table."""
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..config import PRESETS, REQUEST_LISTS, Request, RunConfig, flatten, parse_set, read_toml, update
+from ..errors import BenchError, did_you_mean
+from ..protocols import PROTOCOLS
+
+if TYPE_CHECKING:
+    from ..execute import Outcome
+    from ..plan import Plan, Planner
+    from ..store import Store
+
+_RUN_FLAGS = ("data_root", "results", "device", "jobs", "backend")
+
+
+@click.command()
+@click.option("--methods", help="Names or Python files, separated by commas: layercam,pixelcam,./mine.py")
+@click.option("--datasets", help="Names or CSV manifests, separated by commas: glas,my.csv")
+@click.option("--backbones", help="timm names, separated by commas.  [default: resnet18]")
+@click.option("--weights", help="none, imagenet, or a file (safetensors).  [default: imagenet]")
+@click.option("--folds", help="Fold names, or `grouped` for the patient-disjoint folds.  [default: 0]")
+@click.option("--seeds", help="Random seeds, separated by commas.  [default: 0]")
+@click.option("--protocol", "protocols", help=f"{' or '.join(PROTOCOLS)}, or both.  [default: fair]")
+@click.option("--preset", help=f"One of {', '.join(PRESETS)}.  [default: quick]")
+@click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE",
+              help="train.epochs=5, protocol.size=112, run.score_batch=8, pixelcam.teacher=cam, pixelcam.train.lr=1e-3")  # fmt: skip
+@click.option("--config", type=click.Path(path_type=Path), help="TOML file with any of these options and settings.")
+@click.option("--data-root", type=click.Path(path_type=Path), help="Folder that holds the datasets.  [default: data]")
+@click.option("--results", type=click.Path(path_type=Path), help="Folder for everything stored.  [default: results]")
+@click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
+@click.option("--jobs", type=int, help="Stages at a time.  [default: 1]")
+@click.option("--backend", help="joblib backend that starts the stages.  [default: loky]")
+@click.option("--deterministic", is_flag=True, default=None, help="Bitwise repeats on a GPU too, slower.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print the rows (or the plan) as JSON, nothing else.")
+def run(settings: tuple[str, ...], config: Path | None, dry_run: bool, as_json: bool, **typed: Any) -> None:
+    """Train and score methods on datasets; the same command again continues where it stopped.
+
+    Everything finished is stored and never computed twice. Exit code: 0 all done, 1 some runs failed (the others are
+    stored), 2 a mistake in the command, the data or the weights, found before any training.
+    """
+    from ..plan import Planner
+    from ..store import Store
+
+    request = make_request({k: v for k, v in typed.items() if v is not None}, settings, config)
+    planner = Planner(request)
+    plan, store = planner.build(), Store(request.run.results)
+    if dry_run:
+        _show_plan(plan, store, as_json)
+        return
+    outcome = _do(plan, planner, store, quiet=as_json)
+    _show_rows(plan, store, as_json)
+    if not as_json:
+        _say_outcome(plan, outcome, request.run.results)
+    sys.exit(outcome.exit_code)
+
+
+def make_request(typed: dict[str, Any], settings: tuple[str, ...], config: Path | None) -> Request:
+    """The request from defaults, file and command line. Raises BenchError for a key or value that makes no sense."""
+    merged, overrides = _read_config(config) if config else ({}, {})
+    merged.update(typed)
+    for section, values in parse_set(settings).items():
+        overrides[section] = {**overrides.get(section, {}), **values}
+    run = update(RunConfig(), overrides.get("run", {}), "run")
+    flags = {k: merged.pop(k) for k in (*_RUN_FLAGS, "deterministic") if k in merged}
+    run = update(run, flags, "run")
+    for name in ("methods", "datasets"):
+        if not merged.get(name):
+            raise BenchError(f"Say which {name}: --{name} NAME,… (`bench list {name}` shows them).")
+    lists = {k: _names(merged[k], k) for k in REQUEST_LISTS if k in merged}
+    if "seeds" in lists:
+        lists["seeds"] = tuple(_seed(s) for s in lists["seeds"])
+    rest = {k: str(merged[k]) for k in ("weights", "preset") if k in merged}
+    preset = rest.get("preset", "quick")
+    if preset not in PRESETS:
+        raise BenchError(f"There is no preset '{preset}'.{did_you_mean(preset, PRESETS)}")
+    return Request(**lists, **rest, overrides=overrides, run=run)
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Top-level options and sections of settings of a TOML file."""
+    options: dict[str, Any] = {}
+    sections: dict[str, dict[str, Any]] = {}
+    known = {*REQUEST_LISTS, "protocol", "weights", "preset", *_RUN_FLAGS, "deterministic"}
+    for key, value in read_toml(path).items():
+        name = key.replace("-", "_")
+        if isinstance(value, Mapping):
+            sections[key] = flatten(value)
+        elif name in known:
+            options["protocols" if name == "protocol" else name] = value
+        else:
+            raise BenchError(f"{path}: there is no option '{key}'.{did_you_mean(name, known)}")
+    return options, sections
+
+
+def _names(value: Any, option: str) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+    names = tuple(dict.fromkeys(str(p).strip() for p in parts if str(p).strip()))
+    if not names:
+        raise BenchError(f"--{option} is empty: give at least one.")
+    return names
+
+
+def _seed(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise BenchError(f"--seeds {text}: a seed is a whole number.") from None
+
+
+def _do(plan: "Plan", planner: "Planner", store: "Store", quiet: bool) -> "Outcome":
+    """Checks what can be checked beforehand, then does what is missing."""
+    from ..execute import Outcome, execute, open_stages
+    from ..progress import Terminal
+
+    store.check_writable()
+    todo = open_stages(plan, store)
+    if not todo:
+        return Outcome(cached=list(plan.stages))
+    from ..preflight import preflight
+
+    if not quiet:
+        trainings = sum(s.kind == "train" for s in todo)
+        click.echo(f"{len(todo)} stages to do ({trainings} trainings), {len(plan.stages) - len(todo)} stored.", err=True)
+    preflight(todo, planner)
+    terminal = Terminal(quiet)
+    try:
+        return execute(plan, planner.request.run, planner.sources, terminal)
+    except KeyboardInterrupt:
+        terminal.close()
+        click.echo(f"\nInterrupted. Everything finished is stored. To continue:\n  {command_line()}", err=True)
+        sys.exit(130)
+    finally:
+        terminal.close()
+
+
+def command_line() -> str:
+    """The command as it was typed."""
+    return shlex.join(["bench", *sys.argv[1:]])
+
+
+def _show_plan(plan: "Plan", store: "Store", as_json: bool) -> None:
+    from ..estimate import estimate_seconds
+    from ..execute import open_stages
+    from ..progress import title
+
+    todo = {s.key for s in open_stages(plan, store)}
+    stages = [
+        {"stage": k, "kind": s.kind, "what": title(s), "done": store.is_done(k), "to_do": k in todo,
+         "parents": s.parents, "labels": s.labels} for k, s in plan.stages.items()
+    ]  # fmt: skip
+    seconds = estimate_seconds([plan.stages[k] for k in plan.stages if k in todo], store)
+    if as_json:
+        summary = {"stages": stages, "rows": len(plan.rows), "to_do": len(todo), "estimated_seconds": seconds}
+        summary["trainings"] = sum(s.kind == "train" for s in plan.stages.values())
+        click.echo(json.dumps(summary, indent=1))
+        return
+    for kind, noun in (("train", "trainings"), ("maps", "teacher map sets"), ("score", "scores")):
+        of_kind = plan.kinds(kind)
+        waiting = [s for s in of_kind if s.key in todo]
+        click.echo(f"{len(of_kind)} {noun}, {len(waiting)} to do")
+        if kind != "score":
+            for stage in of_kind:
+                mark = "to do " if stage.key in todo else "stored" if store.is_done(stage.key) else "unused"
+                click.echo(f"  {mark}  {stage.key}  {title(stage)}")
+    click.echo(f"{len(plan.rows)} rows of the table, {sum(store.is_done(k) for k in plan.rows)} stored")
+    if todo:
+        text = f"about {_duration(seconds)}" if seconds is not None else "unknown (no finished training to learn from)"
+        click.echo(f"estimated time: {text}")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _show_rows(plan: "Plan", store: "Store", as_json: bool) -> None:
+    from ...reports.rows import load_rows
+    from ...reports.tables import terminal_table
+
+    wanted = set(plan.rows)
+    rows = [r for r in load_rows(store, wanted) if r.stage in wanted]
+    if as_json:
+        click.echo(json.dumps([r.to_json() for r in rows], indent=1))
+    elif rows:
+        click.echo(terminal_table(rows))
+
+
+def _say_outcome(plan: "Plan", outcome: "Outcome", results: Path) -> None:
+    from ..progress import title
+
+    if not outcome.done and not outcome.failed:
+        click.echo(f"Nothing to do: all {len(plan.stages)} stages were stored already.")
+    for key, error in outcome.failed.items():
+        click.echo(f"FAILED {key} {title(plan.stages[key])}: {error}", err=True)
+    if outcome.failed:
+        click.echo(f"Tracebacks: {results}/runs/<stage>/failure.json; the same command tries these again.", err=True)
+    if outcome.blocked:
+        click.echo(f"{len(outcome.blocked)} stages wait for those that failed.", err=True)
+    click.echo(f"`bench report --results {results}` makes the page.")

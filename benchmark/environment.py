@@ -1,0 +1,62 @@
+"""Where a number was made: versions, hardware and commit, recorded with every stage and never part of its key."""
+
+import functools
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "torchvision", "timm", "grad-cam", "segmentation-models-pytorch", "numpy", "scipy", "pillow")
+
+
+@functools.cache
+def environment() -> dict[str, Any]:
+    """Versions of what can change a number, the machine's kind, and the commit of the project if it is a checkout."""
+    from .. import __version__
+
+    found: dict[str, Any] = {
+        "wsolbench": __version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "commit": _commit(),
+    }
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def compute(device: Any) -> dict[str, Any]:
+    """The device a stage ran on, and its thread count or GPU name."""
+    import torch
+
+    if device.type == "cuda":
+        return {"device": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    return {"device": "cpu", "threads": torch.get_num_threads()}
+
+
+def peak_memory_mb(device: Any) -> float:
+    """Highest memory use so far in MiB: of the GPU where there is one, else of the process."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    scale = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+
+
+def _commit() -> str:
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        command = ["git", "-C", os.fspath(root), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,172 @@
+"""Doing a plan: wave by wave of the graph, stages started only through joblib; a failure stops nobody else."""
+
+import logging
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from joblib import Parallel, delayed
+
+from .config import RunConfig
+from .errors import BenchError
+from .plan import Plan, Source, Stage
+from .store import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Outcome:
+    """Stage keys by what became of them. `blocked` waits for a stage that failed."""
+
+    done: list[str] = field(default_factory=list)
+    cached: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    blocked: list[str] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """0 if every stage is there, else 1."""
+        return 1 if self.failed or self.blocked else 0
+
+
+def open_stages(plan: Plan, store: Store) -> list[Stage]:
+    """The stages to do: unfinished ones that a row needs, directly or through unfinished stages; parents first.
+
+    A finished score needs no training behind it, so checkpoints may be deleted once the scores are there.
+    """
+    wanted: set[str] = set()
+    waiting = [k for k in plan.rows if not store.is_done(k)]
+    while waiting:
+        key = waiting.pop()
+        if key not in wanted:
+            wanted.add(key)
+            waiting += [p for p in plan.stages[key].parents.values() if not store.is_done(p)]
+    return [s for k, s in plan.stages.items() if k in wanted]
+
+
+def waves(stages: Sequence[Stage]) -> list[list[list[Stage]]]:
+    """Waves of groups: every wave needs only earlier ones; a group shares one pass and is one job."""
+    level: dict[str, int] = {}
+    for stage in stages:  # parents come first in a plan
+        level[stage.key] = 1 + max((level[p] for p in stage.parents.values() if p in level), default=-1)
+    found: list[dict[tuple[str, ...], list[Stage]]] = [{} for _ in range(max(level.values(), default=-1) + 1)]
+    for stage in stages:
+        found[level[stage.key]].setdefault(stage.group or (stage.key,), []).append(stage)
+    return [list(groups.values()) for groups in found]
+
+
+def execute(
+    plan: Plan, run: RunConfig, sources: dict[str, Source], report: Callable[[dict[str, Any]], None]
+) -> Outcome:
+    """Does what is missing of a plan. Failures are recorded with their traceback and returned, not raised."""
+    store, outcome = Store(run.results), Outcome()
+    todo = open_stages(plan, store)
+    outcome.cached = [k for k in plan.stages if store.is_done(k)]
+    keys = {s.key for s in todo}
+    for wave in waves(todo):
+        ready = []
+        for group in wave:
+            bad = [s for s in group if any(p in keys and not store.is_done(p) for p in s.parents.values())]
+            outcome.blocked += [s.key for s in bad]
+            if good := [s for s in group if s not in bad]:
+                ready.append(good)
+        for group, problems in zip(ready, _start(ready, run, sources, report), strict=True):
+            outcome.failed.update(problems)
+            outcome.done += [s.key for s in group if s.key not in problems]
+    return outcome
+
+
+def _start(
+    groups: Sequence[Sequence[Stage]], run: RunConfig, sources: dict[str, Source], report: Callable
+) -> Iterable[dict[str, str]]:
+    if run.jobs == 1 and run.backend == "loky":
+        return Parallel(n_jobs=1)(delayed(do_group)(g, run, sources, report) for g in groups)
+    options = {"backend": run.backend, "n_jobs": run.jobs}
+    return Parallel(**options)(delayed(do_group)(g, run, sources, None) for g in groups)
+
+
+def do_group(
+    stages: Sequence[Stage], run: RunConfig, sources: dict[str, Source], report: Callable[[dict[str, Any]], None] | None
+) -> dict[str, str]:
+    """Does the stages of one group in this process; returns the error of every stage that failed."""
+    from .stages import Desk, know_files
+
+    _settle_process(run, in_worker=report is None)
+    store = Store(run.results)
+    know_files(stages)
+    with ExitStack() as locks:
+        for key in sorted(s.key for s in stages):
+            locks.enter_context(store.lock(key))
+        desk = Desk(run, sources, report or _log_event)
+        return _attempt([s for s in stages if not store.is_done(s.key)], desk)
+
+
+def _attempt(stages: Sequence[Stage], desk: Any) -> dict[str, str]:
+    """Runs stages together; where that fails, each method on its own, so that only the faulty one is lost."""
+    if not stages:
+        return {}
+    began = time.time()
+    try:
+        _run(stages, desk)
+        return {}
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except Exception as problem:  # noqa: BLE001 - the run border: recorded with its traceback, the others go on
+        methods = {s.work["method"].label + s.work["method"].changed for s in stages}
+        if len(methods) == 1:
+            return _record_failure(stages, desk, problem, time.time() - began)
+    problems: dict[str, str] = {}
+    for name in sorted(methods):
+        mine = [s for s in stages if s.work["method"].label + s.work["method"].changed == name]
+        problems.update(_attempt([s for s in mine if not desk.store.is_done(s.key)], desk))
+    return problems
+
+
+def _run(stages: Sequence[Stage], desk: Any) -> None:
+    from .score import run_scores
+    from .stages import run_maps, run_train
+
+    kind = stages[0].kind
+    if kind == "train":
+        for stage in stages:
+            run_train(stage, desk)
+    else:
+        {"maps": run_maps, "score": run_scores}[kind](stages, desk)
+
+
+def _record_failure(stages: Sequence[Stage], desk: Any, problem: Exception, seconds: float) -> dict[str, str]:
+    error = str(problem) if isinstance(problem, BenchError) else f"{type(problem).__name__}: {problem}"
+    for stage in stages:
+        desk.store.fail(stage.key, {
+            "kind": stage.kind, "labels": stage.labels, "error": error, "seconds": seconds,
+            "traceback": "".join(traceback.format_exception(problem)),
+        })  # fmt: skip
+        log.debug("stage %s failed", stage.key, exc_info=problem)
+    return {s.key: error for s in stages}
+
+
+def _settle_process(run: RunConfig, in_worker: bool) -> None:
+    """Threads and signals of a process that does stages."""
+    import torch
+
+    if run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if in_worker:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // run.jobs))
+        if hasattr(signal, "SIGINT"):
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _log_event(event: dict[str, Any]) -> None:
+    """Progress of a worker process, as plain lines."""
+    from .progress import describe
+
+    if line := describe(event):
+        log.info("%s", line)

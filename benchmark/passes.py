@@ -1,0 +1,146 @@
+"""The two passes of scoring: over validation images (constants, the histograms behind tau_val) and over a test set.
+
+Training uses the validation pass too, to pick checkpoints, so that a `loc` selection and a `tau_val` are computed by
+the very code that computes the table.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .images import Frames
+from .maps import histogram, resize_maps, scale_constants, scale_maps
+from .metrics import Histograms
+from .protocols import Protocol
+from .views import Reader, View, batches
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What scoring leaves of one view: per-image histograms, how many maps were constant, the scale that was used."""
+
+    histograms: Histograms
+    degenerate: int
+    scale: tuple[float, float]
+    examples: np.ndarray | None = None  # (n, size, size) float16, scaled maps of the example rows
+
+
+@dataclass
+class _Parts:
+    """Histograms and examples of one view while a pass is under way."""
+
+    foreground: list[Tensor] = field(default_factory=list)
+    background: list[Tensor] = field(default_factory=list)
+    examples: list[Tensor] = field(default_factory=list)
+    degenerate: int = 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """One view scored under one protocol."""
+
+    view: View
+    protocol: Protocol
+
+    @property
+    def name(self) -> str:
+        """A key for dictionaries."""
+        return f"{self.protocol.id}|{self.view.name}"
+
+    @property
+    def uses_constants(self) -> bool:
+        """Whether its scale comes from validation maps."""
+        return self.protocol.scale == "validation" and self.view.method.spec.kind == "score"
+
+
+def evaluation_mode(model: torch.nn.Module | None) -> torch.nn.Module | None:
+    """Puts the model in eval mode, whatever its parts think of train()."""
+    return model.eval() if model is not None else None
+
+
+def validation_pass(
+    reader: Reader, tasks: Sequence[Task], frames: Frames, masks: Mapping[int, np.ndarray], device: torch.device,
+    batch_size: int = 32,
+) -> tuple[np.ndarray, dict[str, Scored]]:  # fmt: skip
+    """Logits (N, K) of all validation images, and for every task its scale and the histograms of the masked ones.
+
+    masks: row -> (size, size) bool, for the few validation images whose masks may be read. Constants are quantiles of
+    the native map values of at most `protocol.scale_images` images, evenly spread; no mask enters them.
+    """
+    evaluation_mode(reader.model)
+    chosen = {t.name: _spread(len(frames.items), t.protocol.scale_images) for t in tasks if t.uses_constants}
+    wanted = {t.view.name: set(masks) | set().union(*(chosen.get(u.name, ()) for u in tasks if u.view == t.view)) for t in tasks}  # fmt: skip
+    kept: dict[str, dict[int, Tensor]] = {name: {} for name in wanted}
+    logits = []
+    for rows, images, labels, ids in batches(frames, batch_size, device):
+        found, maps = reader.read(images, labels, ids)
+        logits.append(found.cpu())
+        for name, native in maps.items():
+            kept[name].update({r: native[r - rows.start] for r in range(rows.start, rows.start + len(ids)) if r in wanted[name]})  # fmt: skip
+    masked = sorted(masks)
+    scored = {}
+    for task in tasks:
+        native = kept[task.view.name]
+        scale = (0.0, 1.0)
+        if task.uses_constants:
+            scale = scale_constants(torch.stack([native[r] for r in sorted(chosen[task.name])]).cpu().numpy(), task.protocol.scale_quantiles)  # fmt: skip
+        parts = _Parts()
+        if masked and task.view.map_class != "-":
+            truth = torch.from_numpy(np.stack([masks[r] for r in masked])).to(device)
+            _score(parts, task, scale, torch.stack([native[r] for r in masked]), truth, [frames.ids[r] for r in masked], ())
+        scored[task.name] = _collect(parts, scale)
+    return torch.cat(logits).numpy(), scored
+
+
+def test_pass(
+    reader: Reader, tasks: Sequence[Task], frames: Frames, scales: Mapping[str, tuple[float, float]],
+    device: torch.device, batch_size: int = 32, examples: Sequence[int] = (),
+) -> tuple[np.ndarray, dict[str, Scored]]:  # fmt: skip
+    """Logits (N, K) and scores of a whole evaluation set; `examples` are rows whose scaled maps are kept."""
+    if frames.masks is None:
+        raise ValueError("scoring needs the masks of the evaluation set")
+    evaluation_mode(reader.model)
+    parts = {t.name: _Parts() for t in tasks}
+    logits = []
+    for rows, images, labels, ids in batches(frames, batch_size, device):
+        found, maps = reader.read(images, labels, ids)
+        logits.append(found.cpu())
+        truth = torch.from_numpy(frames.masks[rows].copy()).to(device)
+        shown = [r - rows.start for r in examples if rows.start <= r < rows.start + len(ids)]
+        for task in tasks:
+            if task.view.map_class != "-":
+                _score(parts[task.name], task, scales[task.name], maps[task.view.name], truth, ids, shown)
+    return torch.cat(logits).numpy(), {t.name: _collect(parts[t.name], scales[t.name]) for t in tasks}
+
+
+def _score(
+    parts: _Parts, task: Task, scale: tuple[float, float], native: Tensor, truth: Tensor, ids: Sequence[str],
+    shown: Sequence[int],
+) -> None:  # fmt: skip
+    scaled, degenerate = scale_maps(
+        native, task.view.method.spec.kind, task.protocol.scale, scale, ids=ids
+    )
+    full = resize_maps(scaled, truth.shape[-1])
+    foreground, background = histogram(full, truth)
+    parts.foreground.append(foreground.cpu())
+    parts.background.append(background.cpu())
+    parts.degenerate += int(degenerate.sum())
+    if shown:
+        parts.examples.append(full[list(shown)].half().cpu())
+
+
+def _collect(parts: _Parts, scale: tuple[float, float]) -> Scored:
+    if not parts.foreground:
+        empty = np.zeros((0, 0), np.uint16)
+        return Scored(Histograms(empty, empty), 0, scale)
+    histograms = Histograms(*(torch.cat(p).numpy() for p in (parts.foreground, parts.background)))
+    shown = torch.cat(parts.examples).numpy() if parts.examples else None
+    return Scored(histograms, parts.degenerate, scale, shown)
+
+
+def _spread(count: int, most: int) -> set[int]:
+    """At most `most` of `count` rows, evenly spaced."""
+    return set(range(count)) if count <= most else set(np.linspace(0, count - 1, most).round().astype(int).tolist())

@@ -1,0 +1,283 @@
+"""The plan: methods × datasets × backbones × seeds × folds as a graph of stages, each with a key of its identity.
+
+Planning reads no image and imports no torch, so a finished matrix is recognised at once. A stage that several rows
+need appears once: its key is the hash of what it is, not of who asked.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..datasets.base import Dataset, Manifest
+from ..datasets.open import HASH_FILE, FileFacts, content_hashes, manifest_identity, open_dataset
+from ..methods.weights import weights_identity
+from .config import Request, TrainConfig, identity_fields, train_config
+from .errors import BenchError
+from .protocols import Protocol, get_protocol
+from .resolve import MethodRef, Resolver
+from .store import key_of
+
+HARNESS_VERSION = 1  # raised when training or scoring itself gives other numbers
+SCORED = ("val", "test")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One cached unit of work. `work` holds what is needed to do it and is not part of the key."""
+
+    kind: str  # train, maps or score
+    identity: dict[str, Any]
+    parents: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, Any] = field(default_factory=dict)
+    work: dict[str, Any] = field(default_factory=dict)
+    group: tuple[str, ...] = ()  # stages of one group are done in one pass
+    key: str = ""
+
+    def keyed(self) -> "Stage":
+        """The stage with its key, a function of kind, identity and parents alone."""
+        return replace(self, key=key_of({"kind": self.kind, "identity": self.identity, "parents": self.parents}))
+
+
+@dataclass
+class Plan:
+    """Stages by key, parents first, and the keys of the rows (test scores) the user asked for."""
+
+    stages: dict[str, Stage] = field(default_factory=dict)
+    rows: list[str] = field(default_factory=list)
+
+    def add(self, stage: Stage) -> str:
+        """Adds a stage if it is new and returns its key."""
+        stage = stage.keyed()
+        self.stages.setdefault(stage.key, stage)
+        return stage.key
+
+    def kinds(self, kind: str) -> list[Stage]:
+        """All stages of one kind."""
+        return [s for s in self.stages.values() if s.kind == kind]
+
+
+class Cell(NamedTuple):
+    """One combination of the matrix."""
+
+    dataset: str
+    fold: str
+    backbone: str
+    seed: int
+    protocol: Protocol
+
+
+class Source:
+    """An opened dataset with its manifests and content identities, read once per fold."""
+
+    def __init__(self, name: str, data_root: Path, cache: Path) -> None:
+        self.name = name
+        self.dataset: Dataset = open_dataset(name, data_root)
+        self._cache = cache
+        self._folds: dict[str, tuple[Manifest, dict[Path, FileFacts]]] = {}
+
+    def manifest(self, fold: str) -> Manifest:
+        """The checked manifest of a fold."""
+        return self._read(fold)[0]
+
+    def identity(self, fold: str, splits: Iterable[str]) -> dict[str, Any]:
+        """What of some splits of a fold enters a stage key: the split itself and the content of its files."""
+        manifest, hashes = self._read(fold)
+        return manifest_identity(manifest, hashes, tuple(splits))
+
+    def hashes(self, fold: str) -> dict[str, str]:
+        """SHA-256 of every file of a fold by path."""
+        return {str(path): facts.sha256 for path, facts in self._read(fold)[1].items()}
+
+    def _read(self, fold: str) -> tuple[Manifest, dict[Path, FileFacts]]:
+        if fold not in self._folds:
+            manifest = self.dataset.manifest(fold)
+            facts = content_hashes(manifest, self._cache / HASH_FILE, self.dataset.read_mask)
+            self._folds[fold] = (manifest, facts)
+        return self._folds[fold]
+
+
+class Planner:
+    """Builds the plan of a request. Raises BenchError for anything that cannot work, before any training."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.resolver = Resolver(request.overrides)
+        self.methods = self.resolver.expand(request.methods)
+        changes = request.overrides.get("protocol", {})
+        self.protocols = [_protocol(name, changes) for name in request.protocols]
+        cache = request.run.results / "cache"
+        self.sources = {name: Source(name, request.run.data_root, cache) for name in request.datasets}
+        self.weights = {b: weights_identity(request.weights, b) for b in request.backbones if self._needs_backbone()}
+        self.plan = Plan()
+
+    def _needs_backbone(self) -> bool:
+        return any(m.spec.backbone for m in self.methods)
+
+    def build(self) -> Plan:
+        """The plan of the whole matrix."""
+        for cell in self._cells():
+            for method in self.methods:
+                self._rows(method, cell)
+        self.resolver.check_sections(("train", "protocol", "run"))
+        return self.plan
+
+    def _cells(self) -> Iterator[Cell]:
+        for name, source in self.sources.items():
+            for fold in source.dataset.expand_folds(self.request.folds):
+                for backbone in self.request.backbones:
+                    for seed in self.request.seeds:
+                        for protocol in self.protocols:
+                            yield Cell(name, fold, backbone, seed, protocol)
+
+    # -- rows and scores ---------------------------------------------------------------------------------------------
+    def _rows(self, method: MethodRef, cell: Cell) -> None:
+        carrier = self._carrier(method)
+        selections = ("loc", "cl", "last") if carrier else ("-",)
+        if carrier and method.spec.kind == "none":
+            selections = ("cl", "last")  # a model without maps has no best map
+        for selection in selections:
+            for map_class in self._map_classes(method, cell):
+                val = self._score(method, cell, selection, map_class, "val", {})
+                key = self._score(method, cell, selection, map_class, "test", {"val": val})
+                if key not in self.plan.rows:
+                    self.plan.rows.append(key)
+
+    def _map_classes(self, method: MethodRef, cell: Cell) -> list[str]:
+        if method.spec.kind == "none":
+            return ["-"]
+        if not method.spec.class_specific:
+            return ["any"]
+        card = self.sources[cell.dataset].dataset.card
+        extra = cell.protocol.also_positive and card.background_class is not None
+        return list(dict.fromkeys([cell.protocol.map_class, *(["positive"] if extra else [])]))
+
+    def _score(
+        self, method: MethodRef, cell: Cell, selection: str, map_class: str, split: str, parents: dict[str, str]
+    ) -> str:
+        carrier = self._carrier(method)
+        config = self._config(carrier or method, cell)
+        identity: dict[str, Any] = {
+            "harness": HARNESS_VERSION,
+            "method": method.identity(),
+            "protocol": cell.protocol.identity(),
+            "map_class": map_class,
+            "image_size": config.image_size,
+            "eval": self._data_identity(cell, split),
+        }
+        role = ""
+        if carrier:
+            parents = {"checkpoint": self._train(carrier, cell), **parents}
+            role = identity["role"] = self._role(method, carrier, selection, cell.protocol)
+        if method.spec.uses_seed:
+            identity["seed"] = cell.seed
+        labels = {
+            "method": method.label, "options": method.changed, "backbone": cell.backbone if carrier else "-",
+            "train": cell.dataset, "eval": cell.dataset, "split": split, "fold": cell.fold,
+            "seed": cell.seed if carrier or method.spec.uses_seed else 0,
+            "selection": selection, "protocol": cell.protocol.id, "map_class": map_class,
+        }  # fmt: skip
+        work = {"method": method, "carrier": carrier, "role": role, "protocol": cell.protocol, "config": config, "cell": cell}
+        model = parents.get("checkpoint") or key_of([cell.dataset, cell.fold, cell.seed])
+        return self.plan.add(Stage("score", identity, parents, labels, work, ("score", model, split)))
+
+    def _data_identity(self, cell: Cell, split: str) -> dict[str, Any]:
+        return self.sources[cell.dataset].identity(cell.fold, (split,))
+
+    def _role(self, method: MethodRef, carrier: MethodRef, selection: str, protocol: Protocol) -> str:
+        """The name under which the training keeps the checkpoint of a selection."""
+        if selection == "last":
+            return "last"
+        if selection == "cl":
+            return f"cl/{protocol.name}"
+        own = method is carrier or method.label == carrier.label
+        maps = selecting_maps(carrier)
+        return f"loc/{protocol.name}/{method.label if not own and method.label in maps else maps[0]}"
+
+    # -- trainings and teacher maps ----------------------------------------------------------------------------------
+    def _carrier(self, method: MethodRef) -> MethodRef | None:
+        """The trained method a method reads: itself, the classifier an explainer explains, or None for a baseline."""
+        if method.spec.trains:
+            return method
+        for role, name in method.needs():
+            if role == "checkpoint":
+                return self._carrier(self.resolver.ref(name))
+        return None
+
+    def _config(self, method: MethodRef, cell: Cell) -> TrainConfig:
+        preset = self.request.preset
+        recipe = method.spec.recipes.get(preset, {})
+        return train_config(
+            preset, recipe.get("*", {}), recipe.get(cell.dataset, {}), self.request.overrides.get("train", {}), method.train
+        )
+
+    def _train(self, method: MethodRef, cell: Cell) -> str:
+        config = self._config(method, cell)
+        parents: dict[str, str] = {}
+        roles: dict[str, str] = {}
+        for role, name in method.needs():
+            teacher = self.resolver.ref(name)
+            if role == "maps":
+                parents[role] = self._maps(teacher, cell)
+            elif carrier := self._carrier(teacher):
+                parents[role] = self._train(carrier, cell)
+                roles[role] = self._role(teacher, carrier, "cl", cell.protocol)
+        identity = {
+            "harness": HARNESS_VERSION,
+            "method": method.identity(),
+            "train": identity_fields(config),
+            "data": self.sources[cell.dataset].identity(cell.fold, ("train", "val")),
+            "backbone": {"name": cell.backbone, "weights": self.weights[cell.backbone]} if method.spec.backbone else {},
+            "seed": cell.seed,
+            "roles": roles,
+        }
+        labels = {
+            "method": method.label, "options": method.changed, "backbone": cell.backbone, "train": cell.dataset,
+            "fold": cell.fold, "seed": cell.seed,
+        }  # fmt: skip
+        work = {"method": method, "config": config, "cell": cell, "weights": self.request.weights}
+        key = self.plan.add(Stage("train", identity, parents, labels, work))
+        return key
+
+    def _maps(self, teacher: MethodRef, cell: Cell) -> str:
+        """Teacher maps of the training images, for their true (training) label."""
+        if teacher.spec.kind == "none":
+            raise BenchError(f"'{teacher.label}' makes no maps and cannot be a teacher.")
+        carrier = self._carrier(teacher)
+        config = self._config(carrier or teacher, cell)
+        identity: dict[str, Any] = {
+            "harness": HARNESS_VERSION,
+            "method": teacher.identity(),
+            "data": self.sources[cell.dataset].identity(cell.fold, ("train",)),
+            "image_size": config.image_size,
+        }
+        parents, role = {}, ""
+        if carrier:
+            parents["checkpoint"] = self._train(carrier, cell)
+            role = identity["role"] = self._role(teacher, carrier, cell.protocol.teacher_selection, cell.protocol)
+        if teacher.spec.uses_seed:
+            identity["seed"] = cell.seed
+        labels = {
+            "method": teacher.label, "options": teacher.changed, "backbone": cell.backbone if carrier else "-",
+            "train": cell.dataset, "fold": cell.fold, "seed": cell.seed,
+        }  # fmt: skip
+        work = {"method": teacher, "carrier": carrier, "role": role, "config": config, "cell": cell}
+        model = parents.get("checkpoint") or key_of([cell.dataset, cell.fold, cell.seed])
+        return self.plan.add(Stage("maps", identity, parents, labels, work, ("maps", model)))
+
+
+def selecting_maps(carrier: MethodRef) -> tuple[str, ...]:
+    """Whose maps pick the `loc` checkpoints of a training: declared explainers, or the method's own map."""
+    return carrier.spec.selects or (carrier.label,)
+
+
+def _protocol(name: str, changes: dict[str, Any] | Any) -> Protocol:
+    from .config import update
+
+    fixed = {"name", "version", "ties", "first_epoch"} & set(changes)
+    if fixed:
+        raise BenchError(
+            f"protocol.{min(fixed)} belongs to the named protocols and cannot be changed: trainings keep their "
+            "checkpoints by it. Choose --protocol paper or fair."
+        )
+    return update(get_protocol(name), changes, "protocol")

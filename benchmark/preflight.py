@@ -1,0 +1,54 @@
+"""What is checked after planning and before any training: data, weights, device, code of methods."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..datasets.verify import quick_checks
+from ..methods import METHODS
+from ..methods.backbones import check_weights_fit, create_backbone
+from .build import choose_device
+from .errors import BenchError
+from .plan import Stage
+from .stages import Desk, know_files, needs_of
+
+if TYPE_CHECKING:
+    from .plan import Planner
+
+
+def preflight(stages: Sequence[Stage], planner: "Planner") -> None:
+    """Raises BenchError for anything that would stop the work later; decodes the images that will be needed."""
+    choose_device(planner.request.run.device)
+    know_files(stages)
+    for ref in {s.work["method"].label: s.work["method"] for s in stages}.values():
+        METHODS.load(ref.spec.name)
+    _check_backbones(stages, planner)
+    desk = Desk(planner.request.run, planner.sources)
+    places = {(s.work["cell"].dataset, s.work["cell"].fold): s.work["cell"] for s in stages}
+    for (dataset, fold), cell in places.items():
+        quick_checks(desk.manifest(cell))
+        mine = [s for s in stages if (s.work["cell"].dataset, s.work["cell"].fold) == (dataset, fold)]
+        desk.images(cell).prepare(list(dict.fromkeys(n for s in mine for n in needs_of(s, desk))))
+
+
+def _check_backbones(stages: Sequence[Stage], planner: "Planner") -> None:
+    """Builds every backbone once without memory and lays its weights against it."""
+    import torch
+
+    seen = set()
+    for stage in stages:
+        ref = stage.work.get("carrier") or stage.work["method"]
+        if not (ref.spec.backbone and ref.spec.trains):
+            continue
+        name, stride = stage.work["cell"].backbone, stage.work["config"].stride
+        if (name, stride, ref.spec.backbone) in seen:
+            continue
+        seen.add((name, stride, ref.spec.backbone))
+        with torch.random.fork_rng(devices=[]):
+            backbone = create_backbone(name, stride or None)
+        missing = set(ref.spec.backbone) - set(backbone.abilities)
+        if missing:
+            raise BenchError(
+                f"Method '{ref.label}' needs a backbone with {', '.join(sorted(missing))}; {name} offers "
+                f"{', '.join(sorted(backbone.abilities))}. Choose another with --backbones."
+            )
+        check_weights_fit(name, planner.request.weights)

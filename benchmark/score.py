@@ -1,0 +1,143 @@
+"""The score stages: every method read off one checkpoint is scored in one pass over the images."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from ..datasets.base import Item, Manifest
+from ..datasets.decode import decode_image, resize_image
+from .metrics import BINS
+from .passes import Scored, Task, test_pass, validation_pass
+from .plan import Stage
+from .stages import Desk, common_facts, load_model, pixel_masks
+from .store import key_of, read_npz, write_npz
+from .views import Reader, View
+
+EXAMPLES_PER_CLASS = 4
+
+
+def run_scores(stages: Sequence[Stage], desk: Desk) -> None:
+    """Scores stages that share a checkpoint file and an evaluation split; roles that mean one epoch share one pass."""
+    loaded: dict[Any, list[Stage]] = {}
+    for stage in stages:
+        loaded.setdefault((_epoch(stage, desk), stage.work["protocol"].size), []).append(stage)
+    for group in loaded.values():
+        _score_checkpoint(group, desk)
+
+
+def _epoch(stage: Stage, desk: Desk) -> Any:
+    """The epoch a stage's role means; stages without one are told apart by nothing."""
+    if "checkpoint" not in stage.parents:
+        return None
+    roles = desk.store.record(stage.parents["checkpoint"])["roles"]
+    return roles.get(stage.work["role"], {}).get("epoch", stage.work["role"])
+
+
+def _score_checkpoint(stages: Sequence[Stage], desk: Desk) -> None:
+    first = stages[0]
+    cell, config, split = first.work["cell"], first.work["config"], first.labels["split"]
+    manifest = desk.manifest(cell)
+    model, entry = load_model(first, desk, first.work["role"])
+    tasks = {s.key: Task(View(s.work["method"], s.labels["map_class"]), s.work["protocol"]) for s in stages}
+    distinct = tuple(dict.fromkeys(tasks.values()))
+    card = manifest.card
+    reader = Reader(model, tuple(dict.fromkeys(t.view for t in distinct)), card.positive_class, len(card.classes), cell.seed)
+    items = manifest.split(split)
+    desk.report({"kind": "score", "stage": first, "images": len(items), "methods": len(reader.views)})
+    began = time.monotonic()
+    if split == "val":
+        rows = [k for k, i in enumerate(items) if i.pixel_val]
+        logits, scored = _validate(reader, distinct, items, desk, first)
+        shown: list[int] = []
+    else:
+        rows = list(range(len(items)))
+        shown = example_rows(items)
+        scales = {tasks[s.key].name: _scale(s, desk) for s in stages}
+        frames = desk.images(cell).frames(items, config.image_size, distinct[0].protocol.size)
+        logits, scored = test_pass(reader, distinct, frames, scales, desk.device, desk.run.score_batch, shown)
+    seconds = (time.monotonic() - began) / len(distinct)
+    parameters = sum(p.numel() for p in model.parameters()) if model is not None else 0
+    for stage in stages:
+        found = scored[tasks[stage.key].name]
+        _write(stage, desk, manifest, [items[r] for r in rows], logits[rows], found, shown, {
+            "seconds": seconds, "facts": {"parameters": parameters, "epoch": entry["epoch"], "weights_sha256": entry["sha256"]},
+        })  # fmt: skip
+
+
+def _validate(
+    reader: Reader, tasks: Sequence[Task], items: Sequence[Item], desk: Desk, stage: Stage
+) -> tuple[np.ndarray, dict[str, Scored]]:
+    cell, config = stage.work["cell"], stage.work["config"]
+    frames = desk.images(cell).frames(items, config.image_size)
+    masks = pixel_masks(items, desk, cell, tasks[0].protocol.size)
+    return validation_pass(reader, tasks, frames, masks, desk.device, desk.run.score_batch)
+
+
+def _scale(stage: Stage, desk: Desk) -> tuple[float, float]:
+    """The constants its validation pass found."""
+    low, high = read_npz(desk.store.run_dir(stage.parents["val"]) / "scores.npz")["scale"].tolist()
+    return low, high
+
+
+def example_rows(items: Sequence[Item]) -> list[int]:
+    """A few images of every class, evenly spread over the ids: the same for every method."""
+    rows: list[int] = []
+    for label in sorted({i.label for i in items}):
+        of_class = sorted((k for k, i in enumerate(items) if i.label == label), key=lambda k: items[k].id)
+        picks = np.linspace(0, len(of_class) - 1, min(EXAMPLES_PER_CLASS, len(of_class))).round().astype(int)
+        rows += [of_class[p] for p in picks]
+    return sorted(rows)
+
+
+def _write(
+    stage: Stage, desk: Desk, manifest: Manifest, items: Sequence[Item], logits: np.ndarray, scored: Scored,
+    shown: Sequence[int], extra: dict[str, Any],
+) -> None:  # fmt: skip
+    folder, card, spec = desk.store.run_dir(stage.key), manifest.card, stage.work["method"].spec
+    histograms = {n: _packed(h, len(items)) for n, h in zip(("foreground", "background"), scored.histograms, strict=True)}
+    write_npz(folder / "scores.npz", {
+        "ids": np.array([i.id for i in items]), "labels": np.array([i.label for i in items], np.int64),
+        "groups": np.array([i.group for i in items]), "logits": logits.astype(np.float32),
+        "scale": np.array(scored.scale, np.float64), **histograms,
+    })  # fmt: skip
+    stem = ""
+    if shown:
+        stem = _write_pictures(stage, desk, [items[r] for r in shown])
+        if scored.examples is not None:
+            write_npz(folder / "examples.npz", {"ids": np.array([items[r].id for r in shown]), "maps": scored.examples})
+    common = common_facts(stage, desk, manifest)
+    facts = {
+        **common["facts"], **extra["facts"], "kind": spec.kind, "classes": list(card.classes),
+        "region_classes": list(card.region_classes), "foreground": card.foreground, "group": card.group,
+        "licence": card.licence, "images": len(items), "degenerate": scored.degenerate, "family": spec.family,
+        "examples": stem,
+    }  # fmt: skip
+    desk.store.finish(stage.key, {**common, **extra, "facts": facts})
+
+
+def _packed(histogram: np.ndarray, rows: int) -> np.ndarray:
+    """Counts in the smallest unsigned type that holds them."""
+    if not histogram.size:
+        return np.zeros((rows, 0), np.uint16)
+    if histogram.shape != (rows, BINS):
+        raise RuntimeError(f"{histogram.shape} histograms for {rows} images")
+    return histogram.astype(np.min_scalar_type(int(histogram.max())))
+
+
+def _write_pictures(stage: Stage, desk: Desk, items: Sequence[Item]) -> str:
+    """Images and masks of the examples, once per evaluation set and size; returns the name of their file."""
+    size, cell = stage.work["protocol"].size, stage.work["cell"]
+    stem = key_of([stage.identity["eval"], size, [i.id for i in items]])
+    path = desk.store.root / "examples" / f"{stem}.npz"
+    if not path.is_file():
+        split = desk.manifest(cell).split(stage.labels["split"])
+        row = {i.id: k for k, i in enumerate(split)}
+        masks = desk.images(cell).masks(split, size)[[row[i.id] for i in items]]
+        write_npz(path, {
+            "ids": np.array([i.id for i in items]), "masks": np.asarray(masks),
+            "images": np.stack([resize_image(decode_image(i.image), size) for i in items]),
+            "labels": np.array([i.label for i in items], np.int64),
+        })  # fmt: skip
+    return stem
+

@@ -1,0 +1,242 @@
+"""Doing one stage: what each kind reads, runs and leaves on disk."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..datasets.base import Item, Manifest
+from ..methods import METHODS
+from ..methods.backbones import load_weights
+from ..methods.base import Method, TrainContext
+from .build import build_method, choose_device
+from .checkpoints import Snapshots, load_tensors
+from .config import RunConfig, TrainConfig
+from .data import TrainingSet
+from .environment import compute, environment, peak_memory_mb
+from .errors import BenchError
+from .images import ImageCache, Need, mask_need
+from .maps import scale_maps
+from .passes import Task, evaluation_mode
+from .plan import Cell, Source, Stage, selecting_maps
+from .protocols import PROTOCOLS
+from .resolve import MethodRef, Resolver
+from .store import Store, read_npz, write_npz
+from .train import Training, Validation, train
+from .views import Reader, View, batches
+
+SELECTION_SIZE = max(p.size for p in PROTOCOLS.values())
+
+
+@dataclass
+class Desk:
+    """What every stage needs at hand: settings, opened datasets, the store, and where to report progress."""
+
+    run: RunConfig
+    sources: dict[str, Source]
+    report: Callable[[dict[str, Any]], None] = lambda event: None
+    _caches: dict[tuple[str, str], ImageCache] = field(default_factory=dict)
+
+    @property
+    def store(self) -> Store:
+        """The results folder."""
+        return Store(self.run.results)
+
+    @property
+    def device(self) -> torch.device:
+        """The device asked for."""
+        return choose_device(self.run.device)
+
+    def manifest(self, cell: Cell) -> Manifest:
+        """The manifest of a cell's fold."""
+        return self.sources[cell.dataset].manifest(cell.fold)
+
+    def images(self, cell: Cell) -> ImageCache:
+        """Decoded arrays of a cell's dataset."""
+        place = (cell.dataset, cell.fold)
+        if place not in self._caches:
+            source = self.sources[cell.dataset]
+            self._caches[place] = ImageCache(self.store, source.dataset, source.hashes(cell.fold))
+        return self._caches[place]
+
+
+def needs_of(stage: Stage, desk: Desk) -> list[Need]:
+    """The decoded arrays a stage will read."""
+    manifest, config = desk.manifest(stage.work["cell"]), stage.work["config"]
+    if stage.kind == "maps":
+        return [Need(tuple(manifest.split("train")), config.image_size)]
+    if stage.kind == "score":
+        items, size = manifest.split(stage.labels["split"]), stage.work["protocol"].size
+        masked = manifest.split("valpx") if stage.labels["split"] == "val" else items
+        return [Need(tuple(items), config.image_size), mask_need(masked, size)]
+    needs = [
+        Need(tuple(manifest.split("train")), config.load_size),
+        Need(tuple(manifest.split("val")), config.image_size),
+        mask_need(manifest.split("valpx"), SELECTION_SIZE),
+    ]
+    if stage.work["method"].spec.supervision == "pixel":
+        needs.append(mask_need(manifest.split("train"), config.load_size))
+    return needs
+
+
+def know_files(stages: Sequence[Stage]) -> None:
+    """Makes methods of users' own files known in this process."""
+    for stage in stages:
+        for ref in (stage.work["method"], stage.work.get("carrier")):
+            if ref is not None and ref.spec.origin == "file":
+                METHODS.load_file(Path(ref.spec.module))
+
+
+# -- train -----------------------------------------------------------------------------------------------------------
+def run_train(stage: Stage, desk: Desk) -> None:
+    """Trains a method and writes its checkpoints, history and record."""
+    ref, config, cell = stage.work["method"], stage.work["config"], stage.work["cell"]
+    torch_device, manifest = desk.device, desk.manifest(cell)
+    if torch_device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(torch_device)
+    card, images = manifest.card, desk.images(cell)
+    method = build_method(ref, cell.backbone, config, len(card.classes), cell.seed)
+    if ref.spec.backbone:
+        load_weights(method.backbone, stage.work["weights"])  # pyright: ignore[reportArgumentType]
+    pixel = ref.spec.supervision == "pixel"
+    frames = images.frames(manifest.split("train"), config.load_size, config.load_size if pixel else 0)
+    maps = _teacher_maps(stage, desk, frames.ids)
+    generator = torch.Generator(torch_device)
+    context = TrainContext(
+        0, config.epochs, len(card.classes), card.region_classes, torch_device, generator, _parents(stage, desk)
+    )
+    folder = desk.store.run_dir(stage.key)
+    job = Training(
+        method, TrainingSet(frames, config, torch_device, maps).on_device(), validation(ref, desk, cell, config),
+        context, config, desk.run, cell.seed, folder,
+        lambda event: desk.report({"stage": stage, "kind": "train", **event}),
+    )  # fmt: skip
+    progress, hashes = train(job)
+    snapshots = Snapshots(folder)
+    roles = {
+        role: {"epoch": r["epoch"], "value": r["value"], "weights": snapshots.weights_name(r["epoch"]), "sha256": hashes[r["epoch"]]}
+        for role, r in progress.roles.items()
+    }  # fmt: skip
+    desk.store.finish(stage.key, {
+        **common_facts(stage, desk, manifest), "roles": roles, "epochs": config.epochs, "seconds": progress.seconds,
+        "images_per_second": progress.images / max(progress.seconds, 1e-9),
+        "parameters": sum(p.numel() for p in method.parameters()), "peak_memory_mb": peak_memory_mb(torch_device),
+    })  # fmt: skip
+    keep = {r["weights"] for r in roles.values()}
+    for path in folder.glob("epoch-*.safetensors"):
+        if path.name not in keep:
+            path.unlink()
+    snapshots.remove()
+
+
+def validation(ref: MethodRef, desk: Desk, cell: Cell, config: TrainConfig) -> Validation:
+    """What the training of a method evaluates after every epoch."""
+    manifest, images = desk.manifest(cell), desk.images(cell)
+    items = manifest.split("val")
+    return Validation(
+        images.frames(items, config.image_size), pixel_masks(items, desk, cell, SELECTION_SIZE),
+        selection_tasks(ref), manifest.card.positive_class,
+    )  # fmt: skip
+
+
+def selection_tasks(ref: MethodRef) -> tuple[Task, ...]:
+    """One task per protocol and map that picks a `loc` checkpoint of this training."""
+    if ref.spec.kind == "none" and not ref.spec.selects:
+        return ()
+    plain = Resolver({})  # options of this run's explainers must not move the classifier's checkpoints
+    tasks = []
+    for protocol in PROTOCOLS.values():
+        for name in selecting_maps(ref):
+            reader = ref if name == ref.label else plain.ref(name)
+            map_class = protocol.map_class if reader.spec.class_specific else "any"
+            tasks.append(Task(View(reader, map_class), protocol))
+    return tuple(tasks)
+
+
+def pixel_masks(items: Sequence[Item], desk: Desk, cell: Cell, size: int) -> dict[int, np.ndarray]:
+    """Row -> mask of the validation images whose masks may be read."""
+    rows = [k for k, item in enumerate(items) if item.pixel_val]
+    masks = desk.images(cell).masks([items[k] for k in rows], size)
+    return dict(zip(rows, masks, strict=True))
+
+
+def _teacher_maps(stage: Stage, desk: Desk, ids: Sequence[str]) -> np.ndarray | None:
+    if "maps" not in stage.parents:
+        return None
+    stored = read_npz(desk.store.run_dir(stage.parents["maps"]) / "maps.npz")
+    row = {name: k for k, name in enumerate(stored["ids"].tolist())}
+    return stored["maps"][[row[i] for i in ids]].astype(np.float32)
+
+
+def _parents(stage: Stage, desk: Desk) -> dict[str, dict[str, torch.Tensor]]:
+    """State dicts of the parents a training starts from."""
+    roles = stage.identity["roles"]
+    return {name: checkpoint(desk, stage.parents[name], role)[0] for name, role in roles.items()}
+
+
+def checkpoint(desk: Desk, key: str, role: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The weights a training kept for a role, and that role's entry. Raises BenchError if no epoch took the role."""
+    record = desk.store.record(key)
+    if role not in record["roles"]:
+        raise BenchError(
+            f"Training {key} ({record['labels']['method']}) kept no checkpoint for '{role}': the value that picks it was "
+            f"never defined. It kept: {', '.join(record['roles'])}."
+        )
+    entry = record["roles"][role]
+    return load_tensors(desk.store.run_dir(key) / entry["weights"], entry["sha256"]), entry
+
+
+def load_model(stage: Stage, desk: Desk, role: str) -> tuple[Method | None, dict[str, Any]]:
+    """The trained model a stage reads, in eval mode on the device; None for a baseline."""
+    carrier, cell = stage.work["carrier"], stage.work["cell"]
+    if carrier is None:
+        return None, {"epoch": None, "sha256": ""}
+    weights, entry = checkpoint(desk, stage.parents["checkpoint"], role)
+    classes = len(desk.manifest(cell).card.classes)
+    model = build_method(carrier, cell.backbone, stage.work["config"], classes, cell.seed)
+    model.load_state_dict(weights)
+    evaluation_mode(model)
+    return model.to(desk.device).requires_grad_(False), entry
+
+
+# -- teacher maps ----------------------------------------------------------------------------------------------------
+def run_maps(stages: Sequence[Stage], desk: Desk) -> None:
+    """Maps of the training images for their own label, at native resolution, scaled to [0, 1] per image, as float16."""
+    for role in dict.fromkeys(s.work["role"] for s in stages):
+        todo = [s for s in stages if s.work["role"] == role]
+        first = todo[0]
+        cell, config = first.work["cell"], first.work["config"]
+        manifest = desk.manifest(cell)
+        model, entry = load_model(first, desk, role)
+        views = tuple(View(s.work["method"], "true" if s.work["method"].spec.class_specific else "any") for s in todo)
+        reader = Reader(model, views, manifest.card.positive_class, len(manifest.card.classes), cell.seed)
+        frames = desk.images(cell).frames(manifest.split("train"), config.image_size)
+        began, parts = time.monotonic(), {v.name: [] for v in views}
+        for _, images, labels, ids in batches(frames, desk.run.score_batch, desk.device):
+            _, maps = reader.read(images, labels, ids)
+            for view in views:
+                scaled, _ = scale_maps(maps[view.name], view.method.spec.kind, "image", None, ids=ids)  # fmt: skip
+                parts[view.name].append(scaled.half().cpu())
+        seconds = (time.monotonic() - began) / len(todo)
+        for stage, view in zip(todo, views, strict=True):
+            arrays = {"ids": np.array(frames.ids), "maps": torch.cat(parts[view.name]).numpy()}
+            write_npz(desk.store.run_dir(stage.key) / "maps.npz", arrays)
+            desk.store.finish(stage.key, {**common_facts(stage, desk, manifest), "seconds": seconds, "epoch": entry["epoch"]})
+
+
+def common_facts(stage: Stage, desk: Desk, manifest: Manifest) -> dict[str, Any]:
+    """What every record holds."""
+    spec = stage.work["method"].spec
+    return {
+        "kind": stage.kind, "identity": stage.identity, "parents": stage.parents, "labels": stage.labels,
+        "facts": {
+            "synthetic": manifest.synthetic, "supervision": spec.supervision, "notes": list(manifest.notes),
+            "images": len(manifest.split("train")),
+        },
+        "environment": {**environment(), **compute(desk.device)}, "config": dataclasses.asdict(stage.work["config"]),
+    }  # fmt: skip

@@ -1,0 +1,118 @@
+"""Score maps of many methods in one pass: one forward of the shared model, then each method's reading of it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..methods.base import Evidence, Explainable, Method, Prediction
+from .augment import normalise
+from .build import load_function, options
+from .errors import BenchError
+from .images import Frames
+from .resolve import MethodRef
+
+
+@dataclass(frozen=True)
+class View:
+    """One map to take of every image: a method's, of a class (`true`, `pred`, `positive`, or `any`/`-` for none)."""
+
+    method: MethodRef
+    map_class: str
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    @property
+    def name(self) -> str:
+        """A key for dictionaries: method, changed options and class."""
+        return f"{self.method.label}|{self.method.changed}|{self.map_class}"
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads views of one checkpoint. `model` is None for baselines; its own map comes from `predict`."""
+
+    model: Method | None
+    views: tuple[View, ...]
+    positive_class: int
+    num_classes: int
+    seed: int = 0
+
+    def read(self, images: Tensor, labels: Tensor, ids: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits (B, K), NaN without a model, and native maps (B, h, w) by view name; all float32, detached.
+
+        Raises BenchError when a method returns something of another shape or on another device.
+        """
+        own = [v for v in self.views if v.method.spec.trains and v.map_class != "-"]
+        read = [v for v in self.views if not v.method.spec.trains]
+        maps: dict[str, Tensor] = {}
+        logits = None
+        for view in own:
+            prediction = self._predict(images, self._classes(view, None, labels))
+            maps[view.name] = _checked(prediction.maps, images, view)
+            logits = prediction.logits if logits is None else logits
+        if read or not own:
+            logits = self._read_functions(read, images, labels, ids, maps)
+        if logits is None:
+            logits = images.new_full((len(images), self.num_classes), float("nan"))
+        return logits.detach().float(), maps
+
+    def _read_functions(
+        self, views: Sequence[View], images: Tensor, labels: Tensor, ids: Sequence[str], maps: dict[str, Tensor]
+    ) -> Tensor | None:
+        """Explainers and baselines: one Evidence per class asked for, all sharing one forward pass."""
+        if self.model is None or isinstance(self.model, Explainable):
+            evidence = Evidence(images, model=self.model, ids=ids, seed=self.seed)
+            logits = evidence.logits if self.model is not None else None
+        else:
+            evidence, logits = Evidence(images, ids=ids, seed=self.seed), self._predict(images, None).logits
+        by_class: dict[str, Evidence] = {}
+        for view in views:
+            if view.map_class not in by_class:
+                classes = self._classes(view, logits, labels)
+                by_class[view.map_class] = evidence if classes is None else evidence.of(classes)
+            native = load_function(view.method)(by_class[view.map_class], options(view.method))
+            maps[view.name] = _checked(native, images, view)
+        return logits
+
+    def _predict(self, images: Tensor, classes: Tensor | None) -> Prediction:
+        if self.model is None:
+            raise RuntimeError("a trained method's map was asked for without its model")
+        with torch.no_grad():
+            return self.model.predict(images, classes)
+
+    def _classes(self, view: View, logits: Tensor | None, labels: Tensor) -> Tensor | None:
+        """The class to ask for; None leaves it to the method (its own prediction, or no class at all)."""
+        match view.map_class:
+            case "true":
+                return labels
+            case "positive":
+                return torch.full_like(labels, self.positive_class)
+            case "pred" if logits is not None:
+                return logits.argmax(1)
+        return None
+
+
+def _checked(native: Any, images: Tensor, view: View) -> Tensor:
+    """The method's map if it keeps the contract."""
+    name = view.method.label
+    if not isinstance(native, Tensor):
+        raise BenchError(f"Method '{name}' returned {type(native).__name__} as its map; a tensor (B, h, w) is expected.")
+    if native.ndim != 3 or len(native) != len(images):
+        shape = tuple(native.shape)
+        raise BenchError(f"Method '{name}' returned a map of shape {shape}; ({len(images)}, h, w) is expected.")
+    if native.device != images.device:
+        raise BenchError(f"Method '{name}' returned its map on {native.device}; the images are on {images.device}.")
+    return native.detach().float()
+
+
+def batches(frames: Frames, size: int, device: torch.device) -> Iterator[tuple[slice, Tensor, Tensor, list[str]]]:
+    """Rows, normalised images, labels and ids of evaluation batches in order."""
+    labels, ids = torch.from_numpy(frames.labels), frames.ids
+    for start in range(0, len(ids), size):
+        rows = slice(start, start + size)
+        pixels = torch.from_numpy(frames.images[rows].copy()).to(device)
+        yield rows, normalise(pixels), labels[rows].to(device), ids[rows]
