@@ -31,19 +31,16 @@ class _Row:
 class CsvDataset(Dataset):
     """A dataset declared by a CSV file: images, masks, labels, groups, splits and perhaps folds."""
 
-    # Unlike a dataset with a class of its own, this one learns its card and folds from the file.
-    card: DatasetCard  # pyright: ignore[reportIncompatibleVariableOverride]
-    folds: tuple[str, ...]  # pyright: ignore[reportIncompatibleVariableOverride]
-
     def __init__(self, path: Path, data_root: Path) -> None:
         """Reads and checks the table itself, not the files it names. Raises BenchError naming the line at fault."""
         super().__init__(data_root)
         self.path = path
         settings, self._rows = _read_table(path)
-        self.card = _card(path, settings, self._rows)
+        # Unlike a dataset with a class of its own, this one learns its card and folds from the file.
+        self.card = _card(path, settings, self._rows)  # pyright: ignore[reportAttributeAccessIssue]
         self._synthetic = _flag(settings.get("synthetic", ""), f"{path}: '# synthetic'")
         named = sorted({r.cells["fold"] for r in self._rows} - {""})
-        self.folds = tuple(named) or ("0",)
+        self.folds = tuple(named) or ("0",)  # pyright: ignore[reportAttributeAccessIssue]
 
     def manifest(self, fold: str) -> Manifest:
         """The rows of a fold, sorted by id. Raises BenchError for a row, path or group that breaks a rule."""
@@ -56,8 +53,8 @@ class CsvDataset(Dataset):
             chosen = choose_pixel_val((i.id, i.label, i.group) for i in items if i.split == "val")
             items = [replace(i, pixel_val=i.split == "val" and i.id in chosen) for i in items]
             notes.append(
-                f"no row is marked pixel_val: the masks of {len(chosen)} validation images (up to {PIXEL_VAL_PER_CLASS} a "
-                "class, chosen by a hash of their ids) are used for selection and tau_val"
+                f"no row is marked pixel_val: masks of {len(chosen)} validation images (up to {PIXEL_VAL_PER_CLASS} a "
+                "class,  chosen by a hash of their ids) serve selection and tau_val"
             )
         manifest = check_manifest(Manifest(self.card, fold, tuple(items), self._synthetic, tuple(notes)))
         _check_groups(self.path, manifest)
@@ -100,7 +97,8 @@ class CsvDataset(Dataset):
         inside = os.path.normpath(path)
         if Path(inside).parts[:1] == ("..",) or "\0" in text:
             raise BenchError(
-                f"{where}: the path '{text}' leaves the folder of the CSV file. Move the file up, or write an absolute path."
+                f"{where}: the path '{text}' leaves the folder of the CSV file. "
+                "Move the CSV file up, or write an absolute path."
             )
         return self.path.parent / inside
 
@@ -126,7 +124,9 @@ def _read_table(path: Path) -> tuple[dict[str, str], list[_Row]]:
     rows = []
     for (number, _), values in zip(table[1:], csv.reader(line for _, line in table[1:]), strict=False):
         if len(values) != len(header):
-            raise BenchError(f"{path}, line {number}: {len(values)} fields, the header has {len(header)}. Quote commas.")
+            raise BenchError(
+                f"{path}, line {number}: {len(values)} fields, the header has {len(header)}. Quote commas."
+            )
         given = {name: value.strip() for name, value in zip(header, values, strict=True)}
         rows.append(_Row(number, {**dict.fromkeys(OPTIONAL, ""), **given}))
     return settings, rows
@@ -156,7 +156,9 @@ def _header(path: Path, line: str) -> list[str]:
         if names.count(name) > 1:
             raise BenchError(f"{path}: the column '{name}' occurs twice.")
     if missing := [n for n in REQUIRED if n not in names]:
-        raise BenchError(f"{path}: the column{'s' * (len(missing) > 1)} {', '.join(missing)} is missing. See docs/datasets.md.")
+        raise BenchError(
+            f"{path}: the column{'s' * (len(missing) > 1)} {', '.join(missing)} is missing. See docs/datasets.md."
+        )
     return names
 
 

@@ -50,8 +50,8 @@ def divide_groups(rows: Iterable[tuple[int, str]], parts: int) -> dict[str, int]
     search.improve()
     if any(n == 0 for part in search.totals for n in part):
         raise BenchError(
-            f"Grouped folds need {parts} sets of patients or slides with every class in each; {len(counts)} groups with "
-            f"these labels do not allow it. Use the image-level folds, or data of more patients."
+            f"Grouped folds need {parts} sets of patients or slides with every class in each; {len(counts)} groups "
+            "with these labels do not allow it. Use the image-level folds, or data of more patients."
         )
     return search.part
 

@@ -105,7 +105,7 @@ class Glas(Dataset):
 
 
 def find_folder(data_root: Path) -> Path:
-    """The folder of the official download, with blanks or underscores in its name. Raises BenchError if there is none."""
+    """The folder of the official download, blanks or underscores in its name. Raises BenchError if there is none."""
     names = (FOLDER, FOLDER.replace(" ", "_"))
     places = [
         data_root,
@@ -121,8 +121,8 @@ def find_folder(data_root: Path) -> Path:
     if bare:
         raise BenchError(f"{bare[0]} has no {GRADES}: the download is incomplete. Unpack the archive again.")
     raise BenchError(
-        f"No GlaS dataset in {data_root.resolve()}: looked for '{FOLDER}' (or with underscores) there and in GLAS/. Unpack "
-        "warwick_qu_dataset_released_2016_07_08.zip there, point --data-root at it, or make a synthetic copy with "
+        f"No GlaS dataset in {data_root.resolve()}: looked for '{FOLDER}' (or with underscores) there and "
+        "in GLAS/. Unpack warwick_qu_dataset_released_2016_07_08.zip there, point --data-root at it, or make a synthetic copy with "
         f"`bench data synth --out {data_root}`."
     )
 
@@ -176,8 +176,8 @@ def _check_images(folder: Path, rows: Sequence[Graded], marker: Marker | None) -
         wrong = sorted(expected - names, key=_order) or sorted(names - expected, key=_order)
         what = "lacks" if expected - names else "has the unknown image"
         raise BenchError(
-            f"{folder / GRADES} lists {len(names)} images instead of {len(expected)} (85 train, 60 testA, 20 testB); it "
-            f"{what} {', '.join(wrong[:5])}. This is not the official dataset: download it again."
+            f"{folder / GRADES} lists {len(names)} images instead of {len(expected)} (85 train, 60 testA, 20 testB); "
+            f"it {what} {', '.join(wrong[:5])}. This is not the official dataset: download it again."
         )
 
 
@@ -209,8 +209,8 @@ def _notes(items: Sequence[Item], rows: Sequence[Graded], scheme: str, marker: M
     if scheme:
         moved = sum(r.official_test and i.split != "test" for r, i in zip(rows, items, strict=True))
         notes.append(
-            f"patient-disjoint folds over all {len(items)} images ({moved} official test images are used for training or "
-            "validation): not comparable with published numbers"
+            f"patient-disjoint folds over all {len(items)} images ({moved} official test images are used for training "
+            "or validation): not comparable with published numbers"
         )
         return tuple(notes)
     kind = "image-level folds" if marker else "the published folds"

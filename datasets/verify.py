@@ -66,22 +66,20 @@ def verify(dataset: Dataset, folds: Sequence[str], cache_file: Path, report_file
     facts, bad = scan_files(items, cache_file, dataset.read_mask)
     problems = [b.reason for b in bad]
     known = {b.path for b in bad}
-    for item in items:
-        if item.image not in known and item.mask not in known and (problem := _misfit(item, facts)):
-            problems.append(problem)
+    sound = [i for i in items if i.image not in known and i.mask not in known]
+    problems += [problem for i in sound if (problem := _misfit(i, facts))]
     report = Report(
         dataset=dataset.card.name,
         synthetic=any(m.synthetic for m in manifests),
         files=len(facts) + len(bad),
         folds=tuple(
-            FoldReport(m.fold, count_images(m), m.notes, None if bad else manifest_identity(m, facts)) for m in manifests
+            FoldReport(m.fold, count_images(m), m.notes, None if bad else manifest_identity(m, facts))
+            for m in manifests
         ),
         problems=tuple(dict.fromkeys(problems)),
     )
     if report_file:
-        hashes = {
-            i.id: {"image": _sha(facts, i.image), "mask": _sha(facts, i.mask) if i.mask else None} for i in items
-        }
+        hashes = {i.id: {"image": _sha(facts, i.image), "mask": _sha(facts, i.mask) if i.mask else None} for i in items}
         write_json(report_file, {**report.as_json(), "sha256": hashes})
     return report
 
