@@ -1,0 +1,381 @@
+"""One adapter for the networks of timm: the last grid, a pyramid, tokens, and a grid stride setting.
+
+The grid of a convolutional network is its last feature map; of a vision transformer its patch tokens after the final
+norm, prefix tokens dropped and laid out as the image is. A pyramid is one map a scale, fine to coarse, and ends with
+the grid. A transformer has one scale only: its pyramid holds the patch tokens after a quarter, half and three quarters
+of its blocks, resized by bilinear interpolation, without parameters, to 4, 2 and 1 times the token grid (strides 4, 8
+and 16 for patches of 16 px), and then the grid.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
+
+from ..benchmark.errors import BenchError
+from . import backbone_quirks as quirks
+from .weights import check_weights_fit, load_weights, weights_identity
+
+__all__ = [
+    "Backbone", "Tap", "Tokens", "check_weights_fit", "create_backbone", "frozen", "load_weights", "param_groups",
+    "weights_identity",
+]  # fmt: skip
+
+HEADS = ("fc", "head", "head_dist", "classifier", "pre_logits", "fc_norm", "last_linear", "conv_head", "norm_head")
+TOKEN_SCALES = (4, 2, 1)  # of the resized levels of a transformer, as multiples of the token grid
+
+
+class Tokens(NamedTuple):
+    """prefix (B, P, D): class, distillation, register tokens; grid (B, D, h, w); attention (B, heads, N, N) by block.
+
+    Rows of the attention sum to 1; N counts the prefix tokens first, then the patches row by row.
+    """
+
+    prefix: Tensor
+    grid: Tensor
+    attention: list[Tensor]
+
+
+class Tap:
+    """What a tapped forward leaves: the activation of one pyramid level, (B, D, h, w), a leaf of the graph."""
+
+    _value: Tensor | None = None
+
+    @property
+    def value(self) -> Tensor:
+        """The activation. Raises RuntimeError if no forward pass ran inside the `tapped` block."""
+        if self._value is None:
+            raise RuntimeError("nothing was tapped: run a forward pass inside the `tapped` block")
+        return self._value
+
+
+class Backbone(nn.Module):
+    """A timm network without its head; see the module's text.
+
+    Attributes: name; abilities (of methods.spec.ABILITIES); dims and strides, one a pyramid level, the last the grid's.
+    Images are (B, 3, H, W), normalised. `net` is the timm network, with its own parameter names; `neck` holds published
+    layers that timm does not have (VGG's conv6), else nothing.
+    """
+
+    def __init__(self, name: str, net: nn.Module, quirk: quirks.Quirk, neck: nn.Module | None = None) -> None:
+        super().__init__()
+        self.name, self.quirk, self.net = name, quirk, net
+        self.neck = neck or nn.Identity()
+        self.out = nn.Identity()  # the place where the last grid can be read or replaced
+        self.prefix_tokens = int(getattr(net, "num_prefix_tokens", 0) or 0)
+        self.input_size: tuple[int, int] = tuple(net.default_cfg["input_size"][1:])  # pyright: ignore
+        self._levels: tuple[str, ...] = ()
+        self._layouts: tuple[str, ...] = ()
+        self._token_grid = (0, 0)
+        self.abilities: frozenset[str] = frozenset()
+        self.dims: tuple[int, ...] = ()
+        self.strides: tuple[int, ...] = ()
+        self._measure()
+
+    # -- forward passes ----------------------------------------------------------------------------------------------
+    def forward(self, images: Tensor) -> Tensor:
+        """The same as `grid`."""
+        return self.grid(images)
+
+    def grid(self, images: Tensor) -> Tensor:
+        """The last grid (B, D, h, w), by one forward pass. Raises BenchError for a size that cuts patches."""
+        self._token_grid = self._patches(images)
+        features = self.net.forward_features(images)  # pyright: ignore[reportCallIssue]
+        return self.out(self.neck(self._as_grid(features, self._layouts[-1] if self._layouts else None)))
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """One map a level, (B, dims[i], h_i, w_i), fine to coarse; the last is the grid. One forward pass.
+
+        Raises BenchError if the network has none.
+        """
+        self._require("pyramid")
+        raw, grid = self._catch(images)
+        maps = [self._as_grid(value, layout) for value, layout in zip(raw, self._layouts, strict=False)]
+        if self._layouts[-1] == "tokens":
+            maps = [_enlarge(m, scale) for m, scale in zip(maps, TOKEN_SCALES, strict=True)]
+        return [*maps, grid]
+
+    def tokens(self, images: Tensor) -> Tokens:
+        """All tokens after the final norm, and the attention of every block. Raises BenchError for a CNN."""
+        self._require("attention")
+        attention: list[Tensor] = []
+        with ExitStack() as stack:
+            for block in self.net.blocks:  # pyright: ignore[reportGeneralTypeIssues]
+                fused = block.attn.fused_attn
+                stack.callback(setattr, block.attn, "fused_attn", fused)
+                block.attn.fused_attn = False  # the fused kernel never forms the attention matrix
+                handle = block.attn.attn_drop.register_forward_pre_hook(lambda _m, args: attention.append(args[0]))
+                stack.callback(handle.remove)
+            self._token_grid = self._patches(images)
+            features = self.net.forward_features(images)  # pyright: ignore[reportCallIssue]
+        return Tokens(features[:, : self.prefix_tokens], self.out(self._as_grid(features, "tokens")), attention)
+
+    @contextmanager
+    def tapped(self, level: int) -> Iterator[Tap]:
+        """Makes the activation of a pyramid level a leaf of the graph in forward passes inside the block.
+
+        Layers before it build no graph, layers after it give its gradient, parameters get none. In a transformer the
+        activation is on the grid of the tokens, not resized. Hooks and flags are undone even if the block raises.
+        """
+        self._require("pyramid" if level not in (-1, len(self.strides) - 1) else "grid")
+        if not -len(self.strides) <= level < len(self.strides):
+            raise BenchError(f"Backbone '{self.name}' has pyramid levels 0 to {len(self.strides) - 1}, not {level}.")
+        index = level % len(self.strides)
+        last = index == len(self.strides) - 1
+        site, layout = (
+            (self.out, "maps") if last else (self.net.get_submodule(self._levels[index]), self._layouts[index])
+        )
+        tap = Tap()
+
+        def make_leaf(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+            tap._value = self._as_grid(output, layout).detach().requires_grad_()
+            return self._as_net(tap._value, output, layout)
+
+        handle = site.register_forward_hook(make_leaf)
+        try:
+            with frozen(self):
+                yield tap
+        finally:
+            handle.remove()
+
+    def fast_parameters(self) -> list[nn.Parameter]:
+        """Parameters that the published recipes train at the learning rate of the heads (ResNet: layer4)."""
+        named = [p for n, p in self.net.named_parameters() if n.startswith(self.quirk.fast)] if self.quirk.fast else []
+        return [*named, *self.neck.parameters()]
+
+    # -- layouts -----------------------------------------------------------------------------------------------------
+    def _as_grid(self, value: Tensor, layout: str | None) -> Tensor:
+        """(B, D, h, w) from maps, maps with channels last, or tokens; None finds out which."""
+        layout = layout or self._layout(value)
+        if layout == "tokens":
+            patches = value[:, self.prefix_tokens :]
+            return patches.transpose(1, 2).reshape(value.shape[0], value.shape[2], *self._token_grid)
+        return value.permute(0, 3, 1, 2) if layout == "channels last" else value
+
+    def _as_net(self, grid: Tensor, original: Tensor, layout: str) -> Tensor:
+        """The inverse of `_as_grid`, with the prefix tokens of `original`."""
+        if layout == "tokens":
+            return torch.cat([original[:, : self.prefix_tokens].detach(), grid.flatten(2).transpose(1, 2)], 1)
+        # a copy, as a layer after it may work in place, which a leaf does not allow
+        return grid.permute(0, 2, 3, 1).clone() if layout == "channels last" else grid.clone()
+
+    def _layout(self, value: object) -> str:
+        if isinstance(value, Tensor) and value.ndim == 3:
+            return "tokens"
+        if isinstance(value, Tensor) and value.ndim == 4:
+            return "channels last" if getattr(self.net, "output_fmt", "") == "NHWC" else "maps"
+        raise BenchError(f"Backbone '{self.name}' gives no feature grid; choose another network of timm.")
+
+    def _patches(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of patch tokens, (0, 0) for a network without tokens."""
+        if not hasattr(self.net, "num_prefix_tokens"):
+            return (0, 0)
+        patch = int(_feature_info(self.net)[-1]["reduction"])
+        height, width = images.shape[-2:]
+        if height % patch or width % patch:
+            raise BenchError(
+                f"Backbone '{self.name}' reads patches of {patch}x{patch} px, and an image of {height}x{width} "
+                f"does not divide into them. Use sizes that are multiples of {patch}."
+            )
+        return (height // patch, width // patch)
+
+    # -- what this network is ----------------------------------------------------------------------------------------
+    def _require(self, ability: str) -> None:
+        if ability not in self.abilities:
+            raise BenchError(
+                f"Backbone '{self.name}' has no {ability}; it has {', '.join(sorted(self.abilities))}. "
+                "Choose a backbone that fits the method."
+            )
+
+    def _catch(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Raw outputs of all levels but the last, and the grid, by one forward pass."""
+        caught: dict[int, Tensor] = {}
+        handles: list[RemovableHandle] = []
+        try:
+            for index, path in enumerate(self._levels):
+                keep = partial(_keep, caught, index)
+                handles.append(self.net.get_submodule(path).register_forward_hook(keep))
+            grid = self.grid(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [caught[i] for i in range(len(self._levels))], grid
+
+    def _measure(self) -> None:
+        """Reads abilities, dims and strides off forward passes without memory."""
+        size = self.input_size
+        last = self._layout(quirks.run_without_memory(_Features(self.net), size))
+        paths = _token_levels(self.net) if last == "tokens" else [i["module"] for i in _feature_info(self.net)][:-1]
+        modules = dict(self.net.named_modules())
+        self._levels = tuple(paths) if all(p in modules for p in paths) else ()
+        raw, grid = quirks.run_without_memory(_Catcher(self), size)
+        if last == "tokens" and any(r.shape[1] != self.prefix_tokens + grid[0, 0].numel() for r in raw):
+            self._levels, raw = (), []  # a network that appends its class token late
+        self._layouts = (*(self._layout(r) for r in raw), last)
+        maps = [*(self._as_grid(r, layout) for r, layout in zip(raw, self._layouts, strict=False)), grid]
+        self.dims = tuple(m.shape[1] for m in maps)
+        if last == "tokens":
+            own = size[0] // grid.shape[-2]
+            self.strides = (*(own // s for s in TOKEN_SCALES if raw), own)
+        else:
+            self.strides = tuple(quirks.power_of_two(size[0] / m.shape[-2]) for m in maps)
+        self.abilities = frozenset({"grid", *(["pyramid"] if raw else []), *self._more_abilities(last if raw else "")})
+
+    def _more_abilities(self, layout: str) -> list[str]:
+        found = ["batchnorm"] if any(isinstance(m, _BatchNorm) for m in self.modules()) else []
+        if layout != "tokens":
+            return found
+        blocks = list(getattr(self.net, "blocks", []))
+        seen = blocks and all(
+            hasattr(getattr(b, "attn", None), "fused_attn") and hasattr(b.attn, "attn_drop") for b in blocks
+        )
+        return [*found, "tokens", "attention"] if seen else found
+
+
+class _Catcher(nn.Module):
+    """Runs Backbone._catch where a forward is called for."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        return self.backbone._catch(images)
+
+
+class _Features(nn.Module):
+    """Runs timm's forward_features where a forward is called for."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> object:
+        return self.net.forward_features(images)  # pyright: ignore[reportCallIssue]
+
+
+def _keep(caught: dict[int, Tensor], index: int, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+    caught[index] = output
+
+
+def _enlarge(grid: Tensor, scale: int) -> Tensor:
+    return F.interpolate(grid, scale_factor=scale, mode="bilinear", align_corners=False) if scale > 1 else grid
+
+
+def _token_levels(net: nn.Module) -> list[str]:
+    """Names of the blocks after a quarter, half and three quarters of the depth."""
+    depth = len(getattr(net, "blocks", []))
+    return [f"blocks.{math.ceil(depth * quarter / 4) - 1}" for quarter in (1, 2, 3)] if depth else []
+
+
+def _feature_info(net: nn.Module) -> list[dict[str, Any]]:
+    info: Any = getattr(net, "feature_info", None) or []
+    return list(getattr(info, "info", info))
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Within the block no parameter asks for a gradient; afterwards each asks as before."""
+    asking = [p for p in module.parameters() if p.requires_grad]
+    try:
+        for parameter in asking:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
+
+
+def param_groups(method: nn.Module, backbone: Backbone, lr: float, head_scale: float) -> list[dict[str, Any]]:
+    """Optimizer groups as published: heads and the backbone's fast layers at lr * head_scale, the rest at lr.
+
+    A family that is trained at one learning rate (DeiT) ignores head_scale.
+    """
+    scale = head_scale if backbone.quirk.scale_heads else 1.0
+    fast = {id(p) for p in backbone.fast_parameters()}
+    body_ids = {id(p) for p in backbone.parameters()} - fast
+    trained = [p for p in method.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if id(p) in body_ids], "lr": lr},
+        {"params": [p for p in trained if id(p) not in body_ids], "lr": lr * scale},
+    ]
+    return [g for g in groups if g["params"]]
+
+
+# -- making one -----------------------------------------------------------------------------------------------------
+def create_backbone(name: str, stride: int | None = None, device: str | None = None) -> Backbone:
+    """A timm network by name, randomly initialised. `stride`: of its grid in pixels, None for the network's own.
+
+    Strides are removed, not dilated; `vgg16` and `inception_v3` at stride 8 are the published variants. device "meta"
+    allocates nothing. Raises BenchError for an unknown name and for a stride the network cannot have.
+    """
+    quirk = quirks.quirk_of(name)
+    with torch.device(device) if device else torch.device("cpu"):
+        net = _create_net(name, quirk)
+        _drop_heads(net)
+        plain = Backbone(name, net, quirk)
+        if stride is None or stride == plain.strides[-1]:
+            return plain
+        neck = _restride(plain, stride)
+        changed = Backbone(name, net, quirk, neck)
+    if changed.strides[-1] != stride:
+        raise quirks.refuse_stride(name, stride, [plain.strides[-1]])
+    return changed
+
+
+def _create_net(name: str, quirk: quirks.Quirk) -> nn.Module:
+    if not timm.is_model(name.partition(".")[0]):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise BenchError(f"timm {timm.__version__} has no network '{name}'.{hint}")
+    return timm.create_model(name, **{"pretrained": False, "num_classes": 0, "global_pool": "", **quirk.build})
+
+
+def _drop_heads(net: nn.Module) -> None:
+    """Replaces layers after the grid (VGG's 120 million of them), so that they are neither stored nor counted."""
+    ran: set[nn.Module] = set()
+    heads = [(n, m) for n, m in net.named_children() if n in HEADS and list(m.parameters())]
+    handles = [child.register_forward_hook(_note(ran)) for _, m in heads for child in m.modules()]
+    height, width = net.default_cfg["input_size"][1:]  # pyright: ignore
+    quirks.run_without_memory(_Features(net), (height, width))  # pyright: ignore
+    for handle in handles:
+        handle.remove()
+    for name, module in heads:
+        if not ran & set(module.modules()):
+            setattr(net, name, nn.Identity())
+
+
+def _note(ran: set[nn.Module]) -> Callable[..., None]:
+    def hook(module: nn.Module, _inputs: object, _output: object) -> None:
+        ran.add(module)
+
+    return hook
+
+
+def _restride(backbone: Backbone, stride: int) -> nn.Module | None:
+    """Changes the network of `backbone` to a grid stride; returns the layers to put after it."""
+    name, net, quirk, own = backbone.name, backbone.net, backbone.quirk, backbone.strides[-1]
+    edit = quirk.edits.get(stride)
+    if not quirk.complete:
+        if backbone._layouts[-1] == "tokens":
+            raise quirks.refuse_stride(name, stride, [own])
+        layers = quirks.strided_layers(backbone, net, backbone.input_size)
+        possible = quirks.possible_strides(layers, own)
+        if stride not in possible:
+            raise quirks.refuse_stride(name, stride, possible)
+        quirks.remove_strides(net, layers, stride)
+    elif edit is None:
+        raise quirks.refuse_stride(name, stride, sorted([*quirk.edits, own]))
+    if edit is None:
+        return None
+    edit.prepare(net)
+    return edit.neck()

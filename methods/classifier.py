@@ -1,0 +1,71 @@
+"""The plain classifier that all post-hoc explainers share: grid, mean over positions, linear layer."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..benchmark.errors import BenchError
+from .backbones import Backbone, param_groups
+from .base import Batch, Method, Options, Prediction, TrainContext, register
+
+
+@register(
+    "classifier",
+    version=1,
+    family="classifier",
+    kind="none",
+    supervision="image",
+    backbone=("grid",),
+    options={"dropout": 0.1},
+    selects=("cam", "gradcam", "gradcampp", "xgradcam", "layercam"),
+    recipes={
+        "paper": {
+            "glas": {
+                "epochs": 1000, "lr": 3e-3, "step_epochs": 250, "gamma": 0.1, "batch_size": 32, "weight_decay": 1e-4,
+                "momentum": 0.9, "optimizer": "sgd", "head_lr_scale": 10.0, "lr_floor": 1e-6,
+            },
+            "camelyon16": {
+                "epochs": 20, "lr": 1e-3, "step_epochs": 5, "gamma": 0.1, "batch_size": 32, "weight_decay": 1e-4,
+                "momentum": 0.9, "optimizer": "sgd", "head_lr_scale": 10.0, "lr_floor": 1e-6,
+            },
+        }
+    },
+    citation="Zhou et al., Learning Deep Features for Discriminative Localization, CVPR 2016",
+)  # fmt: skip
+class Classifier(Method):
+    """Plain image classifier: global average pooling and a linear layer; no maps of its own.
+
+    Logits are W mean_p(A_p) + b over the grid A (B, D, h, w). `dropout` drops whole channels of A in training. Methods
+    that add to it inherit features, classify and the learning rates of its parameters.
+    """
+
+    def __init__(self, backbone: Backbone | None, num_classes: int, options: Options) -> None:
+        super().__init__()
+        if backbone is None:
+            raise BenchError(f"Method '{self.registered_name}' needs a backbone.")
+        if not 0 <= options.dropout < 1:
+            raise BenchError(f"{self.registered_name}: option dropout={options.dropout} must be in [0, 1).")
+        self.backbone = backbone
+        self.dropout = nn.Dropout2d(options.dropout)
+        self.head = nn.Linear(backbone.dims[-1], num_classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The last grid, (B, D, h, w)."""
+        return self.backbone.grid(images)
+
+    def classify(self, grid: Tensor) -> Tensor:
+        """Logits (B, K) of a grid."""
+        return self.head(self.dropout(grid).mean((2, 3)))
+
+    def param_groups(self, lr: float, head_scale: float) -> list[dict[str, Any]]:
+        """The published split: heads and the backbone's fast layers at lr * head_scale."""
+        return param_groups(self, self.backbone, lr, head_scale)
+
+    def loss(self, batch: Batch, context: TrainContext) -> dict[str, Tensor]:
+        """Cross-entropy of the image labels."""
+        return {"total": F.cross_entropy(self.classify(self.features(batch.images)), batch.labels)}
+
+    def predict(self, images: Tensor, classes: Tensor | None = None) -> Prediction:
+        """Logits; no maps."""
+        return Prediction(self.classify(self.features(images)), None)

@@ -1,0 +1,122 @@
+"""PixelCAM: a pixel classifier on the encoder's last grid, trained on pixels of a teacher's maps."""
+
+import logging
+from collections.abc import Mapping
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..benchmark.errors import BenchError
+from .backbones import Backbone
+from .base import Batch, Options, Prediction, TrainContext, register
+from .classifier import Classifier
+from .losses import partial_cross_entropy
+from .pseudolabels import SeedRule, draw_seeds
+
+log = logging.getLogger(__name__)
+
+
+@register(
+    "pixelcam",
+    version=1,
+    family="pixel head",
+    kind="prob",
+    supervision="image",
+    backbone=("grid",),
+    needs=("init:{teacher}", "maps:{teacher}"),
+    class_specific=False,
+    options={
+        "teacher": "layercam", "sampler": "prob_area", "foreground": 5, "background": 5, "area": 0.2, "erosion": 11,
+        "dilation": 1, "flat_background": False, "negatives": "background", "lambda_pixel": 1.0, "low_res": True,
+        "freeze": False, "dropout": 0.1,
+    },
+    choices={"sampler": ("otsu", "prob", "prob_area"), "negatives": ("skip", "background", "dense")},
+    variant="teacher",
+    recipes={
+        "paper": {
+            "glas": {
+                "epochs": 1000, "lr": 1e-3, "step_epochs": 250, "gamma": 0.1, "batch_size": 32, "weight_decay": 1e-4,
+                "momentum": 0.9, "optimizer": "sgd", "head_lr_scale": 10.0, "lr_floor": 1e-6,
+            },
+            "camelyon16": {
+                "epochs": 20, "lr": 1e-3, "step_epochs": 5, "gamma": 0.1, "batch_size": 32, "weight_decay": 1e-4,
+                "momentum": 0.9, "optimizer": "sgd", "head_lr_scale": 10.0, "lr_floor": 1e-6,
+            },
+        }
+    },
+    citation="Guichemerre et al., PixelCAM, MIDL 2025 (arXiv:2503.24135)",
+)  # fmt: skip
+class PixelCam(Classifier):
+    """PixelCAM: an image head and a pixel head (one 1x1 convolution, background and foreground) on one encoder.
+
+    loss = CE(image) + lambda_pixel * partial CE(pixels), the pixels drawn anew at every step from the teacher's maps,
+    resized to the grid (low_res) or, with the pixel logits resized instead, at image size. Starts from the teacher's
+    model. `freeze` keeps encoder and image head as they were. The published learning rate is not known: {1e-5 … 1e-2}
+    was searched. Maps are the pixel head's probability of foreground, (B, h, w) on the grid, for any class.
+    """
+
+    def __init__(self, backbone: Backbone | None, num_classes: int, options: Options) -> None:
+        super().__init__(backbone, num_classes, options)
+        self.pixel_head = nn.Conv2d(self.backbone.dims[-1], 2, kernel_size=1)
+        self.lambda_pixel, self.low_res, self.frozen = options.lambda_pixel, options.low_res, options.freeze
+        self.rule = SeedRule(
+            options.sampler, options.foreground, options.background, options.area, options.erosion, options.dilation,
+            options.flat_background, options.negatives,
+        )  # fmt: skip
+
+    def setup(self, context: TrainContext) -> None:
+        """Takes encoder and image head of the parent `init`, if there is one, and freezes them if so asked."""
+        if "init" in context.parents:
+            warm_start(self, context.parents["init"])
+        if self.frozen:
+            for part in (self.backbone, self.head):
+                part.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "PixelCam":
+        """As usual, but a frozen encoder stays in eval mode, so that its batch statistics stay too."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
+    def loss(self, batch: Batch, context: TrainContext) -> dict[str, Tensor]:
+        """Losses `image`, `pixel` and their weighted sum `total`. Raises RuntimeError without teacher maps."""
+        if batch.maps is None:
+            raise RuntimeError("pixelcam learns from teacher maps, and the batch has none")
+        with torch.no_grad() if self.frozen else nullcontext():
+            grid = self.features(batch.images)
+        image = F.cross_entropy(self.classify(grid), batch.labels)
+        logits, maps = self.pixel_head(grid), batch.maps
+        if self.low_res:
+            maps = F.interpolate(maps[:, None].float(), logits.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        else:
+            logits = F.interpolate(logits, maps.shape[-2:], mode="bilinear", align_corners=False)
+        seeds = draw_seeds(maps, self.rule, context.generator, context.has_region(batch.labels))
+        pixel = partial_cross_entropy(logits, seeds)
+        return {"total": image + self.lambda_pixel * pixel, "image": image, "pixel": pixel}
+
+    def predict(self, images: Tensor, classes: Tensor | None = None) -> Prediction:
+        """Logits of the image head, and the probability of foreground, whatever class is asked for."""
+        grid = self.features(images)
+        return Prediction(self.classify(grid), self.pixel_head(grid).float().softmax(1)[:, 1])
+
+
+def warm_start(method: Classifier, parent: Mapping[str, Tensor]) -> None:
+    """Copies the backbone, and the image head where it has the same form, from a parent's state dict.
+
+    Raises BenchError if the parent has another backbone.
+    """
+    own = method.state_dict()
+    fits = {n: t for n, t in parent.items() if n in own and own[n].shape == t.shape}
+    missing = [n for n in own if n.startswith("backbone.") and n not in fits]
+    if missing:
+        raise BenchError(
+            f"{method.registered_name}: the model it starts from does not have backbone '{method.backbone.name}': "
+            f"{len(missing)} tensors are missing or of another shape, first {', '.join(missing[:3])}. "
+            "Train both with the same backbone and stride."
+        )
+    if "head.weight" not in fits:
+        log.info("%s: the parent has another image head; ours starts at random", method.registered_name)
+    method.load_state_dict(fits, strict=False)

@@ -1,0 +1,78 @@
+"""U-Net trained on the masks: the fully supervised upper bound."""
+
+import torch.nn.functional as F
+from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
+from torch import Tensor, nn
+
+from .backbones import Backbone
+from .base import Batch, Options, Prediction, TrainContext, register
+from .classifier import Classifier
+
+CHANNELS = (256, 128, 64, 32, 16)
+
+
+@register(
+    "unet",
+    version=1,
+    family="upper bound",
+    kind="prob",
+    supervision="pixel",
+    backbone=("pyramid",),
+    class_specific=False,
+    options={"dropout": 0.1, "lambda_pixel": 1.0},
+    recipes={
+        "paper": {
+            "glas": {
+                "epochs": 1000, "lr": 3e-3, "step_epochs": 250, "gamma": 0.1, "batch_size": 32, "weight_decay": 1e-4,
+                "momentum": 0.9, "optimizer": "sgd", "head_lr_scale": 10.0, "lr_floor": 1e-6,
+            },
+            "camelyon16": {
+                "epochs": 20, "lr": 1e-3, "step_epochs": 5, "gamma": 0.1, "batch_size": 32, "weight_decay": 1e-4,
+                "momentum": 0.9, "optimizer": "sgd", "head_lr_scale": 10.0, "lr_floor": 1e-6,
+            },
+        }
+    },
+    citation="Ronneberger et al., U-Net, MICCAI 2015",
+    published={
+        "glas/vgg16": 96.8, "glas/inception_v3": 95.4, "glas/resnet50": 96.4,
+        "camelyon16/vgg16": 83.0, "camelyon16/inception_v3": 82.2, "camelyon16/resnet50": 83.6,
+    },
+)  # fmt: skip
+class Unet(Classifier):
+    """U-Net on the backbone's pyramid, trained with the masks; an upper bound, not a weakly supervised method.
+
+    Each decoder step enlarges to the size of the next finer level (which may be the same size, where strides were
+    removed), joins it, and applies two 3x3 convolutions. loss = CE(image) + lambda_pixel * CE(all pixels); the papers
+    do not give its learning rate, the classifier's is used. Maps are the probability of foreground at image size.
+    """
+
+    def __init__(self, backbone: Backbone | None, num_classes: int, options: Options) -> None:
+        super().__init__(backbone, num_classes, options)
+        strides, dims = self.backbone.strides, list(self.backbone.dims)
+        self.full_size_level = strides[0] == 1  # then the image itself is not needed for its size
+        channels = dims if self.full_size_level else [3, *dims]
+        steps = len(channels) - 1
+        widths = (*CHANNELS, *CHANNELS[-1:] * steps)[:steps]
+        self.decoder = UnetDecoder(channels, widths, n_blocks=steps)
+        self.pixel_head = nn.Conv2d(widths[-1], 2, kernel_size=3, padding=1)
+        self.lambda_pixel = options.lambda_pixel
+
+    def _logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Image logits (B, K) and pixel logits (B, 2, H, W)."""
+        levels = self.backbone.pyramid(images)
+        pixels = self.pixel_head(self.decoder(levels if self.full_size_level else [images, *levels]))
+        return self.classify(levels[-1]), pixels
+
+    def loss(self, batch: Batch, context: TrainContext) -> dict[str, Tensor]:
+        """Losses `image`, `pixel` and their weighted sum `total`. Raises RuntimeError without masks."""
+        if batch.masks is None:
+            raise RuntimeError("unet learns from masks, and the batch has none")
+        logits, pixels = self._logits(batch.images)
+        image = F.cross_entropy(logits, batch.labels)
+        pixel = F.cross_entropy(pixels.float(), batch.masks.long())
+        return {"total": image + self.lambda_pixel * pixel, "image": image, "pixel": pixel}
+
+    def predict(self, images: Tensor, classes: Tensor | None = None) -> Prediction:
+        """Logits of the image head, and the probability of foreground, (B, H, W), whatever class is asked for."""
+        logits, pixels = self._logits(images)
+        return Prediction(logits, pixels.float().softmax(1)[:, 1])
