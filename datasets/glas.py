@@ -121,9 +121,9 @@ def find_folder(data_root: Path) -> Path:
     if bare:
         raise BenchError(f"{bare[0]} has no {GRADES}: the download is incomplete. Unpack the archive again.")
     raise BenchError(
-        f"No GlaS dataset in {data_root.resolve()}: looked for '{FOLDER}' (or with underscores) there and "
-        "in GLAS/. Unpack warwick_qu_dataset_released_2016_07_08.zip there, point --data-root at it, or make a synthetic copy with "
-        f"`bench data synth --out {data_root}`."
+        f"No GlaS dataset in {data_root.resolve()}: looked for '{FOLDER}' (or with underscores) there and in GLAS/. "
+        "Unpack warwick_qu_dataset_released_2016_07_08.zip there, point --data-root at it, or make a synthetic copy "
+        f"with `bench data synth --out {data_root}`."
     )
 
 

@@ -62,7 +62,7 @@ STYLES = (BENIGN, MALIGNANT)
 def random_stain(rng: np.random.Generator) -> Stain:
     """A plausible stain: hue, strength of each stain and background light differ from patient to patient."""
     haematoxylin = HAEMATOXYLIN + rng.normal(0, 0.035, 3)
-    eosin = EOSIN + rng.normal(0, [0.03, 0.04, 0.06])
+    eosin = EOSIN + rng.normal(0, [0.03, 0.04, 0.045])
     amounts = (float(rng.uniform(0.7, 1.4)), float(rng.uniform(0.6, 1.4)))
     return Stain(
         haematoxylin / np.linalg.norm(haematoxylin),

@@ -22,7 +22,7 @@ from .marker import Marker, read_marker, write_marker
 
 VERSION = 1  # raised whenever the same settings give other files
 IMAGES_PER_PATIENT = 5
-MIN_SIZE, MAX_SIZE, MAX_IMAGES = 64, 1024, 5000
+MIN_SIZE, MAX_SIZE, MAX_IMAGES = 64, 768, 5000
 BENIGN_SHARE = 74 / 165  # as in the real dataset
 SUBGRADES = (("healthy", "adenomatous"), ("moderately differentiated", "poorly differentiated"))
 HEADER = ("name", "patient ID", " grade (GlaS)", " grade (Sirinukunwattana et al. 2015)")

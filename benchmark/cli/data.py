@@ -1,0 +1,159 @@
+"""`bench data`: verify, describe and synthesise datasets."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import BenchError
+
+if TYPE_CHECKING:
+    from ...datasets.base import Dataset
+    from ...datasets.info import Info
+    from ...datasets.verify import Report
+
+_DATA_ROOT = click.option(
+    "--data-root", type=click.Path(path_type=Path), default=Path("data"), show_default=True,
+    help="Folder that holds the datasets.",
+)  # fmt: skip
+_RESULTS = click.option(
+    "--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
+    help="Folder for reports, contact sheets and the index of file hashes.",
+)  # fmt: skip
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, nothing else.")
+
+
+@click.group()
+def data() -> None:
+    """Verify, describe or synthesise datasets.
+
+    DATASET is a registered name (see `bench list datasets`) or the path of a CSV manifest (docs/datasets.md).
+    """
+
+
+@data.command()
+@click.argument("dataset")
+@_DATA_ROOT
+@click.option("--folds", default="", help="Folds to check, separated by commas.  [default: all]")
+@_RESULTS
+@_JSON
+def verify(dataset: str, data_root: Path, folds: str, results: Path, as_json: bool) -> None:
+    """Read every file of DATASET: decode, compare sizes, count, hash. Exits with 2 if anything is wrong."""
+    from ...datasets.open import HASH_FILE
+    from ...datasets.verify import verify as check
+    from ..store import Store
+
+    opened, names = _open(dataset, data_root, folds, "")
+    store = Store(results)
+    store.check_writable()
+    path = _beside(results, opened, "verify.json")
+    report = check(opened, names, store.cache_dir / HASH_FILE, path)
+    if as_json:
+        click.echo(json.dumps({**report.as_json(), "report": str(path)}, indent=1))
+    else:
+        _show_report(report, path)
+    if report.problems:
+        first = "\n  ".join(report.problems[:5])
+        raise BenchError(f"{report.dataset}: {len(report.problems)} problems, the first:\n  {first}")
+
+
+@data.command()
+@click.argument("dataset")
+@_DATA_ROOT
+@click.option("--folds", default="", help="Folds to describe, separated by commas.  [default: the first]")
+@_RESULTS
+@_JSON
+@click.option("--no-sheet", is_flag=True, help="Do not draw the contact sheet.")
+def info(dataset: str, data_root: Path, folds: str, results: Path, as_json: bool, no_sheet: bool) -> None:
+    """Show what DATASET holds, and draw a contact sheet with the masks outlined."""
+    from ...datasets.info import contact_sheet, describe
+    from ..store import Store
+
+    opened, names = _open(dataset, data_root, folds, "first")
+    found = []
+    for fold in names:
+        facts, sheet = describe(opened, fold), None
+        if not no_sheet:
+            Store(results).check_writable()
+            sheet = contact_sheet(opened, fold, _beside(results, opened, f"fold-{fold}.png"))
+        found.append({**facts.as_json(), "sheet": str(sheet) if sheet else None})
+        if not as_json:
+            _show_info(facts)
+            click.echo(f"contact sheet  {sheet}\n" if sheet else "")
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+
+
+@data.command()
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder to write to; use it as --data-root."
+)
+@click.option("--train", default=64, show_default=True, help="Training images.")
+@click.option("--test", default=20, show_default=True, help="Test images.")
+@click.option("--size", default=192, show_default=True, help="Side of the images in px.")
+@click.option("--seed", default=0, show_default=True, help="The same seed gives the same files.")
+@_JSON
+def synth(out: Path, train: int, test: int, size: int, seed: int, as_json: bool) -> None:
+    """Write small synthetic histology in the official layout of GlaS, marked as synthetic."""
+    from ...datasets.synthetic import write_glas
+
+    folder = write_glas(out, train, test, size, seed)
+    if as_json:
+        click.echo(json.dumps({"datasets": {"glas": str(folder)}, "data_root": str(out)}, indent=1))
+    else:
+        click.echo(f"{train} + {test} synthetic images of {size} px are in {folder}\nUse them with --data-root {out}")
+
+
+def _open(name: str, data_root: Path, folds: str, default: str) -> tuple["Dataset", list[str]]:
+    """The dataset and the folds asked for; without any, all of them or only the first."""
+    from ...datasets.open import open_dataset
+
+    opened = open_dataset(name, data_root)
+    asked = [f.strip() for f in folds.split(",") if f.strip()]
+    if asked:
+        return opened, opened.expand_folds(asked)
+    return opened, list(opened.folds[:1] if default == "first" else opened.folds)
+
+
+def _beside(results: Path, dataset: "Dataset", ending: str) -> Path:
+    """A file about a dataset in the results folder; the name of a user's dataset may hold anything."""
+    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in dataset.card.name)
+    return results / "data" / f"{safe}-{ending.replace('/', '_')}"
+
+
+def _show_report(report: "Report", path: Path) -> None:
+    kind = " (SYNTHETIC)" if report.synthetic else ""
+    click.echo(f"{report.dataset}{kind}: {report.files} files read, {len(report.problems)} problems")
+    for fold in report.folds:
+        parts = [f"{split} {' + '.join(map(str, counts.values()))}" for split, counts in fold.counts.items()]
+        click.echo(f"  fold {fold.fold:<10} {', '.join(parts)}")
+    folds_of: dict[str, list[str]] = {}
+    for fold in report.folds:
+        for note in fold.notes:
+            folds_of.setdefault(note, []).append(fold.fold)
+    for note, folds in folds_of.items():
+        click.echo(f"  note (fold {', '.join(folds)}): {note}")
+    click.echo(f"report with all hashes  {path}")
+
+
+def _show_info(info: "Info") -> None:
+    card: dict[str, Any] = info.card
+    click.echo(f"{info.dataset}, fold {info.fold}{' (SYNTHETIC)' if info.synthetic else ''}")
+    classes = list(card["classes"])
+    groups = f"{card['group']}s"
+    header = ["split", *classes, "all", groups, "foreground"]
+    rows = []
+    for split, counts in info.counts.items():
+        share = f"{100 * info.foreground[split]:.1f} %" if split in info.foreground else ""
+        rows.append([split, *map(str, counts.values()), str(sum(counts.values())), str(info.groups[split]), share])
+    widths = [max(len(r[k]) for r in [header, *rows]) for k in range(len(header))]
+    for row in [header, *rows]:
+        click.echo(
+            "  " + "  ".join(c.rjust(w) if k else c.ljust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True)))
+        )
+    click.echo(f"foreground     {card['foreground']} (share at 224 px; of test: the chance level of PxAP)")
+    click.echo(f"image sizes    {', '.join(f'{n} of {size}' for size, n in info.sizes.items())}")
+    click.echo(f"licence        {card['licence']}\ncitation       {card['citation']}")
+    for note in info.notes:
+        click.echo(f"note           {note}")

@@ -1,0 +1,115 @@
+"""`bench data info`: what a dataset holds, as a table and as a contact sheet."""
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..benchmark.store import atomic_path
+from .base import SPLITS, Dataset, Item, Manifest
+from .decode import decode_image, image_size, resize_image, resize_mask
+from .verify import count_images
+
+SCORE_SIZE = 224  # px; the size at which the published protocol compares maps and masks
+THUMBNAIL = 160  # px
+PER_CLASS = 4  # thumbnails of each class in a split
+
+
+@dataclass(frozen=True)
+class Info:
+    """One fold of a dataset. `foreground` is the mean share of foreground per split, in [0, 1].
+
+    At 224 px all masks weigh the same, so the share of the test set is also the chance level of PxAP there.
+    """
+
+    dataset: str
+    fold: str
+    synthetic: bool
+    counts: dict[str, dict[str, int]]
+    groups: dict[str, int]
+    sizes: dict[str, int]  # "width x height" to number of images
+    foreground: dict[str, float]
+    card: dict[str, Any]
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The facts as a JSON value."""
+        return asdict(self)
+
+
+def describe(dataset: Dataset, fold: str) -> Info:
+    """Reads headers of the images and all masks of a fold. Raises BenchError for files that cannot be read."""
+    manifest = dataset.manifest(fold)
+    sizes = Counter(f"{w} x {h}" for h, w in (image_size(i.image) for i in manifest.items))
+    return Info(
+        dataset=manifest.card.name,
+        fold=fold,
+        synthetic=manifest.synthetic,
+        counts=count_images(manifest),
+        groups={s: len({i.group for i in manifest.split(s)}) for s in (*SPLITS, "valpx")},
+        sizes=dict(sizes.most_common()),
+        foreground=foreground_shares(dataset, manifest),
+        card=asdict(manifest.card),
+        notes=manifest.notes,
+    )
+
+
+def foreground_shares(dataset: Dataset, manifest: Manifest, size: int = SCORE_SIZE) -> dict[str, float]:
+    """Mean share of foreground by split, masks squashed to `size` px; an image without a mask counts as 0."""
+
+    def share(item: Item) -> float:
+        return float(resize_mask(dataset.read_mask(item.mask), size).mean()) if item.mask else 0.0
+
+    with ThreadPoolExecutor(4) as pool:
+        by_id = dict(zip((i.id for i in manifest.items), pool.map(share, manifest.items), strict=True))
+    return {s: float(np.mean([by_id[i.id] for i in manifest.split(s)])) for s in SPLITS}
+
+
+def contact_sheet(dataset: Dataset, fold: str, path: Path) -> Path:
+    """Writes a PNG with a few images of each class and split, their masks outlined, and returns its path."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    manifest = dataset.manifest(fold)
+    classes = manifest.card.classes
+    columns = PER_CLASS * len(classes)
+    figure = Figure(figsize=(1.5 * columns, 1.72 * len(SPLITS) + 0.75), dpi=120)
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(SPLITS), columns, squeeze=False)
+    for row, split in zip(grid, SPLITS, strict=True):
+        shown = [i for k in range(len(classes)) for i in _pick(manifest.split(split), k)]
+        for axes, item in zip(row, shown, strict=True):
+            axes.set_axis_off()
+            if item:
+                _draw(axes, dataset, manifest, item)
+        row[0].text(-0.08, 0.5, split, transform=row[0].transAxes, rotation=90, ha="right", va="center", fontsize=11)
+    warning = "SYNTHETIC images · " if manifest.synthetic else ""
+    figure.suptitle(f"{warning}{manifest.card.name}, fold {fold} · outline: {manifest.card.foreground}", fontsize=12)
+    figure.subplots_adjust(left=0.03, right=0.995, top=1 - 0.62 / figure.get_figheight(), bottom=0.01, wspace=0.05)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+    return path
+
+
+def _pick(items: Sequence[Item], label: int) -> list[Item | None]:
+    """PER_CLASS images of a class, evenly spread over the list, filled up with None."""
+    mine = [i for i in items if i.label == label]
+    n = min(PER_CLASS, len(mine))
+    picked = [mine[k * len(mine) // n] for k in range(n)]
+    return [*picked, *[None] * (PER_CLASS - n)]
+
+
+def _draw(axes: Any, dataset: Dataset, manifest: Manifest, item: Item) -> None:
+    axes.imshow(resize_image(decode_image(item.image), THUMBNAIL))
+    if item.mask is not None:
+        mask = resize_mask(dataset.read_mask(item.mask), THUMBNAIL)
+        if mask.any() and not mask.all():
+            axes.contour(mask, levels=[0.5], colors="#39ff14", linewidths=0.8)
+    patient = f"{manifest.card.group} {item.group}" if len(item.group) <= 8 else item.group[-14:]
+    axes.set_title(
+        f"{item.id[-18:]}\n{manifest.card.classes[item.label]} · {patient}", fontsize=6.5, pad=2, parse_math=False
+    )
