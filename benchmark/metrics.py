@@ -121,14 +121,32 @@ def best_tau(histograms: Histograms) -> float:
 
 
 def at_tau(histograms: Histograms, tau: float) -> dict[str, float]:
-    """Pooled `dice`, `iou`, `miou`, `sensitivity` and `specificity` in percent at one of THRESHOLDS; NaN for NaN."""
+    """Pooled `dice`, `iou`, `miou`, `sensitivity` and `specificity` in percent at a threshold; NaN for a NaN tau.
+
+    Between two of THRESHOLDS the higher one is taken. Raises ValueError for a tau outside [0, 1].
+    """
     names = ("dice", "iou", "miou", "sensitivity", "specificity")
     if np.isnan(tau):
         return dict.fromkeys(names, float("nan"))
     c = curve(histograms)
-    i = int(np.searchsorted(THRESHOLDS, tau - 1e-9))
+    i = _tau_index(tau)
     specificity = 1 - c.fp[i] / c.negatives if c.negatives else float("nan")
-    return {n: 100 * float(v) for n, v in zip(names, (c.dice[i], c.iou[i], c.miou[i], c.recall[i], specificity), strict=True)}  # fmt: skip
+    values = (c.dice[i], c.iou[i], c.miou[i], c.recall[i], specificity)
+    return {name: 100 * float(value) for name, value in zip(names, values, strict=True)}
+
+
+def dice_rows(histograms: Histograms, tau: float) -> np.ndarray:
+    """Dice of the foreground in percent at a threshold for every row on its own, (N,); NaN without foreground."""
+    i = _tau_index(tau)
+    tp, fp = (h[:, i:].sum(1, dtype=np.float64) for h in histograms)
+    positives = histograms.foreground.sum(1, dtype=np.float64)
+    return 100 * np.where(positives > 0, _divide(2 * tp, tp + fp + positives), np.nan)
+
+
+def _tau_index(tau: float) -> int:
+    if not 0 <= tau <= 1:
+        raise ValueError(f"tau = {tau} is outside [0, 1]")
+    return int(np.searchsorted(THRESHOLDS, tau - 1e-9))  # 0.3 typed by a user is not the 0.3 of numpy's ladder
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:

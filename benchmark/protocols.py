@@ -43,8 +43,13 @@ class Protocol:
     first_epoch: int = 1
 
     def __post_init__(self) -> None:
-        for name, allowed in (("map_class", MAP_CLASSES), ("scale", SCALES), ("ties", TIES),
-                              ("selection", SELECTIONS), ("teacher_selection", SELECTIONS)):  # fmt: skip
+        for name, allowed in (
+            ("map_class", MAP_CLASSES),
+            ("scale", SCALES),
+            ("ties", TIES),
+            ("selection", SELECTIONS),
+            ("teacher_selection", SELECTIONS),
+        ):
             if getattr(self, name) not in allowed:
                 raise BenchError(f"protocol.{name} = {getattr(self, name)!r} is not one of {', '.join(allowed)}.")
         if not 8 <= self.size <= 4096:
@@ -57,7 +62,8 @@ class Protocol:
     def id(self) -> str:
         """`paper` or `fair`, with every setting that differs from its default: tables never mix ids."""
         base = PROTOCOLS.get(self.name, self)
-        changed = [f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != getattr(base, f.name)]  # fmt: skip
+        pairs = [(f.name, getattr(self, f.name), getattr(base, f.name)) for f in fields(self)]
+        changed = [f"{name}={value}" for name, value, default in pairs if value != default]
         return self.name + (f"({','.join(changed)})" if changed else "")
 
     def identity(self) -> dict[str, Any]:
@@ -66,9 +72,15 @@ class Protocol:
 
 
 PAPER = Protocol(
-    "paper", map_class="true", also_positive=False, scale="image", selection="loc", ties="last",
-    teacher_selection="loc", first_epoch=0,
-)  # fmt: skip
+    "paper",
+    map_class="true",
+    also_positive=False,
+    scale="image",
+    selection="loc",
+    ties="last",
+    teacher_selection="loc",
+    first_epoch=0,
+)
 FAIR = Protocol("fair")
 PROTOCOLS = {"fair": FAIR, "paper": PAPER}
 

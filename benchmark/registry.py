@@ -55,7 +55,8 @@ class Registry:
             known = self._entries.get(name)
             module = sys.modules.get(target.__module__)
             here = getattr(module, "__file__", None) or target.__module__
-            if known and not self._same_source(known, target.__module__, here):
+            twin = self._objects.get(name)
+            if known and not (self._same_source(known, target.__module__, here) and _same_place(twin, target)):
                 raise BenchError(
                     f"{self.kind} '{name}' of {here} is already registered by {known.module}. Choose another name."
                 )
@@ -81,16 +82,27 @@ class Registry:
             return
         self._scanned = True
         for path in sorted(self.folder.glob("*.py")):
-            for entry in scan_source(path.read_text(encoding="utf-8"), f"{self.package}.{path.stem}", "built-in"):
-                self._add(entry)
+            module = f"{self.package}.{path.stem}"
+            try:
+                self._add(scan_source(path.read_text(encoding="utf-8"), module, "built-in"))
+            except (
+                SyntaxError,
+                ValueError,
+            ) as problem:  # ValueError: not UTF-8; half-written, it must stop nobody else
+                log.warning("%s file %s does not parse: %s", self.kind, path, problem)
+                self._entries.setdefault(path.stem, Entry(path.stem, "built-in", module, error=str(problem)))
 
-    def _add(self, entry: Entry) -> None:
-        known = self._entries.get(entry.name)
-        if known and known.module != entry.module:
-            raise BenchError(
-                f"{self.kind} '{entry.name}' is registered twice, by {known.module} and by {entry.module}. Rename one."
-            )
-        self._entries[entry.name] = entry
+    def _add(self, found: list[Entry]) -> None:
+        """Takes over what one file declares, all of it or nothing."""
+        for place, entry in enumerate(found):
+            known = self._entries.get(entry.name)
+            twice = any(e.name == entry.name for e in found[:place])
+            if twice or (known and known.module != entry.module):
+                other = entry.module if twice or not known else known.module
+                raise BenchError(
+                    f"{self.kind} '{entry.name}' is registered twice, by {other} and by {entry.module}. Rename one."
+                )
+        self._entries.update((entry.name, entry) for entry in found)
 
     def _load_plugins(self) -> None:
         """Imports the entry points of other packages; a broken one is listed as broken and stops nobody else."""
@@ -103,7 +115,7 @@ class Registry:
                 point.load()
                 if not set(self._objects) - before and point.name not in self._objects:
                     raise BenchError(f"{point.value} registers nothing with @register")
-            except Exception as problem:  # noqa: BLE001 - a stranger's code may raise anything
+            except (Exception, SystemExit) as problem:  # noqa: BLE001 - a stranger's code may raise anything
                 reason = f"{type(problem).__name__}: {problem}"
                 log.warning("%s plug-in '%s' (%s) is broken: %s", self.kind, point.name, point.value, reason)
                 if point.name not in self._entries:
@@ -118,15 +130,15 @@ class Registry:
         path = path.resolve()
         if not path.is_file():
             raise BenchError(f"There is no file {path}. Give the name of a {self.kind} or the path of a Python file.")
-        text = path.read_text(encoding="utf-8")
         try:
-            found = scan_source(text, str(path), "file")
+            found = scan_source(path.read_text(encoding="utf-8"), str(path), "file")
         except SyntaxError as problem:
             raise BenchError(f"{path}, line {problem.lineno}: not valid Python ({problem.msg}).") from problem
+        except (OSError, ValueError) as problem:
+            raise BenchError(f"{path} cannot be read as Python: {problem}.") from problem
         if not found:
             raise BenchError(f'{path} registers no {self.kind}: put @register("name", …) above its class or function.')
-        for entry in found:
-            self._add(entry)
+        self._add(found)
         return [entry.name for entry in found]
 
     # -- asking ------------------------------------------------------------------------------------------------------
@@ -195,7 +207,7 @@ def scan_source(text: str, module: str, origin: str) -> list[Entry]:
             try:
                 name = ast.literal_eval(call.args[0])
                 facts = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
-            except ValueError:
+            except (ValueError, TypeError):  # TypeError: a set or dict of what cannot be hashed
                 name = name or node.name
                 error = f"line {call.lineno}: the arguments of @register must be literals"
             shape = "class" if isinstance(node, ast.ClassDef) else "function"
@@ -224,6 +236,11 @@ def _called_name(node: ast.expr) -> str:
 
 def _shape(target: object) -> str:
     return "class" if isinstance(target, type) else "function"
+
+
+def _same_place(known: object, target: object) -> bool:
+    """False when two definitions of one module take the same name; True for the first, and for a module run again."""
+    return known is None or getattr(known, "__qualname__", "") == getattr(target, "__qualname__", "")
 
 
 def _first_line(docstring: str) -> str:

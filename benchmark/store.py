@@ -11,6 +11,8 @@ import math
 import os
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,7 @@ def file_sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it is flushed to disk and takes the name, else it is removed."""
+    """Yields a temporary path beside `path`; on success it is flushed to disk and takes the name, else removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
@@ -82,7 +84,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Writes indented JSON atomically; NaN and infinities become null (the readers turn null into NaN again)."""
-    write_text(path, json.dumps(_finite(value), indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(jsonable(value), indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -93,11 +95,12 @@ def read_json(path: Path) -> Any:
         raise BenchError(f"{path} is damaged ({problem}). Remove it; what it belongs to is then made again.") from None
 
 
-def _finite(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
+    """A copy that JSON can hold: text keys, tuples as lists, numpy scalars as numbers, NaN and infinities as null."""
     if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
+        return {str(k): jsonable(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [jsonable(v) for v in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
@@ -115,9 +118,14 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Reads all arrays of an npz file; pickled content is refused by numpy."""
-    with np.load(path, allow_pickle=False) as data:
-        return {name: data[name] for name in data.files}
+    """Reads all arrays of an npz file. Raises BenchError naming the file if it is damaged or holds pickles."""
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            return {name: data[name] for name in data.files}
+    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as problem:
+        raise BenchError(
+            f"{path} is damaged ({problem}). Remove it; what it belongs to is then made again."
+        ) from problem
 
 
 class Store:

@@ -8,9 +8,20 @@ import click
 
 
 @click.command()
-@click.option("--maps", required=True, type=click.Path(path_type=Path), help="Folder of score maps: npz, or 8/16-bit grey PNG.")
-@click.option("--masks", required=True, type=click.Path(path_type=Path), help="Folder of masks of the same names; > 0 is foreground.")
-@click.option("--labels", type=click.Path(path_type=Path), help="CSV id,label[,prediction][,group]; scores only the images it lists.")
+@click.option(
+    "--maps", required=True, type=click.Path(path_type=Path), help="Folder of score maps: npz, or 8/16-bit grey PNG."
+)
+@click.option(
+    "--masks",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder of masks of the same names; > 0 is foreground.",
+)
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    help="CSV id,label[,prediction][,group]; scores only the images it lists.",
+)
 @click.option(
     "--kind", type=click.Choice(["prob", "score"]), default="prob", show_default=True,
     help="prob: values in [0, 1] as they are. score: unbounded, min-max per image.",
@@ -49,10 +60,16 @@ def _table(result: dict[str, Any]) -> list[str]:
     for name, part in result.get("classes", {}).items():
         lines += _pixels(f"  class {name}", part)
     each = result["per_image"]
-    lines += _row("  mean per image", each["pxap_mean"], f"median {_number(each['pxap_median'])}, {each['images']} images with foreground")
+    lines += _row(
+        "  mean per image",
+        each["pxap_mean"],
+        f"median {_number(each['pxap_median'])}, {each['images']} images with foreground",
+    )
     lines += _row("Dice", result["dice"], f"at tau {result['tau']:.3f}; mean per image {_number(each['dice_mean'])}")
     lines += _row("IoU", result["iou"], f"at tau {result['tau']:.3f}")
-    lines += _row("Dice (oracle)", result["dice_oracle"], f"at tau {_number(result['tau_oracle'], 3)}, chosen on these masks")
+    lines += _row(
+        "Dice (oracle)", result["dice_oracle"], f"at tau {_number(result['tau_oracle'], 3)}, chosen on these masks"
+    )
     lines += _row("IoU (oracle)", result["iou_oracle"], "at the same tau")
     if "accuracy" in result:
         lines += _row("Accuracy", result["accuracy"], "")
