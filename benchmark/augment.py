@@ -1,4 +1,4 @@
-"""Training augmentation in batches on the device: random crop, flips, colour jitter, as the published pipelines draw it.
+"""Training augmentation in batches on the device: random crop, flips, colour jitter, as the published pipelines do.
 
 Random numbers are drawn on the CPU from an address (seed, epoch, step), so a GPU run sees the same crops and a resumed
 run the same as an uninterrupted one.
@@ -41,7 +41,9 @@ def draw(count: int, config: TrainConfig, generator: torch.Generator) -> Draw:
 
 def crop(pixels: Tensor, drawn: Draw, size: int) -> Tensor:
     """Crops and flips (B, L, L, …) to (B, size, size, …) with one gather; exact for masks and uint8 images."""
-    rows, columns = (_positions(c, f, size).to(pixels.device) for c, f in ((drawn.top, drawn.flip_y), (drawn.left, drawn.flip_x)))  # fmt: skip
+    rows, columns = (
+        _positions(c, f, size).to(pixels.device) for c, f in ((drawn.top, drawn.flip_y), (drawn.left, drawn.flip_x))
+    )
     batch = torch.arange(len(pixels), device=pixels.device)[:, None, None]
     return pixels[batch, rows[:, :, None], columns[:, None, :]]
 
@@ -56,7 +58,10 @@ def crop_maps(maps: Tensor, drawn: Draw, config: TrainConfig) -> Tensor:
     size, whole = config.image_size, config.load_size
     height, width = maps.shape[-2:]
     # Pixel centres of the crop in the whole image, in [-1, 1] as align_corners=False has them.
-    y, x = (((_positions(c, f, size).float() + 0.5) / whole * 2 - 1).to(maps.device) for c, f in ((drawn.top, drawn.flip_y), (drawn.left, drawn.flip_x)))  # fmt: skip
+    y, x = (
+        ((_positions(c, f, size).float() + 0.5) / whole * 2 - 1).to(maps.device)
+        for c, f in ((drawn.top, drawn.flip_y), (drawn.left, drawn.flip_x))
+    )
     grid = torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=-1)
     sampled = F.grid_sample(maps.reshape(-1, 1, height, width), grid, "bilinear", "border", align_corners=False)
     return sampled[:, 0]
@@ -107,7 +112,7 @@ def _hue(images: Tensor, shift: Tensor) -> Tensor:
     value, arg = images.max(1, keepdim=True)
     chroma = value - images.amin(1, keepdim=True)
     following, before = (images.gather(1, (arg + k) % 3) for k in (1, 2))
-    # Sector of the hue, in sixths: 0, 2 or 4 for a red, green or blue maximum, plus the signed lead of the next channel.
+    # The hue in sixths of the circle: 0, 2 or 4 for a red, green or blue maximum, plus the lead of the next channel.
     hue = 2 * arg + (following - before) / chroma.clamp_min(1e-8) + 6 * shift
     channels = torch.tensor([5.0, 3.0, 1.0], device=images.device).view(1, 3, 1, 1)
     k = (channels + hue) % 6

@@ -18,8 +18,7 @@ def build_method(ref: MethodRef, backbone: str, config: TrainConfig, num_classes
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for("init", seed))
         body = create_backbone(backbone, config.stride or None) if ref.spec.backbone else None
-        method = METHODS.load(ref.spec.name)(body, num_classes, options(ref))
-    return method
+        return METHODS.load(ref.spec.name)(body, num_classes, options(ref))
 
 
 def load_function(ref: MethodRef) -> Explainer:

@@ -25,7 +25,8 @@ def write_blobs(folder: Path, seed: int = 0) -> Path:
             Image.fromarray(image).save(folder / f"{name}.png")
             if label:
                 Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{name}_mask.png")
-            rows.append((name, f"{name}.png", f"{name}_mask.png" if label else "", label and "blob" or "plain", f"{split}-{k // 4}", split))
+            truth, kind = (f"{name}_mask.png", "blob") if label else ("", "plain")
+            rows.append((name, f"{name}.png", truth, kind, f"{split}-{k // 4}", split))
     path = folder / "blobs.csv"
     with path.open("w", newline="", encoding="utf-8") as handle:
         handle.write("# name: blobs\n# classes: plain, blob\n# positive: blob\n# background: plain\n")

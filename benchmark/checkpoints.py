@@ -1,7 +1,8 @@
 """Checkpoints: weights to keep, and snapshots that hold all a bit-exact resume needs. No pickle anywhere.
 
-A snapshot is `resume/<epoch>.safetensors` (model, optimizer, scaler) and the weights of all candidate epochs, named with
-their SHA-256 in `resume/state.json`, which is written last. The snapshot before it stays until the new one is complete.
+A snapshot is `resume/<epoch>.safetensors` (model, optimizer, scaler) and the weights of all candidate epochs, named
+with their SHA-256 in `resume/state.json`, which is written last. The snapshot before it stays until the new
+one is complete.
 """
 
 import logging
@@ -26,8 +27,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Writes safetensors atomically and returns their SHA-256."""
     with atomic_path(path) as temporary:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
-        digest = file_sha256(temporary)
-    return digest
+        return file_sha256(temporary)
 
 
 def load_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
@@ -86,12 +86,21 @@ class Snapshots:
         candidates = self.write_candidates(progress)
         tensors, rest = _flatten_optimizer(optimizer.state_dict())
         name = f"{progress.epoch:04d}.safetensors"
-        digest = save_tensors(self.folder / name, {**{f"model.{k}": v for k, v in copy_state(model).items()}, **tensors})
+        digest = save_tensors(
+            self.folder / name, {**{f"model.{k}": v for k, v in copy_state(model).items()}, **tensors}
+        )
         state = {
-            "epoch": progress.epoch, "roles": progress.roles, "seconds": progress.seconds, "images": progress.images,
-            "history_bytes": progress.history_bytes, "file": name, "sha256": digest, "optimizer": rest,
-            "scaler": scaler.state_dict(), "candidates": {str(e): h for e, h in candidates.items()},
-        }  # fmt: skip
+            "epoch": progress.epoch,
+            "roles": progress.roles,
+            "seconds": progress.seconds,
+            "images": progress.images,
+            "history_bytes": progress.history_bytes,
+            "file": name,
+            "sha256": digest,
+            "optimizer": rest,
+            "scaler": scaler.state_dict(),
+            "candidates": {str(e): h for e, h in candidates.items()},
+        }
         current = self.folder / STATES[0]
         if current.is_file():
             write_json(self.folder / STATES[1], read_json(current))
@@ -123,12 +132,15 @@ class Snapshots:
         self, state: dict[str, Any], model: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: Any
     ) -> Progress:
         tensors = load_tensors(self.folder / state["file"], state["sha256"])
-        candidates = {int(e): load_tensors(self.run / self.weights_name(int(e)), h) for e, h in state["candidates"].items()}
+        hashes = {int(e): h for e, h in state["candidates"].items()}
+        candidates = {e: load_tensors(self.run / self.weights_name(e), h) for e, h in hashes.items()}
         model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         optimizer.load_state_dict(_unflatten_optimizer(tensors, state["optimizer"]))
         scaler.load_state_dict(state["scaler"])
-        self._written = {int(e): h for e, h in state["candidates"].items()}
-        return Progress(state["epoch"], state["roles"], state["seconds"], state["images"], state["history_bytes"], candidates)  # fmt: skip
+        self._written = hashes
+        return Progress(
+            state["epoch"], state["roles"], state["seconds"], state["images"], state["history_bytes"], candidates
+        )
 
     def remove(self) -> None:
         """Deletes the snapshots and weights no role needs, once the training has its record."""

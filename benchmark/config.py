@@ -34,7 +34,7 @@ class TrainConfig:
     load_size: int = identity(256, "side to which training images are squashed before the random crop")
     stride: int = identity(0, "stride of the last grid; 0 = the network's own")
     epochs: int = identity(30, "passes over the training images")
-    batch_size: int = identity(32, "images per update; an epoch is cut into nearly equal batches, none is repeated")
+    batch_size: int = identity(32, "images per update; an epoch is cut into nearly equal batches")
     optimizer: str = identity("sgd", "sgd or adamw")
     lr: float = identity(3e-3, "learning rate of the pretrained body")
     head_lr_scale: float = identity(10.0, "new layers learn this much faster")
@@ -58,7 +58,7 @@ class TrainConfig:
             if not getattr(self, name) > 0:
                 raise BenchError(f"train.{name} = {getattr(self, name)} must be above 0.")
         if self.load_size < self.image_size:
-            raise BenchError(f"train.load_size = {self.load_size} is smaller than train.image_size = {self.image_size}.")
+            raise BenchError(f"train.load_size = {self.load_size} is below train.image_size = {self.image_size}.")
         if len(self.jitter) != 4 or min(self.jitter) < 0 or self.jitter[3] > 0.5:
             raise BenchError(f"train.jitter = {self.jitter} must be four values >= 0, the hue at most 0.5.")
 
@@ -84,12 +84,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if self.jobs < 1 or self.score_batch < 1 or self.micro_batch < 0 or self.snapshot_seconds < 0:
-            raise BenchError("run.jobs and run.score_batch must be at least 1, run.micro_batch and run.snapshot_seconds 0.")
+            raise BenchError("run.jobs, run.score_batch must be >= 1; run.micro_batch, run.snapshot_seconds >= 0.")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "smoke": {"image_size": 112, "load_size": 128, "stride": 8, "epochs": 20, "batch_size": 16, "lr": 0.02, "step_epochs": 15,
-              "head_lr_scale": 1.0, "warmup_epochs": 2, "jitter": (0.2, 0.2, 0.2, 0.02)},
+    "smoke": {"image_size": 112, "load_size": 128, "stride": 8, "epochs": 20, "batch_size": 16, "lr": 0.02,
+              "step_epochs": 15, "head_lr_scale": 1.0, "warmup_epochs": 2, "jitter": (0.2, 0.2, 0.2, 0.02)},
     "quick": {"epochs": 40, "step_epochs": 25, "stride": 16, "lr": 3e-3},
     "paper": {"stride": 8, "epochs": 1000, "precision": "fp16"},
 }  # fmt: skip
@@ -99,8 +99,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 class Request:
     """What the user asked for, as typed; names are resolved by the plan.
 
-    overrides: section -> settings from the file and `--set`; sections are `train`, `protocol`, or a method's name, whose
-    settings may be its options or `train.KEY` for this method alone.
+    overrides: section -> settings from the file and `--set`; sections are `train`, `protocol`, or a method's name,
+    whose settings may be its options or `train.KEY` for this method alone.
     """
 
     methods: tuple[str, ...]
@@ -190,7 +190,7 @@ def parse_set(pairs: Iterable[str]) -> dict[str, dict[str, str]]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A configuration file. Top-level keys are those of Request; tables are sections. Raises BenchError if unreadable."""
+    """A configuration file: options at the top, tables as sections. Raises BenchError if unreadable."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:

@@ -11,10 +11,6 @@ class BenchError(Exception):
     """
 
 
-class Interrupted(Exception):
-    """The run was asked to stop (Ctrl-C or SIGTERM); everything finished so far is on disk."""
-
-
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Returns ' Did you mean …?' for a near miss, else the list of known names (empty if there are none)."""
     names = sorted(known)

@@ -19,7 +19,8 @@ def estimate_seconds(stages: Sequence[Stage], store: Store) -> float | None:
         if stage.kind != "train":
             total += _median(scored) if scored else 0.0
             continue
-        speeds = [r["images_per_second"] for r in trained if _alike(r, stage)] or [r["images_per_second"] for r in trained]
+        alike = [r for r in trained if _alike(r, stage)] or trained
+        speeds = [r["images_per_second"] for r in alike]
         if not speeds:
             return None
         total += stage.identity["data"]["images"] * stage.work["config"].epochs / _median(speeds)

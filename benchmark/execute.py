@@ -85,10 +85,10 @@ def execute(
 def _start(
     groups: Sequence[Sequence[Stage]], run: RunConfig, sources: dict[str, Source], report: Callable
 ) -> Iterable[dict[str, str]]:
-    if run.jobs == 1 and run.backend == "loky":
-        return Parallel(n_jobs=1)(delayed(do_group)(g, run, sources, report) for g in groups)
-    options = {"backend": run.backend, "n_jobs": run.jobs}
-    return Parallel(**options)(delayed(do_group)(g, run, sources, None) for g in groups)
+    alone = run.jobs == 1 and run.backend == "loky"  # in this process, where a bar can be shown
+    parallel = Parallel(n_jobs=1) if alone else Parallel(n_jobs=run.jobs, backend=run.backend)
+    found: Any = parallel(delayed(do_group)(g, run, sources, report if alone else None) for g in groups)
+    return found
 
 
 def do_group(
@@ -143,10 +143,16 @@ def _run(stages: Sequence[Stage], desk: Any) -> None:
 def _record_failure(stages: Sequence[Stage], desk: Any, problem: Exception, seconds: float) -> dict[str, str]:
     error = str(problem) if isinstance(problem, BenchError) else f"{type(problem).__name__}: {problem}"
     for stage in stages:
-        desk.store.fail(stage.key, {
-            "kind": stage.kind, "labels": stage.labels, "error": error, "seconds": seconds,
-            "traceback": "".join(traceback.format_exception(problem)),
-        })  # fmt: skip
+        desk.store.fail(
+            stage.key,
+            {
+                "kind": stage.kind,
+                "labels": stage.labels,
+                "error": error,
+                "seconds": seconds,
+                "traceback": "".join(traceback.format_exception(problem)),
+            },
+        )
         log.debug("stage %s failed", stage.key, exc_info=problem)
     return {s.key: error for s in stages}
 

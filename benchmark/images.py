@@ -58,7 +58,8 @@ class ImageCache:
     def _path(self, need: Need) -> Path:
         files = [(i.id, self._hashes[str(i.mask if need.masks else i.image)]) for i in need.items]
         what = "masks" if need.masks else "images"
-        return self.folder / f"{key_of([DECODER_VERSION, self.dataset.card.name, files, need.size])}-{what}-{need.size}.npy"
+        key = key_of([DECODER_VERSION, self.dataset.card.name, files, need.size])
+        return self.folder / f"{key}-{what}-{need.size}.npy"
 
     def prepare(self, needs: Sequence[Need]) -> None:
         """Makes the arrays that are missing, decoding each file once for all sizes.
@@ -84,13 +85,13 @@ class ImageCache:
             building.append((context, array))
             for row, item in enumerate(need.items):
                 places[self._file(item, need)].append((array, row, need.size))
-        problems = Parallel(n_jobs=-1, prefer="threads")(delayed(_fill)(f, p, decode, resize) for f, p in places.items())
-        bad = [p for p in problems if p]
+        jobs = (delayed(_fill)(f, p, decode, resize) for f, p in places.items())
+        bad = [str(p) for p in Parallel(n_jobs=-1, prefer="threads")(jobs) if p]
         error = BenchError(_unreadable(bad, len(files))) if bad else None
         for context, array in building:
             array.flush()
             if error:
-                context.__exit__(BenchError, error, None) or None
+                context.__exit__(BenchError, error, None)
             else:
                 context.__exit__(None, None, None)
         if error:
@@ -145,4 +146,4 @@ def _fill(path: Path, places: list, decode: Callable, resize: Callable) -> str:
 
 def _unreadable(bad: list[str], total: int) -> str:
     some = "\n  ".join(bad[:5])
-    return f"{len(bad)} of {total} files cannot be read, the first:\n  {some}\nRestore them from the download and run again."
+    return f"{len(bad)} of {total} files cannot be read, the first:\n  {some}\nRestore them and run again."

@@ -62,9 +62,13 @@ def evaluation_mode(model: torch.nn.Module | None) -> torch.nn.Module | None:
 
 
 def validation_pass(
-    reader: Reader, tasks: Sequence[Task], frames: Frames, masks: Mapping[int, np.ndarray], device: torch.device,
+    reader: Reader,
+    tasks: Sequence[Task],
+    frames: Frames,
+    masks: Mapping[int, np.ndarray],
+    device: torch.device,
     batch_size: int = 32,
-) -> tuple[np.ndarray, dict[str, Scored]]:  # fmt: skip
+) -> tuple[np.ndarray, dict[str, Scored]]:
     """Logits (N, K) of all validation images, and for every task its scale and the histograms of the masked ones.
 
     masks: row -> (size, size) bool, for the few validation images whose masks may be read. Constants are quantiles of
@@ -72,33 +76,42 @@ def validation_pass(
     """
     evaluation_mode(reader.model)
     chosen = {t.name: _spread(len(frames.items), t.protocol.scale_images) for t in tasks if t.uses_constants}
-    wanted = {t.view.name: set(masks) | set().union(*(chosen.get(u.name, ()) for u in tasks if u.view == t.view)) for t in tasks}  # fmt: skip
+    wanted = {t.view.name: set(masks) for t in tasks}
+    for task in tasks:
+        wanted[task.view.name] |= chosen.get(task.name, set())
     kept: dict[str, dict[int, Tensor]] = {name: {} for name in wanted}
     logits = []
     for rows, images, labels, ids in batches(frames, batch_size, device):
         found, maps = reader.read(images, labels, ids)
         logits.append(found.cpu())
         for name, native in maps.items():
-            kept[name].update({r: native[r - rows.start] for r in range(rows.start, rows.start + len(ids)) if r in wanted[name]})  # fmt: skip
+            here = (r for r in range(rows.start, rows.start + len(ids)) if r in wanted[name])
+            kept[name].update({r: native[r - rows.start] for r in here})
     masked = sorted(masks)
     scored = {}
     for task in tasks:
         native = kept[task.view.name]
         scale = (0.0, 1.0)
         if task.uses_constants:
-            scale = scale_constants(torch.stack([native[r] for r in sorted(chosen[task.name])]).cpu().numpy(), task.protocol.scale_quantiles)  # fmt: skip
+            scale = scale_constants([native[r] for r in sorted(chosen[task.name])], task.protocol.scale_quantiles)
         parts = _Parts()
         if masked and task.view.map_class != "-":
             truth = torch.from_numpy(np.stack([masks[r] for r in masked])).to(device)
-            _score(parts, task, scale, torch.stack([native[r] for r in masked]), truth, [frames.ids[r] for r in masked], ())
+            few = torch.stack([native[r] for r in masked])
+            _score(parts, task, scale, few, truth, [frames.ids[r] for r in masked], ())
         scored[task.name] = _collect(parts, scale)
     return torch.cat(logits).numpy(), scored
 
 
-def test_pass(
-    reader: Reader, tasks: Sequence[Task], frames: Frames, scales: Mapping[str, tuple[float, float]],
-    device: torch.device, batch_size: int = 32, examples: Sequence[int] = (),
-) -> tuple[np.ndarray, dict[str, Scored]]:  # fmt: skip
+def evaluation_pass(
+    reader: Reader,
+    tasks: Sequence[Task],
+    frames: Frames,
+    scales: Mapping[str, tuple[float, float]],
+    device: torch.device,
+    batch_size: int = 32,
+    examples: Sequence[int] = (),
+) -> tuple[np.ndarray, dict[str, Scored]]:
     """Logits (N, K) and scores of a whole evaluation set; `examples` are rows whose scaled maps are kept."""
     if frames.masks is None:
         raise ValueError("scoring needs the masks of the evaluation set")
@@ -117,12 +130,15 @@ def test_pass(
 
 
 def _score(
-    parts: _Parts, task: Task, scale: tuple[float, float], native: Tensor, truth: Tensor, ids: Sequence[str],
+    parts: _Parts,
+    task: Task,
+    scale: tuple[float, float],
+    native: Tensor,
+    truth: Tensor,
+    ids: Sequence[str],
     shown: Sequence[int],
-) -> None:  # fmt: skip
-    scaled, degenerate = scale_maps(
-        native, task.view.method.spec.kind, task.protocol.scale, scale, ids=ids
-    )
+) -> None:
+    scaled, degenerate = scale_maps(native, task.view.method.spec.kind, task.protocol.scale, scale, ids=ids)
     full = resize_maps(scaled, truth.shape[-1])
     foreground, background = histogram(full, truth)
     parts.foreground.append(foreground.cpu())

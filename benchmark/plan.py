@@ -172,12 +172,26 @@ class Planner:
         if method.spec.uses_seed:
             identity["seed"] = cell.seed
         labels = {
-            "method": method.label, "options": method.changed, "backbone": cell.backbone if carrier else "-",
-            "train": cell.dataset, "eval": cell.dataset, "split": split, "fold": cell.fold,
+            "method": method.label,
+            "options": method.changed,
+            "backbone": cell.backbone if carrier else "-",
+            "train": cell.dataset,
+            "eval": cell.dataset,
+            "split": split,
+            "fold": cell.fold,
             "seed": cell.seed if carrier or method.spec.uses_seed else 0,
-            "selection": selection, "protocol": cell.protocol.id, "map_class": map_class,
-        }  # fmt: skip
-        work = {"method": method, "carrier": carrier, "role": role, "protocol": cell.protocol, "config": config, "cell": cell}
+            "selection": selection,
+            "protocol": cell.protocol.id,
+            "map_class": map_class,
+        }
+        work = {
+            "method": method,
+            "carrier": carrier,
+            "role": role,
+            "protocol": cell.protocol,
+            "config": config,
+            "cell": cell,
+        }
         model = parents.get("checkpoint") or key_of([cell.dataset, cell.fold, cell.seed])
         return self.plan.add(Stage("score", identity, parents, labels, work, ("score", model, split)))
 
@@ -208,7 +222,11 @@ class Planner:
         preset = self.request.preset
         recipe = method.spec.recipes.get(preset, {})
         return train_config(
-            preset, recipe.get("*", {}), recipe.get(cell.dataset, {}), self.request.overrides.get("train", {}), method.train
+            preset,
+            recipe.get("*", {}),
+            recipe.get(cell.dataset, {}),
+            self.request.overrides.get("train", {}),
+            method.train,
         )
 
     def _train(self, method: MethodRef, cell: Cell) -> str:
@@ -232,12 +250,15 @@ class Planner:
             "roles": roles,
         }
         labels = {
-            "method": method.label, "options": method.changed, "backbone": cell.backbone, "train": cell.dataset,
-            "fold": cell.fold, "seed": cell.seed,
-        }  # fmt: skip
+            "method": method.label,
+            "options": method.changed,
+            "backbone": cell.backbone,
+            "train": cell.dataset,
+            "fold": cell.fold,
+            "seed": cell.seed,
+        }
         work = {"method": method, "config": config, "cell": cell, "weights": self.request.weights}
-        key = self.plan.add(Stage("train", identity, parents, labels, work))
-        return key
+        return self.plan.add(Stage("train", identity, parents, labels, work))
 
     def _maps(self, teacher: MethodRef, cell: Cell) -> str:
         """Teacher maps of the training images, for their true (training) label."""
@@ -258,9 +279,13 @@ class Planner:
         if teacher.spec.uses_seed:
             identity["seed"] = cell.seed
         labels = {
-            "method": teacher.label, "options": teacher.changed, "backbone": cell.backbone if carrier else "-",
-            "train": cell.dataset, "fold": cell.fold, "seed": cell.seed,
-        }  # fmt: skip
+            "method": teacher.label,
+            "options": teacher.changed,
+            "backbone": cell.backbone if carrier else "-",
+            "train": cell.dataset,
+            "fold": cell.fold,
+            "seed": cell.seed,
+        }
         work = {"method": teacher, "carrier": carrier, "role": role, "config": config, "cell": cell}
         model = parents.get("checkpoint") or key_of([cell.dataset, cell.fold, cell.seed])
         return self.plan.add(Stage("maps", identity, parents, labels, work, ("maps", model)))

@@ -66,7 +66,9 @@ class Terminal:
         if self._key != stage.key:
             self.close()
             self._key = stage.key
-            self._bar = tqdm(total=event["epochs"], desc=title(stage), unit="epoch", initial=event["epoch"], file=sys.stderr)
+            self._bar = tqdm(
+                total=event["epochs"], desc=title(stage), unit="epoch", initial=event["epoch"], file=sys.stderr
+            )
         elif self._bar is not None:
             self._bar.update(event["epoch"] - self._bar.n)
         if self._bar is not None and time.monotonic() - self._last > 0.1:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
 from ..datasets.base import Item, Manifest
 from ..datasets.decode import decode_image, resize_image
 from .metrics import BINS
-from .passes import Scored, Task, test_pass, validation_pass
+from .passes import Scored, Task, evaluation_pass, validation_pass
 from .plan import Stage
 from .stages import Desk, common_facts, load_model, pixel_masks
 from .store import key_of, read_npz, write_npz
@@ -42,7 +43,8 @@ def _score_checkpoint(stages: Sequence[Stage], desk: Desk) -> None:
     tasks = {s.key: Task(View(s.work["method"], s.labels["map_class"]), s.work["protocol"]) for s in stages}
     distinct = tuple(dict.fromkeys(tasks.values()))
     card = manifest.card
-    reader = Reader(model, tuple(dict.fromkeys(t.view for t in distinct)), card.positive_class, len(card.classes), cell.seed)
+    views = tuple(dict.fromkeys(t.view for t in distinct))
+    reader = Reader(model, views, card.positive_class, len(card.classes), cell.seed)
     items = manifest.split(split)
     desk.report({"kind": "score", "stage": first, "images": len(items), "methods": len(reader.views)})
     began = time.monotonic()
@@ -55,14 +57,24 @@ def _score_checkpoint(stages: Sequence[Stage], desk: Desk) -> None:
         shown = example_rows(items)
         scales = {tasks[s.key].name: _scale(s, desk) for s in stages}
         frames = desk.images(cell).frames(items, config.image_size, distinct[0].protocol.size)
-        logits, scored = test_pass(reader, distinct, frames, scales, desk.device, desk.run.score_batch, shown)
+        logits, scored = evaluation_pass(reader, distinct, frames, scales, desk.device, desk.run.score_batch, shown)
     seconds = (time.monotonic() - began) / len(distinct)
     parameters = sum(p.numel() for p in model.parameters()) if model is not None else 0
     for stage in stages:
         found = scored[tasks[stage.key].name]
-        _write(stage, desk, manifest, [items[r] for r in rows], logits[rows], found, shown, {
-            "seconds": seconds, "facts": {"parameters": parameters, "epoch": entry["epoch"], "weights_sha256": entry["sha256"]},
-        })  # fmt: skip
+        _write(
+            stage,
+            desk,
+            manifest,
+            [items[r] for r in rows],
+            logits[rows],
+            found,
+            shown,
+            {
+                "seconds": seconds,
+                "facts": {"parameters": parameters, "epoch": entry["epoch"], "weights_sha256": entry["sha256"]},
+            },
+        )
 
 
 def _validate(
@@ -91,16 +103,28 @@ def example_rows(items: Sequence[Item]) -> list[int]:
 
 
 def _write(
-    stage: Stage, desk: Desk, manifest: Manifest, items: Sequence[Item], logits: np.ndarray, scored: Scored,
-    shown: Sequence[int], extra: dict[str, Any],
-) -> None:  # fmt: skip
+    stage: Stage,
+    desk: Desk,
+    manifest: Manifest,
+    items: Sequence[Item],
+    logits: np.ndarray,
+    scored: Scored,
+    shown: Sequence[int],
+    extra: dict[str, Any],
+) -> None:
     folder, card, spec = desk.store.run_dir(stage.key), manifest.card, stage.work["method"].spec
-    histograms = {n: _packed(h, len(items)) for n, h in zip(("foreground", "background"), scored.histograms, strict=True)}
-    write_npz(folder / "scores.npz", {
-        "ids": np.array([i.id for i in items]), "labels": np.array([i.label for i in items], np.int64),
-        "groups": np.array([i.group for i in items]), "logits": logits.astype(np.float32),
-        "scale": np.array(scored.scale, np.float64), **histograms,
-    })  # fmt: skip
+    histograms = {n: _packed(getattr(scored.histograms, n), len(items)) for n in ("foreground", "background")}
+    write_npz(
+        folder / "scores.npz",
+        {
+            "ids": np.array([i.id for i in items]),
+            "labels": np.array([i.label for i in items], np.int64),
+            "groups": np.array([i.group for i in items]),
+            "logits": logits.astype(np.float32),
+            "scale": np.array(scored.scale, np.float64),
+            **histograms,
+        },
+    )
     stem = ""
     if shown:
         stem = _write_pictures(stage, desk, [items[r] for r in shown])
@@ -108,11 +132,19 @@ def _write(
             write_npz(folder / "examples.npz", {"ids": np.array([items[r].id for r in shown]), "maps": scored.examples})
     common = common_facts(stage, desk, manifest)
     facts = {
-        **common["facts"], **extra["facts"], "kind": spec.kind, "classes": list(card.classes),
-        "region_classes": list(card.region_classes), "foreground": card.foreground, "group": card.group,
-        "licence": card.licence, "images": len(items), "degenerate": scored.degenerate, "family": spec.family,
+        **common["facts"],
+        **extra["facts"],
+        "kind": spec.kind,
+        "classes": list(card.classes),
+        "region_classes": list(card.region_classes),
+        "foreground": card.foreground,
+        "group": card.group,
+        "licence": card.licence,
+        "images": len(items),
+        "degenerate": scored.degenerate,
+        "family": spec.family,
         "examples": stem,
-    }  # fmt: skip
+    }
     desk.store.finish(stage.key, {**common, **extra, "facts": facts})
 
 
@@ -134,10 +166,13 @@ def _write_pictures(stage: Stage, desk: Desk, items: Sequence[Item]) -> str:
         split = desk.manifest(cell).split(stage.labels["split"])
         row = {i.id: k for k, i in enumerate(split)}
         masks = desk.images(cell).masks(split, size)[[row[i.id] for i in items]]
-        write_npz(path, {
-            "ids": np.array([i.id for i in items]), "masks": np.asarray(masks),
-            "images": np.stack([resize_image(decode_image(i.image), size) for i in items]),
-            "labels": np.array([i.label for i in items], np.int64),
-        })  # fmt: skip
+        write_npz(
+            path,
+            {
+                "ids": np.array([i.id for i in items]),
+                "masks": np.asarray(masks),
+                "images": np.stack([resize_image(decode_image(i.image), size) for i in items]),
+                "labels": np.array([i.label for i in items], np.int64),
+            },
+        )
     return stem
-

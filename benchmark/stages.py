@@ -112,21 +112,39 @@ def run_train(stage: Stage, desk: Desk) -> None:
     )
     folder = desk.store.run_dir(stage.key)
     job = Training(
-        method, TrainingSet(frames, config, torch_device, maps).on_device(), validation(ref, desk, cell, config),
-        context, config, desk.run, cell.seed, folder,
+        method,
+        TrainingSet(frames, config, torch_device, maps).on_device(),
+        validation(ref, desk, cell, config),
+        context,
+        config,
+        desk.run,
+        cell.seed,
+        folder,
         lambda event: desk.report({"stage": stage, "kind": "train", **event}),
-    )  # fmt: skip
+    )
     progress, hashes = train(job)
     snapshots = Snapshots(folder)
     roles = {
-        role: {"epoch": r["epoch"], "value": r["value"], "weights": snapshots.weights_name(r["epoch"]), "sha256": hashes[r["epoch"]]}
+        role: {
+            "epoch": r["epoch"],
+            "value": r["value"],
+            "weights": snapshots.weights_name(r["epoch"]),
+            "sha256": hashes[r["epoch"]],
+        }
         for role, r in progress.roles.items()
-    }  # fmt: skip
-    desk.store.finish(stage.key, {
-        **common_facts(stage, desk, manifest), "roles": roles, "epochs": config.epochs, "seconds": progress.seconds,
-        "images_per_second": progress.images / max(progress.seconds, 1e-9),
-        "parameters": sum(p.numel() for p in method.parameters()), "peak_memory_mb": peak_memory_mb(torch_device),
-    })  # fmt: skip
+    }
+    desk.store.finish(
+        stage.key,
+        {
+            **common_facts(stage, desk, manifest),
+            "roles": roles,
+            "epochs": config.epochs,
+            "seconds": progress.seconds,
+            "images_per_second": progress.images / max(progress.seconds, 1e-9),
+            "parameters": sum(p.numel() for p in method.parameters()),
+            "peak_memory_mb": peak_memory_mb(torch_device),
+        },
+    )
     keep = {r["weights"] for r in roles.values()}
     for path in folder.glob("epoch-*.safetensors"):
         if path.name not in keep:
@@ -139,9 +157,11 @@ def validation(ref: MethodRef, desk: Desk, cell: Cell, config: TrainConfig) -> V
     manifest, images = desk.manifest(cell), desk.images(cell)
     items = manifest.split("val")
     return Validation(
-        images.frames(items, config.image_size), pixel_masks(items, desk, cell, SELECTION_SIZE),
-        selection_tasks(ref), manifest.card.positive_class,
-    )  # fmt: skip
+        images.frames(items, config.image_size),
+        pixel_masks(items, desk, cell, SELECTION_SIZE),
+        selection_tasks(ref),
+        manifest.card.positive_class,
+    )
 
 
 def selection_tasks(ref: MethodRef) -> tuple[Task, ...]:
@@ -184,8 +204,8 @@ def checkpoint(desk: Desk, key: str, role: str) -> tuple[dict[str, torch.Tensor]
     record = desk.store.record(key)
     if role not in record["roles"]:
         raise BenchError(
-            f"Training {key} ({record['labels']['method']}) kept no checkpoint for '{role}': the value that picks it was "
-            f"never defined. It kept: {', '.join(record['roles'])}."
+            f"Training {key} ({record['labels']['method']}) kept no checkpoint for '{role}': the value that picks it "
+            f"was never defined. It kept: {', '.join(record['roles'])}."
         )
     entry = record["roles"][role]
     return load_tensors(desk.store.run_dir(key) / entry["weights"], entry["sha256"]), entry
@@ -220,23 +240,30 @@ def run_maps(stages: Sequence[Stage], desk: Desk) -> None:
         for _, images, labels, ids in batches(frames, desk.run.score_batch, desk.device):
             _, maps = reader.read(images, labels, ids)
             for view in views:
-                scaled, _ = scale_maps(maps[view.name], view.method.spec.kind, "image", None, ids=ids)  # fmt: skip
+                scaled, _ = scale_maps(maps[view.name], view.method.spec.kind, "image", None, ids=ids)
                 parts[view.name].append(scaled.half().cpu())
         seconds = (time.monotonic() - began) / len(todo)
         for stage, view in zip(todo, views, strict=True):
             arrays = {"ids": np.array(frames.ids), "maps": torch.cat(parts[view.name]).numpy()}
             write_npz(desk.store.run_dir(stage.key) / "maps.npz", arrays)
-            desk.store.finish(stage.key, {**common_facts(stage, desk, manifest), "seconds": seconds, "epoch": entry["epoch"]})
+            record = {**common_facts(stage, desk, manifest), "seconds": seconds, "epoch": entry["epoch"]}
+            desk.store.finish(stage.key, record)
 
 
 def common_facts(stage: Stage, desk: Desk, manifest: Manifest) -> dict[str, Any]:
     """What every record holds."""
     spec = stage.work["method"].spec
     return {
-        "kind": stage.kind, "identity": stage.identity, "parents": stage.parents, "labels": stage.labels,
+        "kind": stage.kind,
+        "identity": stage.identity,
+        "parents": stage.parents,
+        "labels": stage.labels,
         "facts": {
-            "synthetic": manifest.synthetic, "supervision": spec.supervision, "notes": list(manifest.notes),
+            "synthetic": manifest.synthetic,
+            "supervision": spec.supervision,
+            "notes": list(manifest.notes),
             "images": len(manifest.split("train")),
         },
-        "environment": {**environment(), **compute(desk.device)}, "config": dataclasses.asdict(stage.work["config"]),
-    }  # fmt: skip
+        "environment": {**environment(), **compute(desk.device)},
+        "config": dataclasses.asdict(stage.work["config"]),
+    }

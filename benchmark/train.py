@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
 
 
-class Diverged(Exception):
+class DivergedError(Exception):
     """The loss became NaN or infinite."""
 
 
@@ -63,7 +63,7 @@ class Training:
 def train(job: Training) -> tuple[Progress, dict[int, str]]:
     """Trains to the end, or on from the newest snapshot; returns the roles and the SHA-256 of each kept epoch.
 
-    Raises Diverged when a loss is not finite, BenchError for a method that breaks its contract.
+    Raises DivergedError when a loss is not finite, BenchError for a method that breaks its contract.
     """
     method, device = job.method.to(job.context.device), job.context.device
     method.setup(job.context)
@@ -95,7 +95,9 @@ def make_optimizer(method: Method, config: TrainConfig) -> torch.optim.Optimizer
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
     nesterov = config.momentum > 0
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=nesterov)  # fmt: skip
+    return torch.optim.SGD(
+        groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=nesterov
+    )
 
 
 def _run_epoch(job: Training, optimizer: torch.optim.Optimizer, scaler: Any, epoch: int) -> dict[str, Any]:
@@ -120,7 +122,7 @@ def _run_epoch(job: Training, optimizer: torch.optim.Optimizer, scaler: Any, epo
     method.on_epoch_end(context)
     losses = {name: float(value) for name, value in sums.items()}
     if not all(math.isfinite(v) for v in losses.values()):
-        raise Diverged(f"the loss of epoch {epoch} is not finite ({losses}); a lower train.lr usually helps")
+        raise DivergedError(f"the loss of epoch {epoch} is not finite ({losses}); a lower train.lr usually helps")
     return {"epoch": epoch, "lr": rate, "losses": losses, "seconds": time.monotonic() - began}
 
 
@@ -163,7 +165,8 @@ def _finish_epoch(job: Training, progress: Progress, history: "History", epoch: 
 def evaluate(job: Training) -> tuple[dict[str, float], dict[Task, dict[str, float]]]:
     """Accuracy (percent) and cross-entropy of the validation images, PxAP and Dice at 0.5 of the masked ones."""
     v = job.validation
-    reader = Reader(job.method, tuple(dict.fromkeys(t.view for t in v.tasks)), v.positive_class, job.context.num_classes)
+    views = tuple(dict.fromkeys(t.view for t in v.tasks))
+    reader = Reader(job.method, views, v.positive_class, job.context.num_classes)
     device, batch = job.context.device, job.run.score_batch
     logits, scored = validation_pass(reader, v.tasks, v.frames, v.masks, device, batch)
     labels = v.frames.labels

@@ -100,7 +100,7 @@ def _checked(native: Any, images: Tensor, view: View) -> Tensor:
     """The method's map if it keeps the contract."""
     name = view.method.label
     if not isinstance(native, Tensor):
-        raise BenchError(f"Method '{name}' returned {type(native).__name__} as its map; a tensor (B, h, w) is expected.")
+        raise BenchError(f"Method '{name}' returned {type(native).__name__} as its map, not a tensor (B, h, w).")
     if native.ndim != 3 or len(native) != len(images):
         shape = tuple(native.shape)
         raise BenchError(f"Method '{name}' returned a map of shape {shape}; ({len(images)}, h, w) is expected.")

@@ -71,14 +71,28 @@ def method_spec(name: str) -> MethodSpec:
 
 def spec_from_entry(entry: Entry) -> MethodSpec:
     """Turns the decorator's keywords into a MethodSpec; raises BenchError where they make no sense."""
-    known = {f.name for f in dataclasses.fields(MethodSpec)} - {"name", "summary", "origin", "module", "source_hash", "trains"}  # fmt: skip
+    known = {f.name for f in dataclasses.fields(MethodSpec)} - {
+        "name",
+        "summary",
+        "origin",
+        "module",
+        "source_hash",
+        "trains",
+    }
     for fact in entry.facts:
         if fact not in known:
-            raise BenchError(f"{entry.module}: @register('{entry.name}') has no fact '{fact}'.{did_you_mean(fact, known)}")
+            raise BenchError(
+                f"{entry.module}: @register('{entry.name}') has no fact '{fact}'.{did_you_mean(fact, known)}"
+            )
     spec = MethodSpec(
-        entry.name, **entry.facts, trains=entry.shape == "class", summary=entry.summary,
-        origin=entry.origin, module=entry.module, source_hash=entry.source_hash,
-    )  # fmt: skip
+        entry.name,
+        **entry.facts,
+        trains=entry.shape == "class",
+        summary=entry.summary,
+        origin=entry.origin,
+        module=entry.module,
+        source_hash=entry.source_hash,
+    )
     for what, values, allowed in (
         ("kind", (spec.kind,), ("score", "prob", "none")),
         ("supervision", (spec.supervision,), SUPERVISIONS),
@@ -87,5 +101,7 @@ def spec_from_entry(entry: Entry) -> MethodSpec:
     ):
         for value in values:
             if value not in allowed:
-                raise BenchError(f"{entry.module}: {what} '{value}' of method '{entry.name}' is not one of {', '.join(allowed)}.")  # fmt: skip
+                raise BenchError(
+                    f"{entry.module}: {what} '{value}' of method '{entry.name}' is not one of {', '.join(allowed)}."
+                )
     return spec

@@ -36,7 +36,9 @@ class Verbs(click.Group):
         module, _, name = VERBS[cmd_name][0].partition(":")
         return getattr(importlib.import_module(f"{__name__}.{module}"), name)
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         """Refuses an unknown verb with the nearest ones."""
         if args and args[0] not in VERBS and not args[0].startswith("-"):
             raise click.UsageError(f"There is no verb '{args[0]}'.{did_you_mean(args[0], VERBS)}", ctx)

@@ -11,7 +11,7 @@ import click
 
 @click.command()
 @click.argument("method", metavar="NAME|FILE")
-@click.option("--backbone", default="test_resnet", show_default=True, help="A small timm network; ViT methods: test_vit.")
+@click.option("--backbone", default="test_resnet", show_default=True, help="A small timm network; for ViT: test_vit.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, nothing else.")
 def check(method: str, backbone: str, as_json: bool) -> None:
     """Test a method, by name or Python file, against the contract: synthetic data, CPU, under a minute.
@@ -33,7 +33,11 @@ def check(method: str, backbone: str, as_json: bool) -> None:
                     click.echo(f"           {result.detail}")
     broken = [r for r in results if r.state == "broken"]
     if as_json:
-        click.echo(json.dumps({"method": method, "ok": not broken, "lines": [dataclasses.asdict(r) for r in results]}, indent=1))
+        click.echo(
+            json.dumps(
+                {"method": method, "ok": not broken, "lines": [dataclasses.asdict(r) for r in results]}, indent=1
+            )
+        )
     elif broken:
         click.echo(f"\n{method}: {len(broken)} of {len(results)} lines of the contract broke.")
     else:

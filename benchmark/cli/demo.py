@@ -28,7 +28,14 @@ def demo(data_root: Path, results: Path) -> None:
     if not any(data_root.rglob("SYNTHETIC.json")):
         click.echo(f"Writing synthetic histology in the layout of GlaS to {data_root} …", err=True)
         write_glas(data_root)
-    typed = {"methods": METHODS, "datasets": "glas", "weights": "none", "preset": "smoke", "data_root": data_root, "results": results}  # fmt: skip
+    typed = {
+        "methods": METHODS,
+        "datasets": "glas",
+        "weights": "none",
+        "preset": "smoke",
+        "data_root": data_root,
+        "results": results,
+    }
     click.echo("bench run " + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in typed.items()), err=True)
     planner = Planner(make_request(typed, (), None))
     plan, store = planner.build(), Store(results)
@@ -40,6 +47,8 @@ def demo(data_root: Path, results: Path) -> None:
     page = results / "report" / "index.html"
     if fresh or not page.is_file():
         build_report(store, results / "report")
-    click.echo(f"\nThe data are SYNTHETIC: the numbers show that everything works, not how good a method is.\n"
-               f"Report: {page.resolve()}  ({time.monotonic() - began:.0f} s)")  # fmt: skip
+    click.echo(
+        f"\nThe data are SYNTHETIC: the numbers show that everything works, not how good a method is.\n"
+        f"Report: {page.resolve()}  ({time.monotonic() - began:.0f} s)"
+    )
     sys.exit(outcome.exit_code)

@@ -11,11 +11,17 @@ WHAT = ("methods", "datasets", "backbones", "protocols", "presets")
 
 @click.command("list")
 @click.argument("what", type=click.Choice(WHAT), required=False)
-@click.option("--results", type=click.Path(), default="results", hidden=True, help="Accepted like on the other read verbs.")
+@click.option("--results", type=click.Path(), default="results", hidden=True, help="As on the other read verbs.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, nothing else.")
 def list_(what: str | None, results: str, as_json: bool) -> None:
     """Methods, datasets, backbones, protocols and presets. Imports none of them."""
-    makers = {"methods": _methods, "datasets": _datasets, "backbones": _backbones, "protocols": _protocols, "presets": _presets}  # fmt: skip
+    makers = {
+        "methods": _methods,
+        "datasets": _datasets,
+        "backbones": _backbones,
+        "protocols": _protocols,
+        "presets": _presets,
+    }
     found = {name: makers[name]() for name in ([what] if what else WHAT)}
     if as_json:
         click.echo(json.dumps(found[what] if what else found, indent=1))
@@ -50,14 +56,17 @@ def _methods() -> list[dict[str, Any]]:
 def _datasets() -> list[dict[str, Any]]:
     from ...datasets import DATASETS
 
-    rows = [{"name": e.name, "summary": e.summary, "origin": e.origin, "error": e.error, **e.facts} for e in DATASETS.entries()]
+    rows = [
+        {"name": e.name, "summary": e.summary, "origin": e.origin, "error": e.error, **e.facts}
+        for e in DATASETS.entries()
+    ]
     return [*rows, {"name": "FILE.csv", "summary": "Your own images: a manifest, see docs/datasets.md.", "error": ""}]
 
 
 def _backbones() -> list[dict[str, Any]]:
-    from ...methods.backbone_table import KNOWN_BACKBONES
+    from ...methods.weights import IMAGENET_TAGS
 
-    rows = [{"name": name, "summary": text, "error": ""} for name, text in KNOWN_BACKBONES.items()]
+    rows = [{"name": n, "summary": f"imagenet = {n}.{tag}", "error": ""} for n, tag in IMAGENET_TAGS.items()]
     return [*rows, {"name": "any timm name", "summary": "CNNs, ViT and DeiT, at their own stride.", "error": ""}]
 
 
@@ -65,8 +74,8 @@ def _protocols() -> list[dict[str, Any]]:
     from ..protocols import PROTOCOLS
 
     texts = {
-        "fair": "Nothing of the test set but its images reaches a prediction: maps of the predicted class, tau_val. Default.",
-        "paper": "As published: maps of the true class, per-image min-max, oracle tau. To compare with papers only.",
+        "fair": "Default. Only the images of the test set reach a prediction: maps of the predicted class, tau_val.",
+        "paper": "As published, to compare with papers: maps of the true class, per-image min-max, oracle tau.",
     }
     return [{"summary": texts.get(p.name, ""), "error": "", **p.identity()} for p in PROTOCOLS.values()]
 
@@ -79,4 +88,7 @@ def _presets() -> list[dict[str, Any]]:
         "quick": "Minutes on one GPU: to try an idea.",
         "paper": "The published schedules.",
     }
-    return [{"name": n, "summary": texts.get(n, ""), "error": "", "train": identity_fields(train_config(n))} for n in PRESETS]
+    return [
+        {"name": n, "summary": texts.get(n, ""), "error": "", "train": identity_fields(train_config(n))}
+        for n in PRESETS
+    ]

@@ -30,8 +30,13 @@ _RUN_FLAGS = ("data_root", "results", "device", "jobs", "backend")
 @click.option("--seeds", help="Random seeds, separated by commas.  [default: 0]")
 @click.option("--protocol", "protocols", help=f"{' or '.join(PROTOCOLS)}, or both.  [default: fair]")
 @click.option("--preset", help=f"One of {', '.join(PRESETS)}.  [default: quick]")
-@click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE",
-              help="train.epochs=5, protocol.size=112, run.score_batch=8, pixelcam.teacher=cam, pixelcam.train.lr=1e-3")  # fmt: skip
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="train.epochs=5, protocol.size=112, run.score_batch=8, pixelcam.teacher=cam, pixelcam.train.lr=1e-3",
+)
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file with any of these options and settings.")
 @click.option("--data-root", type=click.Path(path_type=Path), help="Folder that holds the datasets.  [default: data]")
 @click.option("--results", type=click.Path(path_type=Path), help="Folder for everything stored.  [default: results]")
@@ -75,10 +80,10 @@ def make_request(typed: dict[str, Any], settings: tuple[str, ...], config: Path 
     for name in ("methods", "datasets"):
         if not merged.get(name):
             raise BenchError(f"Say which {name}: --{name} NAME,… (`bench list {name}` shows them).")
-    lists = {k: _names(merged[k], k) for k in REQUEST_LISTS if k in merged}
+    lists: dict[str, Any] = {k: _names(merged[k], k) for k in REQUEST_LISTS if k in merged}
     if "seeds" in lists:
         lists["seeds"] = tuple(_seed(s) for s in lists["seeds"])
-    rest = {k: str(merged[k]) for k in ("weights", "preset") if k in merged}
+    rest: dict[str, Any] = {k: str(merged[k]) for k in ("weights", "preset") if k in merged}
     preset = rest.get("preset", "quick")
     if preset not in PRESETS:
         raise BenchError(f"There is no preset '{preset}'.{did_you_mean(preset, PRESETS)}")
@@ -129,7 +134,9 @@ def _do(plan: "Plan", planner: "Planner", store: "Store", quiet: bool) -> "Outco
 
     if not quiet:
         trainings = sum(s.kind == "train" for s in todo)
-        click.echo(f"{len(todo)} stages to do ({trainings} trainings), {len(plan.stages) - len(todo)} stored.", err=True)
+        click.echo(
+            f"{len(todo)} stages to do ({trainings} trainings), {len(plan.stages) - len(todo)} stored.", err=True
+        )
     preflight(todo, planner)
     terminal = Terminal(quiet)
     try:
@@ -154,9 +161,17 @@ def _show_plan(plan: "Plan", store: "Store", as_json: bool) -> None:
 
     todo = {s.key for s in open_stages(plan, store)}
     stages = [
-        {"stage": k, "kind": s.kind, "what": title(s), "done": store.is_done(k), "to_do": k in todo,
-         "parents": s.parents, "labels": s.labels} for k, s in plan.stages.items()
-    ]  # fmt: skip
+        {
+            "stage": k,
+            "kind": s.kind,
+            "what": title(s),
+            "done": store.is_done(k),
+            "to_do": k in todo,
+            "parents": s.parents,
+            "labels": s.labels,
+        }
+        for k, s in plan.stages.items()
+    ]
     seconds = estimate_seconds([plan.stages[k] for k in plan.stages if k in todo], store)
     if as_json:
         summary = {"stages": stages, "rows": len(plan.rows), "to_do": len(todo), "estimated_seconds": seconds}
@@ -178,7 +193,9 @@ def _show_plan(plan: "Plan", store: "Store", as_json: bool) -> None:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _show_rows(plan: "Plan", store: "Store", as_json: bool) -> None:

@@ -22,7 +22,9 @@ def status(results: Path, as_json: bool) -> None:
         value = {
             "results": str(results),
             "finished": [{"stage": k, "kind": r["kind"], **r["labels"]} for k, r in records.items()],
-            "failed": [{"stage": k, "kind": f["kind"], "error": f["error"], **f["labels"]} for k, f in failures.items()],
+            "failed": [
+                {"stage": k, "kind": f["kind"], "error": f["error"], **f["labels"]} for k, f in failures.items()
+            ],
             "interrupted": begun,
         }
         click.echo(json.dumps(value, indent=1))
@@ -31,7 +33,9 @@ def status(results: Path, as_json: bool) -> None:
         click.echo(f"Nothing is stored in {results} yet. `bench run` fills it.")
         return
     counts = Counter(r["kind"] for r in records.values())
-    parts = [f"{counts[k]} {name}" for k, name in (("train", "trainings"), ("maps", "teacher map sets"), ("score", "scores"))]
+    parts = [
+        f"{counts[k]} {name}" for k, name in (("train", "trainings"), ("maps", "teacher map sets"), ("score", "scores"))
+    ]
     click.echo(f"{results}: finished {', '.join(parts)}")
     for key, record in records.items():
         if record["kind"] == "train":

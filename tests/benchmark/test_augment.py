@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
+
 from wsolbench.benchmark import augment as ours
 from wsolbench.benchmark.config import TrainConfig
 
