@@ -1,0 +1,182 @@
+"""Tables as Markdown, LaTeX, CSV and plain text: one set of formatted numbers, escaped for each."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from .aggregate import SYNTHETIC, Block, Cell, Column, Line, Table, build_tables
+from .rows import Row
+
+_TERMINAL_COLUMNS = (
+    "pxap", "chance", "accuracy", "dice_tau_val", "iou_tau_val", "tau_val", "dice_oracle", "seconds_train",
+    "seconds_score",
+)  # fmt: skip
+
+
+def label_titles(table: Table) -> list[str]:
+    """Headings of the columns that name a line."""
+    return ["Method", "Backbone", *(["Train"] if table.several_train_sets else []), "Map", "n"]
+
+
+def label_values(table: Table, line: Line) -> list[str]:
+    """What names a line, in the order of `label_titles`."""
+    r = line.first
+    return [line.marked, r.backbone, *([r.train] if table.several_train_sets else []), r.map_class, str(len(line.runs))]
+
+
+# -- Markdown --------------------------------------------------------------------------------------------------------
+def markdown_table(table: Table) -> str:
+    """A heading, the caption, one Markdown table per block and the footnotes."""
+    parts = [f"## {markdown_escape(table.title)}", markdown_escape(table.caption)]
+    heads = [*label_titles(table), *(c.title for c in table.columns)]
+    aligned = ["---"] * (len(label_titles(table)) - 1) + ["---:"] * (1 + len(table.columns))
+    for block in table.blocks:
+        lines = [_pipes(h.replace("_", r"\_") for h in heads), _pipes(aligned)]
+        for line in block.lines:
+            cells = [_markdown_cell(line.cells[c.key]) for c in table.columns]
+            lines.append(_pipes([*(markdown_escape(v) for v in label_values(table, line)), *cells]))
+        parts += [f"**{markdown_escape(block.title)}**", "\n".join(lines)]
+    parts.append("\n".join(f"- {markdown_escape(note)}" for note in table.footnotes))
+    return "\n\n".join(parts) + "\n"
+
+
+def _pipes(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _markdown_cell(cell: Cell) -> str:
+    value = f"**{cell.value}**" if cell.best else cell.value
+    return f"{value} {cell.spread}".rstrip()
+
+
+def markdown_escape(text: str) -> str:
+    """Text that Markdown shows as it is: no markup, no HTML, one line."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", text)
+
+
+# -- LaTeX -----------------------------------------------------------------------------------------------------------
+def latex_table(table: Table, number: int) -> str:
+    """A floating booktabs table; needs the packages booktabs and graphicx."""
+    labels = label_titles(table)
+    spec = "l" * (len(labels) - 1) + "r" * (1 + len(table.columns))
+    heads = [latex_escape(t) for t in labels] + [c.tex or latex_escape(c.title) for c in table.columns]
+    body: list[str] = []
+    for block in table.blocks:
+        body.append(r"\midrule")
+        body.append(rf"\multicolumn{{{len(spec)}}}{{l}}{{\textit{{{latex_escape(block.title)}}}}} \\")
+        body += [_latex_line(table, line) for line in block.lines]
+    notes = r" \\ ".join(latex_escape(note) for note in table.footnotes)
+    return "\n".join([
+        r"\begin{table}[t]", r"\centering", rf"\caption{{{latex_escape(table.caption)}}}",
+        rf"\label{{tab:wsolbench-{number}}}", r"\resizebox{\textwidth}{!}{%",
+        rf"\begin{{tabular}}{{{spec}}}", r"\toprule",
+        " & ".join(heads) + r" \\", *body, r"\bottomrule", r"\end{tabular}}",
+        rf"\par\smallskip\begin{{minipage}}{{\textwidth}}\scriptsize\raggedright {notes}\end{{minipage}}",
+        r"\end{table}",
+    ]) + "\n"  # fmt: skip
+
+
+def _latex_line(table: Table, line: Line) -> str:
+    # The empty group keeps a name's leading bracket from being read as an optional argument of the line break above.
+    cells = ["{}" * (v[:1] in "[*") + latex_escape(v) for v in label_values(table, line)]
+    for column in table.columns:
+        cell = line.cells[column.key]
+        value = rf"\textbf{{{cell.value}}}" if cell.best else cell.value
+        cells.append(value + (rf" {{\scriptsize {latex_escape(cell.spread)}}}" if cell.spread else ""))
+    return " & ".join(cells) + r" \\"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", "\"": "''{}", "±": r"$\pm$", "†": r"$^\dagger$", "‡": r"$^\ddagger$", "·": r"$\cdot$",
+    "×": r"$\times$",
+    "≥": r"$\geq$", "≤": r"$\leq$", "τ": r"$\tau$", "µ": r"$\mu$", "→": r"$\rightarrow$", "…": r"\dots{}",
+}  # fmt: skip
+
+
+def latex_escape(text: str) -> str:
+    """Text that LaTeX prints as it is, on one line."""
+    return "".join(_LATEX.get(c, c) for c in " ".join(text.split()))
+
+
+# -- CSV -------------------------------------------------------------------------------------------------------------
+def rows_csv(rows: Iterable[Row]) -> str:
+    """Every run with all its fields in full precision; undefined is empty; lists and mappings are JSON."""
+    values = [row.to_json() for row in rows]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(values[0]) if values else [], lineterminator="\n")
+    writer.writeheader()
+    for value in values:
+        writer.writerow({k: _csv_value(v) for k, v in value.items()})
+    return out.getvalue()
+
+
+def _csv_value(value: object) -> object:
+    if isinstance(value, list | tuple | Mapping):
+        return json.dumps(value, ensure_ascii=False)
+    # A spreadsheet runs a text that begins like a formula; names come from anybody's files.
+    return f"'{value}" if isinstance(value, str) and re.match(r"[=+@\t]|-.", value) else value
+
+
+# -- terminal --------------------------------------------------------------------------------------------------------
+def terminal_table(rows: Sequence[Row], width: int = 120) -> str:
+    """A compact aligned table for the end of a run: the protocol's own selection and the baselines.
+
+    Long names are cut to keep within `width` columns. Other selections are named below and stand in the report.
+    """
+    if not rows:
+        return "No finished row yet."
+    return "\n\n".join(_terminal_one(table, width) for table in build_tables(rows))
+
+
+def _terminal_one(table: Table, width: int) -> str:
+    columns = [c for c in table.columns if c.key in _TERMINAL_COLUMNS]
+    main = next((b for b in table.blocks if b.key != "-"), None)
+    shown = [b for b in table.blocks if b is main or b.key == "-"]
+    single = all(len(line.runs) == 1 for b in shown for line in b.lines)
+    heads = ["Method", "Backbone", *([] if single else ["n"]), *(_short(c) for c in columns)]
+    grid = [[_terminal_line(line, columns, single) for line in block.lines] for block in shown]
+    widths = [max(len(r[k]) for r in [heads, *(r for lines in grid for r in lines)]) for k in range(len(heads))]
+    for k in (0, 1):
+        widths[k] = max(10, min(widths[k], widths[k] - (sum(widths) + 2 * (len(widths) - 1) - width)))
+    out = [
+        table.title,
+        "  ".join(_fit(h, w, k < 2) for k, (h, w) in enumerate(zip(heads, widths, strict=True))).rstrip(),
+    ]
+    for block, lines in zip(shown, grid, strict=True):
+        out.append(f"-- {block.title}")
+        out += [
+            "  ".join(_fit(v, w, k < 2) for k, (v, w) in enumerate(zip(r, widths, strict=True))).rstrip() for r in lines
+        ]
+    return "\n".join([*out, *_terminal_notes(table, shown)])
+
+
+def _short(column: Column) -> str:
+    return {"dice_oracle": "Dice†", "seconds_train": "train s", "seconds_score": "score s", "tau_val": "tau"}.get(
+        column.key, column.title
+    )
+
+
+def _terminal_line(line: Line, columns: Iterable[Column], single: bool) -> list[str]:
+    numbers = [line.cells[c.key].text if c.key == "pxap" else line.cells[c.key].value for c in columns]
+    return [line.marked, line.first.backbone, *([] if single else [str(len(line.runs))]), *numbers]
+
+
+def _fit(text: str, width: int, left: bool) -> str:
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    text = text if len(text) <= width else text[: width - 1] + "…"
+    return text.ljust(width) if left else text.rjust(width)
+
+
+def _terminal_notes(table: Table, shown: Sequence[Block]) -> list[str]:
+    notes = [n for n in table.footnotes if n[0] in "†‡"]
+    others = [b.key for b in table.blocks if b not in shown]
+    if others:
+        notes.append(f"Also scored: checkpoints {', '.join(others)} (see the report).")
+    if table.synthetic:
+        notes.append(f"{SYNTHETIC}: these numbers say nothing about real images.")
+    return notes

@@ -1,0 +1,264 @@
+"""A results folder as finished stages leave it, with smooth made-up maps, so that tables and figures look real."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter, zoom
+
+from wsolbench.benchmark.metrics import BINS
+from wsolbench.benchmark.store import Store, key_of, write_npz
+
+EXPLAINERS = {"cam": 2.2, "gradcampp": 1.9, "layercam": 2.6}
+TRAINED = {"classifier": 0.0, "pixelcam": 3.6, "unet": 7.0}
+BASELINES = ("constant", "darkness", "random")
+EDGES = np.append(np.append(np.arange(0, 1, 0.001), 1.0), 2.0)
+ENVIRONMENT = {
+    "wsolbench": "0.1.0",
+    "python": "3.11.9",
+    "torch": "2.15.0",
+    "commit": "0123456789abcdef",
+    "device": "cpu",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to write: sizes, names and how much of it."""
+
+    size: int = 32
+    images: int = 12
+    seeds: tuple[int, ...] = (0, 1)
+    folds: tuple[str, ...] = ("0",)
+    protocols: tuple[str, ...] = ("fair", "paper")
+    backbones: tuple[str, ...] = ("resnet18",)
+    synthetic: bool = True
+    eval_set: str = "glas"
+    epochs: int = 8
+    train_setting: int = 20
+    region_classes: tuple[bool, bool] = (True, True)
+    notes: tuple[str, ...] = ("The published folds share patients between training and validation (3 of 15).",)
+    extra_methods: dict[str, float] = field(default_factory=dict)
+
+
+class Writer:
+    """Writes stages one by one; what it returns is the stage key."""
+
+    def __init__(self, root: Path, recipe: Recipe) -> None:
+        self.store, self.recipe = Store(root), recipe
+        rng = np.random.default_rng(5)
+        self.labels = np.arange(recipe.images) % 2
+        self.ids = np.array([f"test_{k:02d}" for k in range(recipe.images)])
+        self.groups = np.array([f"patient-{k // 2}" for k in range(recipe.images)])
+        pairs = [picture(recipe.size, bool(label), rng) for label in self.labels]
+        self.images, self.masks = (np.stack(a) for a in zip(*pairs, strict=True))
+        self.masks[~np.asarray(recipe.region_classes)[self.labels]] = False
+        self.val = slice(0, 6)
+        self.shown = np.arange(min(6, recipe.images))
+        self.stem = key_of([recipe.eval_set, recipe.size])
+        path = root / "examples" / f"{self.stem}.npz"
+        s = self.shown
+        write_npz(
+            path, {"ids": self.ids[s], "images": self.images[s], "masks": self.masks[s], "labels": self.labels[s]}
+        )
+
+    def all(self) -> None:
+        """Every method of the recipe."""
+        r = self.recipe
+        for fold in r.folds:
+            for seed in r.seeds:
+                for backbone in r.backbones:
+                    self.trainings(fold, seed, backbone)
+            for protocol in r.protocols:
+                for name in BASELINES:
+                    self.score(name, "", protocol, "-", fold, 0, "-", 0.3)
+
+    def trainings(self, fold: str, seed: int, backbone: str) -> None:
+        """The classifier and its explainers, and the trained methods."""
+        classifier = self.train("classifier", fold, seed, backbone, {})
+        for protocol in self.recipe.protocols:
+            for selection in ("loc", "cl", "last"):
+                if selection != "loc":
+                    self.score("classifier", classifier, protocol, selection, fold, seed, backbone, 0.0)
+                for name, quality in (EXPLAINERS | self.recipe.extra_methods).items():
+                    self.score(name, classifier, protocol, selection, fold, seed, backbone, quality)
+        for name in ("pixelcam", "unet"):
+            parents = {"init": classifier} if name == "pixelcam" else {}
+            key = self.train(name, fold, seed, backbone, parents)
+            for protocol in self.recipe.protocols:
+                for selection in ("loc", "cl", "last"):
+                    self.score(name, key, protocol, selection, fold, seed, backbone, TRAINED[name])
+
+    def train(self, name: str, fold: str, seed: int, backbone: str, parents: dict[str, str]) -> str:
+        """A training's record and history."""
+        r = self.recipe
+        labels = {"method": name, "options": "", "backbone": backbone, "train": "glas", "fold": fold, "seed": seed}
+        identity = {
+            "method": {"name": name, "version": 1},
+            "train": {"epochs": r.train_setting},
+            "seed": seed,
+            "data": fold,
+        }
+        key = key_of(["train", labels, identity])
+        rng = np.random.default_rng(int(key[:8], 16))
+        maps = list(EXPLAINERS) if name == "classifier" else [name]
+        lines = []
+        for epoch in range(r.epochs + 1):
+            done = 1 - np.exp(-3 * epoch / r.epochs)
+            peak = np.exp(-3 * (epoch / r.epochs - 0.4) ** 2)
+            entry = {"epoch": epoch, "val": {"accuracy": 50 + 45 * done + rng.normal(0, 2), "loss": 0.7 - 0.4 * done}}
+            entry["valpx"] = {
+                f"{p}/{m}": {"pxap": 40 + (25 + 3 * i) * peak + rng.normal(0, 1), "dice_at_half": None}
+                for p in r.protocols for i, m in enumerate(maps)
+            }  # fmt: skip
+            if epoch:
+                entry.update(
+                    lr=0.01, seconds=1.0, losses={"total": 0.8 * np.exp(-2 * done), "ce": 0.6 * np.exp(-2 * done)}
+                )
+            lines.append(json.dumps(entry))
+        folder = self.store.run_dir(key)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "history.jsonl").write_text("\n".join(lines) + "\n")
+        self.store.finish(key, {
+            "kind": "train", "identity": identity, "parents": parents, "labels": labels, "environment": ENVIRONMENT,
+            "facts": {"synthetic": r.synthetic, "supervision": "pixel" if name == "unet" else "image", "notes": [], "images": 67},
+            "roles": {}, "epochs": r.epochs, "seconds": 10.0 + seed, "images_per_second": 80.0, "parameters": 11_177_538,
+            "peak_memory_mb": 900.0,
+        })  # fmt: skip
+        return key
+
+    def score(
+        self,
+        name: str,
+        trained: str,
+        protocol: str,
+        selection: str,
+        fold: str,
+        seed: int,
+        backbone: str,
+        quality: float,
+    ) -> str:
+        """A test score and the validation score it builds on; returns the key of the former."""
+        val = self._score(name, trained, protocol, selection, fold, seed, backbone, quality, "val", {})
+        return self._score(name, trained, protocol, selection, fold, seed, backbone, quality, "test", {"val": val})
+
+    def _score(self, name, trained, protocol, selection, fold, seed, backbone, quality, split, parents) -> str:
+        r = self.recipe
+        kind = "none" if name == "classifier" else "prob" if name in ("pixelcam", "unet") else "score"
+        map_class = (
+            "-"
+            if kind == "none"
+            else "any"
+            if kind == "prob" or not trained
+            else {"fair": "pred"}.get(protocol, "true")
+        )
+        labels = {
+            "method": name, "options": "", "backbone": backbone, "train": "glas", "eval": r.eval_set, "split": split, "fold": fold,
+            "seed": seed, "selection": selection, "protocol": protocol, "map_class": map_class,
+        }  # fmt: skip
+        parents = {**parents, **({"checkpoint": trained} if trained else {})}
+        key = key_of(["score", labels, parents])
+        rng = np.random.default_rng(int(key[:8], 16))
+        rows = self.val if split == "val" else slice(None)
+        masks, labels_of = self.masks[rows], self.labels[rows]
+        factor = {"loc": 1.0, "cl": 0.85, "last": 0.7, "-": 1.0}[selection]
+        maps = None if kind == "none" else np.stack([score_map(m, quality * factor, name, rng) for m in masks])
+        fg, bg = histograms(maps, masks)
+        logits = rng.normal(0, 1, (len(masks), 2)) + 2.2 * np.eye(2)[labels_of]
+        logits = logits if trained else np.full_like(logits, np.nan)
+        folder = self.store.run_dir(key)
+        write_npz(folder / "scores.npz", {
+            "ids": self.ids[rows], "labels": labels_of.astype(np.int64), "groups": self.groups[rows], "foreground": fg,
+            "background": bg, "logits": logits.astype(np.float32), "scale": np.array([0.0, 1.0]),
+        })  # fmt: skip
+        if split == "test" and maps is not None:
+            write_npz(
+                folder / "examples.npz", {"ids": self.ids[self.shown], "maps": maps[self.shown].astype(np.float16)}
+            )
+        epoch = {"loc": 3, "cl": 6, "last": r.epochs, "-": None}[selection]
+        supervision = "none" if not trained else "pixel" if name == "unet" else "image"
+        self.store.finish(key, {
+            "kind": "score", "identity": {"method": {"name": name, "version": 1}, "protocol": {"name": protocol}, "seed": seed},
+            "parents": parents, "labels": labels, "environment": ENVIRONMENT, "seconds": 3.1,
+            "facts": {
+                "synthetic": r.synthetic, "supervision": supervision, "kind": kind, "classes": ["benign", "malignant"],
+                "region_classes": list(r.region_classes), "foreground": "every gland", "group": "patient",
+                "licence": "CC BY 4.0", "notes": list(r.notes), "parameters": 11_177_538 if trained else 0,
+                "epoch": epoch + seed if epoch and selection != "last" else epoch, "images": len(masks), "degenerate": 0,
+                "weights_sha256": key * 3 if trained else "", "family": "baseline" if not trained else "gradient",
+                "examples": self.stem if split == "test" else "",
+            },
+        })  # fmt: skip
+        return key
+
+
+def picture(size: int, malignant: bool, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A stained-looking image (size, size, 3) uint8 and the mask of its glands."""
+    y, x = np.mgrid[:size, :size] / size
+    mask, lumen = np.zeros((2, size, size), bool)
+    for _ in range(16 if malignant else 9):
+        cy, cx = rng.random(2)
+        radius = rng.uniform(0.08, 0.16)
+        angle = np.arctan2(y - cy, x - cx)
+        edge = radius * (1 + (0.25 if malignant else 0.08) * np.sin(rng.integers(3, 6) * angle + rng.random() * 6))
+        distance = np.hypot(y - cy, x - cx)
+        mask |= distance < edge
+        lumen |= distance < edge * (0.3 if malignant else 0.55)
+    texture = gaussian_filter(rng.normal(0, 1, (size, size)), size / 60)
+    texture /= texture.std()
+    image = np.empty((size, size, 3))
+    image[:] = (232, 180, 208)
+    image[mask] = (150, 95, 165)
+    image[lumen & mask] = (243, 236, 242)
+    image += texture[..., None] * np.array([12, 16, 9])
+    return image.clip(0, 255).astype(np.uint8), mask
+
+
+def score_map(mask: np.ndarray, quality: float, name: str, rng: np.random.Generator) -> np.ndarray:
+    """A map in [0, 1] that knows as much of the mask as `quality` says; coarse for explainers."""
+    size = mask.shape[0]
+    if name == "constant":
+        return np.zeros(mask.shape)
+    if name == "random":
+        return rng.random(mask.shape)
+    coarse = zoom(rng.normal(0, 1, (8, 8)), size / 8, order=1)
+    blur = size / 80 if name == "unet" else size / 32
+    signal = gaussian_filter(mask.astype(float), blur) - 0.4
+    return 1 / (1 + np.exp(-(quality * signal * 0.8 + coarse * 0.9 - 0.3)))
+
+
+def histograms(maps: np.ndarray | None, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per-image counts, by numpy.histogram."""
+    if maps is None:
+        return np.zeros((len(masks), 0), np.uint16), np.zeros((len(masks), 0), np.uint16)
+    out = np.zeros((2, len(masks), BINS), np.uint16)
+    for k, (m, t) in enumerate(zip(maps, masks, strict=True)):
+        out[0, k], out[1, k] = (np.histogram(m[where], EDGES)[0] for where in (t, ~t))
+    return out[0], out[1]
+
+
+def make_results(root: Path, recipe: Recipe | None = None) -> Store:
+    """A whole results folder."""
+    writer = Writer(root, recipe or Recipe())
+    writer.all()
+    return writer.store
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A folder to read, shared by the tests: do not write to it."""
+    return make_results(tmp_path_factory.mktemp("results"))
+
+
+@pytest.fixture
+def write_results():
+    """`make_results`, for tests that want a folder of their own."""
+    return make_results
+
+
+@pytest.fixture
+def recipe():
+    """The class Recipe, for tests that change something."""
+    return Recipe
