@@ -1,0 +1,128 @@
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wsolbench.benchmark.errors import BenchError
+from wsolbench.datasets.decode import decode_image, decode_mask, image_size, mask_size, resize_image, resize_mask
+
+RNG = np.random.default_rng(0)
+RGB = RNG.integers(0, 256, (20, 30, 3), np.uint8)
+MASK = RNG.integers(0, 3, (20, 30), np.uint8)
+
+
+def save(path, array, mode=None, **options):
+    image = Image.fromarray(array)
+    (image.convert(mode) if mode else image).save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["bmp", "png", "tif"])
+def test_images_come_back_pixel_for_pixel(tmp_path, ending):
+    path = save(tmp_path / f"a.{ending}", RGB)
+    np.testing.assert_array_equal(decode_image(path), RGB)
+    assert image_size(path) == (20, 30)
+
+
+def test_grey_palette_and_opaque_alpha_become_rgb(tmp_path):
+    grey = decode_image(save(tmp_path / "g.png", RGB[..., 0]))
+    np.testing.assert_array_equal(grey, np.repeat(RGB[..., :1], 3, 2))
+    opaque = np.dstack([RGB, np.full((20, 30), 255, np.uint8)])
+    np.testing.assert_array_equal(decode_image(save(tmp_path / "a.png", opaque)), RGB)
+    assert decode_image(save(tmp_path / "p.png", RGB, "P")).shape == (20, 30, 3)
+
+
+def sixteen_bit_rgb(path):
+    """A PNG of 16 bits a channel, which Pillow can read but not write."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    rows = b"".join(b"\0" + RNG.integers(0, 256, 4 * 6, np.uint8).tobytes() for _ in range(4))
+    head = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )
+    return path
+
+
+def rotated(path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return save(path, RGB, exif=exif)
+
+
+BAD_IMAGES = {
+    "truncated.bmp": (lambda p: p.write_bytes(save(p, RGB).read_bytes()[:-200]), "cannot be read"),
+    "truncated.png": (lambda p: p.write_bytes(save(p, RGB).read_bytes()[:-200]), "cannot be read|damaged"),
+    "empty.png": (lambda p: p.touch(), "0 bytes"),
+    "text.png": (lambda p: p.write_text("not an image"), "damaged or none of"),
+    "cmyk.jpg": (lambda p: save(p, RGB, "CMYK"), "mode CMYK"),
+    "deep.png": (lambda p: save(p, RGB[..., 0].astype(np.uint16) * 256), "16 bits"),
+    "deep_rgb.png": (sixteen_bit_rgb, "16 bits"),
+    "clear.png": (lambda p: save(p, np.dstack([RGB, RGB[..., 0]])), "transparent"),
+    "rotated.jpg": (rotated, "rotated"),
+    "rotated.png": (rotated, "rotated"),
+    "rotated.tif": (rotated, "rotated"),
+    "pages.tif": (lambda p: Image.fromarray(RGB).save(p, save_all=True, append_images=[Image.fromarray(RGB)]), "pages"),
+    "gone.png": (lambda p: None, "does not exist"),
+    "script.eps": (lambda p: save(p, RGB), "damaged or none of"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_IMAGES)
+def test_bad_images_are_refused_by_name(tmp_path, name):
+    make, message = BAD_IMAGES[name]
+    make(tmp_path / name)
+    with pytest.raises(BenchError, match=message) as caught:
+        decode_image(tmp_path / name)
+    assert name in str(caught.value)
+
+
+def test_a_bomb_is_refused_by_its_header(tmp_path):
+    for side in (9_500, 20_000):  # Pillow warns at the first, raises at the second
+        path = save(tmp_path / f"{side}.bmp", RGB)
+        data = bytearray(path.read_bytes())
+        data[18:26] = struct.pack("<ii", side, side)
+        path.write_bytes(data)
+        for read in (decode_image, image_size, decode_mask):
+            with pytest.raises(BenchError, match="patches"):
+                read(path)
+
+
+def test_mask_values_above_zero_are_foreground(tmp_path):
+    for name, values in (("ids", MASK), ("binary", (MASK > 0) * np.uint8(255)), ("deep", MASK.astype(np.uint16) * 300)):
+        path = save(tmp_path / f"{name}.png", values)
+        found = decode_mask(path)
+        assert found.dtype == np.bool_
+        np.testing.assert_array_equal(found, MASK > 0)
+        assert mask_size(path) == (20, 30)
+    bits = tmp_path / "bits.png"
+    Image.fromarray((MASK > 0) * np.uint8(255)).convert("1").save(bits)
+    np.testing.assert_array_equal(decode_mask(bits), MASK > 0)
+
+
+def test_masks_that_could_mean_two_things_are_refused(tmp_path):
+    with pytest.raises(BenchError, match="one grey channel"):
+        decode_mask(save(tmp_path / "c.png", RGB))
+    palette = save(tmp_path / "p.png", RGB, "P")
+    with pytest.raises(BenchError, match="palette"):
+        decode_mask(palette)
+    assert decode_mask(palette, palette_ids=True).shape == (20, 30)
+    with pytest.raises(BenchError, match="damaged or none of BMP, PNG, TIFF"):
+        decode_mask(save(tmp_path / "lossy.jpg", MASK))
+
+
+def test_resizing_squashes_images_smoothly_and_masks_by_nearest():
+    half = np.zeros((40, 80, 3), np.uint8)
+    half[:, 40:] = 200
+    small = resize_image(half, 16)
+    assert small.shape == (16, 16, 3)
+    assert (small[:, 0] == 0).all()
+    assert (small[:, -1] == 200).all()
+    mask = resize_mask(half[..., 0] > 0, 16)
+    np.testing.assert_array_equal(mask, np.repeat(np.arange(16)[None] >= 8, 16, 0))
+    stripes = np.tile(np.array([0, 255], np.uint8), (64, 32))[..., None].repeat(3, 2)
+    assert np.abs(resize_image(stripes, 16)[:, 1:-1].astype(int) - 127).max() < 12  # antialiased, not sampled
