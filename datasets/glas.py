@@ -111,7 +111,8 @@ def find_folder(data_root: Path) -> Path:
         data_root,
         *(base / name for base in (data_root, data_root / "GLAS", data_root / "glas") for name in names),
     ]
-    found = {p.resolve(): p for p in reversed(places) if (p / GRADES).is_file()}
+    # by inode: links, and GLAS and glas on a disk that ignores case, are one copy
+    found = {(p.stat().st_dev, p.stat().st_ino): p for p in reversed(places) if (p / GRADES).is_file()}
     if len(found) > 1:
         both = "\n  ".join(str(p) for p in found.values())
         raise BenchError(f"Several copies of glas are in {data_root}:\n  {both}\nPoint --data-root at one of them.")

@@ -12,12 +12,16 @@ from wsolbench.datasets.synthetic import write_glas
 
 @pytest.fixture(scope="session")
 def real_root(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The official folder of BMP files, made from lossless copies."""
+    """The official folder, made from lossless copies: masks as BMP, images linked to save 200 MB (content decides)."""
     root = tmp_path_factory.mktemp("real")
     folder = root / FOLDER
     folder.mkdir()
     for png in (shared_data / "glas" / "png").glob("*.png"):
-        Image.open(png).save(folder / f"{png.stem}.bmp")
+        bmp = folder / f"{png.stem}.bmp"
+        if png.stem.endswith("_anno"):
+            Image.open(png).save(bmp)
+        else:
+            bmp.symlink_to(png)
     shutil.copy(shared_data / "glas" / "Grade.csv", folder)
     return root
 
