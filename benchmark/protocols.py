@@ -85,7 +85,7 @@ FAIR = Protocol("fair")
 PROTOCOLS = {"fair": FAIR, "paper": PAPER}
 
 
-def get_protocol(name: str, **changes: Any) -> Protocol:
+def get_protocol(name: str, /, **changes: Any) -> Protocol:
     """A named protocol with some fields changed. Raises BenchError for an unknown name or field."""
     if name not in PROTOCOLS:
         raise BenchError(f"There is no protocol '{name}'.{did_you_mean(name, PROTOCOLS)}")

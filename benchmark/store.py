@@ -122,7 +122,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as data:
             return {name: data[name] for name in data.files}
-    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as problem:
+    except (ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as problem:
         raise BenchError(
             f"{path} is damaged ({problem}). Remove it; what it belongs to is then made again."
         ) from problem
