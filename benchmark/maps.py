@@ -86,12 +86,15 @@ def scale_constants(values: Iterable[Tensor | np.ndarray], quantiles: tuple[floa
 def resize_maps(maps: Tensor, size: int | tuple[int, int]) -> Tensor:
     """Bilinear resize of maps (B, h, w) in [0, 1] to (B, size, size) or (B, *size); pixel centres as in PIL and torch.
 
-    The result is clamped to [0, 1], since interpolation weights add up to 1 only within rounding.
+    Interpolation weights add up to 1 only within rounding, which would spread a constant map over two bins; therefore
+    each result is clamped to the range of its own map.
     """
     target = (size, size) if isinstance(size, int) else tuple(size)
     if maps.shape[1:] == target:
-        return maps.clamp(0, 1)
-    return F.interpolate(maps[:, None], size=target, mode="bilinear", align_corners=False)[:, 0].clamp(0, 1)
+        return maps
+    low, high = torch.aminmax(maps.flatten(1), dim=1)
+    resized = F.interpolate(maps[:, None], size=target, mode="bilinear", align_corners=False)[:, 0]
+    return resized.clamp(low[:, None, None], high[:, None, None])
 
 
 def histogram(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:

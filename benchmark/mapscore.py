@@ -100,7 +100,7 @@ def _check_range(path: Path, values: np.ndarray) -> None:
 def _check_shape(pair: MapPair, map_shape: tuple[int, ...], mask_shape: tuple[int, ...]) -> None:
     """A map may be coarser or finer than its mask if both show the same frame: equal aspect within a pixel."""
     (h, w), (height, width) = map_shape, mask_shape
-    if abs(h * width - w * height) > max(height, width, h, w):
+    if abs(h * width - w * height) >= max(height, width, h, w):
         raise BenchError(
             f"{pair.map} is {w} x {h} px and its mask {pair.mask.name} {width} x {height} px: the aspects differ, so "
             "where the map lies on the image is unknown. Resize the map to the image, or, if it covers the whole image "
