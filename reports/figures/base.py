@@ -1,0 +1,178 @@
+"""What all figures share: the scene they draw, colours that mean the same method everywhere, and how they are saved."""
+
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...benchmark.store import Store
+from ..aggregate import SYNTHETIC, Line, Table
+from ..rows import Evidence
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette without yellow (too light on white), then dark colours of Tol's, all told apart by the
+# colour-blind; black is kept for upper bounds, greys for baselines.
+COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255", "#999933", "#44AA99",
+)  # fmt: skip
+GREYS = ("#777777", "#A0A0A0", "#5A5A5A", "#B8B8B8")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
+FOREGROUND, BACKGROUND, WARNING = "#0072B2", "#D55E00", "#B3261E"
+
+
+class NoFigureError(Exception):
+    """There is nothing to draw; the message is the reason, shown on the page."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """Colour, dash pattern and width of a method's lines."""
+
+    color: str
+    linestyle: Any = "-"
+    linewidth: float = 1.6
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """As keywords for `Axes.plot`."""
+        return {"color": self.color, "linestyle": self.linestyle, "linewidth": self.linewidth}
+
+
+class Palette:
+    """One look per method name, the same in every figure of a report."""
+
+    def __init__(self, lines: Iterable[Line]) -> None:
+        self._looks: dict[str, Look] = {}
+        counts = {"bound": 0, "baseline": 0, "method": 0}
+        for name, kind in sorted({(line.name, _kind(line)) for line in lines if line.first.kind != "none"}):
+            index = counts[kind]
+            counts[kind] += 1
+            self._looks.setdefault(name, _look(kind, index))
+
+    def look(self, line: Line) -> Look:
+        """The look of a line's method."""
+        return self._looks.get(line.name, Look("#000000"))
+
+    def named(self, method: str) -> Look:
+        """The look of a method by name; black where the report has no line of that name."""
+        return self._looks.get(method, Look("#000000"))
+
+
+def _kind(line: Line) -> str:
+    return "bound" if line.first.upper_bound else "baseline" if line.first.baseline else "method"
+
+
+def _look(kind: str, index: int) -> Look:
+    if kind == "bound":
+        return Look("#000000", DASHES[index % len(DASHES)], 2.0)
+    if kind == "baseline":
+        return Look(GREYS[index % len(GREYS)], DASHES[(index + 1) % len(DASHES)], 1.2)
+    return Look(COLOURS[index % len(COLOURS)], DASHES[(index // len(COLOURS)) % len(DASHES)])
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What the figures of one table draw from."""
+
+    table: Table
+    evidence: Mapping[str, Evidence]
+    records: Mapping[str, Mapping[str, Any]]
+    store: Store
+    palette: Palette
+
+    @property
+    def stem(self) -> tuple[str, ...]:
+        """What the names of this table's figure files end with."""
+        return (self.table.eval, self.table.protocol, *(["synthetic"] if self.table.synthetic else []))
+
+    def with_maps(self) -> list[Line]:
+        """The lines shown whose first run has score histograms. Raises NoFigureError without any."""
+        lines = [line for line in self.table.shown if line.first.stage in self.evidence]
+        if not lines:
+            raise NoFigureError("no method of this table makes score maps")
+        return lines
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure: `name` is its file stem, `how` tells how to read it, `alt` what is to be seen."""
+
+    name: str
+    title: str
+    how: str
+    alt: str
+    figure: "Figure"
+
+
+def by_backbone(lines: Iterable[Line]) -> dict[str, list[Line]]:
+    """Lines per backbone; lines without a backbone (baselines) stand with every one."""
+    lines = list(lines)
+    names = sorted({line.first.backbone for line in lines} - {"-"}) or ["-"]
+    return {name: [line for line in lines if line.first.backbone in (name, "-")] for name in names}
+
+
+def slug(*parts: str) -> str:
+    """A file stem made of names; a name that does not survive gets a hash, so that two stems never clash."""
+    words = []
+    for part in parts:
+        word = re.sub(r"[^A-Za-z0-9._+=-]+", "-", part).strip("-.")[:60]
+        words.append(word if word == part else f"{word}-{hashlib.sha256(part.encode()).hexdigest()[:6]}".lstrip("-"))
+    return "_".join(words)
+
+
+def new_figure(scene: Scene, title: str, size: tuple[float, float]) -> "Figure":
+    """An empty figure of `size` inches with its title and, where it applies, the mark of synthetic data."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    width = size[0]
+    figure.suptitle(title, x=0.12 / width, ha="left", fontsize=11, fontweight="bold")
+    if scene.table.synthetic:
+        box = {"facecolor": WARNING, "edgecolor": "none", "pad": 2.5}
+        look = {"fontsize": 9, "fontweight": "bold", "color": "white", "bbox": box}
+        figure.text(1 - 0.1 / width, 1 - 0.08 / size[1], SYNTHETIC, ha="right", va="top", **look)
+    return figure
+
+
+def settle(axes: "Axes", xlabel: str, ylabel: str, title: str = "") -> None:
+    """Labels, a light grid and no box: the same on all axes."""
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    if title:
+        axes.set_title(title, loc="left", fontsize=9)
+    axes.grid(True, color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def legend_beside(axes: "Axes", title: str = "") -> None:
+    """The legend right of its axes, where it hides no line however many there are."""
+    axes.legend(
+        loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, title=title, alignment="left", title_fontsize=8
+    )
+
+
+def run_of(line: Line) -> str:
+    """Which run stands for a line in figures that show one."""
+    return f"fold {line.first.fold}, seed {line.first.seed}"
+
+
+STYLE: Any = {
+    "font.size": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8,
+    "axes.edgecolor": "#555555", "xtick.color": "#333333", "ytick.color": "#333333", "text.parse_math": False,
+    "pdf.fonttype": 42, "svg.hashsalt": "wsolbench", "legend.handlelength": 2.6,
+}  # fmt: skip
+
+
+def render(figure: "Figure", form: str) -> bytes:
+    """The bytes of a figure as `png` or `pdf`; the same figure gives the same bytes."""
+    stamp = (
+        {"CreationDate": None, "Producer": None, "Creator": "wsolbench"} if form == "pdf" else {"Software": "wsolbench"}
+    )
+    out = io.BytesIO()
+    figure.savefig(out, format=form, dpi=130, metadata=stamp)
+    return out.getvalue()

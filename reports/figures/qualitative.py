@@ -1,0 +1,162 @@
+"""The maps themselves: a few test images, their masks, and what every method makes of them."""
+
+import textwrap
+import zipfile
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..aggregate import Line
+from .base import Drawn, NoFigureError, Scene, by_backbone, new_figure, slug
+
+TILE, GAP = 176, 10  # px
+METHODS_PER_FIGURE, MAX_IMAGES = 12, 8
+RIGHT, WRONG = "#0072B2", "#D55E00"
+
+
+class _Examples(NamedTuple):
+    ids: list[str]
+    images: np.ndarray
+    masks: np.ndarray
+    labels: np.ndarray
+
+
+def draw(scene: Scene) -> list[Drawn]:
+    """One figure a backbone and dozen methods. Raises NoFigureError if no example images are stored."""
+    drawn = []
+    for backbone, lines in by_backbone(scene.with_maps()).items():
+        found = [(line, maps) for line in lines if (maps := _maps(scene, line)) is not None]
+        examples = next((e for line, _ in found if (e := _examples(scene, line)) is not None), None)
+        if examples is None:
+            continue
+        width = -(-len(found) // -(-len(found) // METHODS_PER_FIGURE))
+        parts = [found[k : k + width] for k in range(0, len(found), width)]
+        for number, part in enumerate(parts, 1):
+            drawn.append(_grid(scene, backbone, examples, part, f"{number}" if len(parts) > 1 else ""))
+    if not drawn:
+        raise NoFigureError("no example images are stored with these results")
+    return drawn
+
+
+def _read(path: Any) -> dict[str, np.ndarray] | None:
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            return {name: data[name] for name in data.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _maps(scene: Scene, line: Line) -> dict[str, np.ndarray] | None:
+    """Image id -> map of a line's first run."""
+    data = _read(scene.store.run_dir(line.first.stage) / "examples.npz")
+    return None if data is None else dict(zip(data["ids"].tolist(), data["maps"].astype(np.float32), strict=True))
+
+
+def _examples(scene: Scene, line: Line) -> _Examples | None:
+    """The images a line's maps belong to, at most MAX_IMAGES, evenly over the stored ones."""
+    stem = scene.records[line.first.stage]["facts"].get("examples", "")
+    data = _read(scene.store.root / "examples" / f"{stem}.npz") if stem else None
+    if data is None or not len(data["ids"]):
+        return None
+    order = np.argsort(data["labels"], kind="stable")
+    rows = order[np.linspace(0, len(order) - 1, min(MAX_IMAGES, len(order))).round().astype(int)]
+    return _Examples(
+        data["ids"][rows].tolist(), data["images"][rows], data["masks"][rows].astype(bool), data["labels"][rows]
+    )
+
+
+def _right(scene: Scene, line: Line) -> dict[str, bool]:
+    """Image id -> whether the class was right; empty for methods that classify nothing."""
+    data = _read(scene.store.run_dir(line.first.stage) / "scores.npz")
+    if data is None or np.isnan(data["logits"]).any():
+        return {}
+    return dict(zip(data["ids"].tolist(), (data["logits"].argmax(1) == data["labels"]).tolist(), strict=True))
+
+
+def _grid(
+    scene: Scene, backbone: str, examples: _Examples, part: list[tuple[Line, dict[str, np.ndarray]]], number: str
+) -> Drawn:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    rows, columns = len(examples.ids), 2 + len(part)
+    cell = 1.12
+    size = (1.25 + cell * columns + 0.75, 0.95 + cell * rows)
+    title = f"Maps · {scene.table.eval}, protocol {scene.table.protocol}" + (f", {backbone}" if backbone != "-" else "")
+    figure = new_figure(scene, title, size)
+    axes = figure.subplots()
+    axes.imshow(_canvas(examples, part), interpolation="antialiased")
+    axes.set_axis_off()
+    step = TILE + GAP
+    heads = ["input", "mask", *(line.marked for line, _ in part)]
+    for column, head in enumerate(heads):
+        text = "\n".join(textwrap.wrap(head.replace(":", ": "), 15)[:3])
+        axes.text(column * step + TILE / 2, -6, text, ha="center", va="bottom", fontsize=8)
+    classes = part[0][0].first.classes
+    for row, (name, label) in enumerate(zip(examples.ids, examples.labels, strict=True)):
+        short = name if len(name) <= 16 else f"…{name[-15:]}"
+        kind = classes[label] if label < len(classes) else str(label)
+        axes.text(-8, row * step + TILE / 2, f"{short}\n{kind}", ha="right", va="center", fontsize=7.5)
+    _marks(axes, scene, examples, part)
+    scale = ScalarMappable(Normalize(0, 1), "viridis")
+    figure.colorbar(scale, ax=axes, label="score (fixed range)", shrink=0.5, aspect=25, pad=0.01)
+    how = (
+        "Score maps as they are scored, on one fixed colour range from 0 to 1; the white line is the outline of the "
+        "mask. A tick says that the checkpoint classified the image right, a cross that it did not; no mark: it "
+        "does not classify. The images were chosen by name, not by result. "
+        f"Shown: the lowest fold and seed, checkpoint {scene.table.blocks[0].key}."
+    )
+    parts = [p for p in (backbone, number) if p not in ("", "-")]
+    alt = "Test images, their masks and the score map of every method."
+    return Drawn(slug("maps", *scene.stem, *parts), " · ".join(["Maps", *parts]), how, alt, figure)
+
+
+def _canvas(examples: _Examples, part: list[tuple[Line, dict[str, np.ndarray]]]) -> np.ndarray:
+    """All tiles in one picture, which draws far faster than an axes each; uint8 (height, width, 3)."""
+    from matplotlib import colormaps
+
+    rows, columns, step = len(examples.ids), 2 + len(part), TILE + GAP
+    canvas = np.full((rows * step - GAP, columns * step - GAP, 3), 255, np.uint8)
+    for row, name in enumerate(examples.ids):
+        image, mask = _resized(examples.images[row], True), _resized(examples.masks[row], False) > 0
+        framed = np.where(outline(mask, 3)[..., None], np.uint8(0), image)
+        framed = np.where(outline(mask, 2)[..., None], np.array([255, 214, 0], np.uint8), framed)
+        tiles = [image, framed]
+        for _, maps in part:
+            if name not in maps:
+                tiles.append(np.full((TILE, TILE, 3), 235, np.uint8))
+                continue
+            colours = colormaps["viridis"](np.nan_to_num(maps[name]).clip(0, 1), bytes=True)[..., :3]
+            tiles.append(np.where(outline(mask, 1)[..., None], np.uint8(255), _resized(colours, True)))
+        for column, tile in enumerate(tiles):
+            canvas[row * step : row * step + TILE, column * step : column * step + TILE] = tile
+    return canvas
+
+
+def _resized(picture: np.ndarray, smooth: bool) -> np.ndarray:
+    from PIL import Image
+
+    raw = np.ascontiguousarray(picture.astype(np.uint8))
+    method = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(raw).resize((TILE, TILE), method))
+
+
+def outline(mask: np.ndarray, width: int) -> np.ndarray:
+    """Pixels of a mask (H, W) within `width` px of its border; the border of the picture is none."""
+    inside = mask.copy()
+    for _ in range(width):
+        padded = np.pad(inside, 1, mode="edge")
+        inside = inside & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask & ~inside
+
+
+def _marks(axes: Any, scene: Scene, examples: _Examples, part: list[tuple[Line, dict[str, np.ndarray]]]) -> None:
+    step = TILE + GAP
+    for column, (line, _) in enumerate(part, 2):
+        right = _right(scene, line)
+        for row, name in enumerate(examples.ids):
+            if name in right:
+                color, sign = (RIGHT, "✓") if right[name] else (WRONG, "✗")
+                box = {"boxstyle": "circle,pad=0.12", "facecolor": color, "edgecolor": "white", "linewidth": 0.6}
+                place = (column * step + TILE - 17, row * step + 17)
+                axes.text(*place, sign, ha="center", va="center", fontsize=6, color="white", bbox=box)
