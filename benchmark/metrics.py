@@ -192,9 +192,12 @@ def pxap_interval(histograms: Histograms, groups: np.ndarray, seed: int, replica
     tp = np.cumsum(gain, axis=1)
     called = tp + np.cumsum(background, axis=1)
 
+    part = max(4, 250_000 // gain.size)
+
     def statistic(weights: np.ndarray) -> np.ndarray:
-        # Cumulated before drawing and drawn in parts that fit the processor's cache: 15 times faster, same numbers.
-        parts = np.split(weights, range(100, len(weights), 100))
+        # Cumulated before drawing, and drawn in parts that fit the processor's cache and wake no second BLAS thread:
+        # many times faster, most of all on a busy machine; the numbers are the same.
+        parts = np.split(weights, range(part, len(weights), part))
         return np.concatenate([_weighted_pxap(w, gain, tp, called) for w in parts])
 
     return cluster_bootstrap(statistic, groups, seed, replicates)
