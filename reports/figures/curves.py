@@ -26,7 +26,8 @@ def draw(scene: Scene) -> list[Drawn]:
                 points = pooled_curve(scene.evidence[run.stage])
                 look = {**scene.palette.look(line).line, "alpha": 1.0 if len(line.runs) == 1 else 0.65}
                 lonely = int(np.isfinite(points.precision).sum()) == 1  # a constant map has one point, no line
-                axes.plot(100 * points.recall, 100 * points.precision, "o" if lonely else "", label=label, **look)
+                look["marker"] = "o" if lonely else ""
+                axes.plot(100 * points.recall, 100 * points.precision, label=label, **look)
                 label = "_"  # later runs of the line share its entry
         _chance(axes, lines)
         settle(axes, "recall [%]", "precision [%]", f"{backbone}" if backbone != "-" else "")

@@ -28,8 +28,8 @@ def draw(scene: Scene) -> list[Drawn]:
         legend_beside(pair[1])
     how = (
         "Full dot: tau_val, chosen on the validation masks. Hollow dot: tau_oracle, chosen on the test masks, which no "
-        "fair number may use. A flat top means that the threshold hardly matters; dots far apart mean that validation and "
-        f"test disagree. Shown: {run_of(scene.with_maps()[0])}."
+        "fair number may use. A flat top means that the threshold hardly matters; dots far apart mean that validation "
+        f"and test disagree. Shown: {run_of(scene.with_maps()[0])}."
     )
     alt = "Dice and mean IoU against the threshold for every method."
     return [Drawn(slug("threshold", *scene.stem), "Quality against threshold", how, alt, figure)]
