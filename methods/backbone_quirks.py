@@ -70,7 +70,7 @@ def power_of_two(ratio: float) -> int:
     return 2 ** max(0, round(math.log2(ratio)))
 
 
-def run_without_memory(module: nn.Module, size: tuple[int, int]) -> Any:  # noqa: ANN401 - whatever the module gives
+def run_without_memory(module: nn.Module, size: tuple[int, int]) -> Any:
     """Runs module(images) for one image of `size` on the meta device: shapes only, nothing computed or changed."""
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     shadows = {name: torch.empty_like(t, device="meta") for name, t in state.items()}

@@ -49,7 +49,7 @@ def gradcam_package(evidence: Evidence, options: Options) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.concatenate(maps))).to(evidence.images).float().relu()
 
 
-def _package_class(name: str) -> Any:  # noqa: ANN401 - the package's classes share no base
+def _package_class(name: str) -> Any:
     """A class of the package that explains a model at target layers."""
     classes = {n: c for n, c in vars(pytorch_grad_cam).items() if inspect.isclass(c) and hasattr(c, "forward")}
     known = {n: c for n, c in classes.items() if "target_layers" in inspect.signature(c).parameters}
@@ -65,7 +65,7 @@ class _GridView(nn.Module):
     All hooks of the package, and the layer AblationCAM swaps, then concern this view and not the model.
     """
 
-    def __init__(self, model: Any, evidence: Evidence, part: slice) -> None:  # noqa: ANN401 - Explainable and a Module
+    def __init__(self, model: Any, evidence: Evidence, part: slice) -> None:
         super().__init__()
         self.model = model
         self.target = nn.Identity()
@@ -85,18 +85,18 @@ class _GridView(nn.Module):
 class _GridMaps:
     """Mixed into a class of the package: returns its map on the grid instead of scaling and resizing it."""
 
-    def compute_cam_per_layer(self: Any, input_tensor: Tensor, targets: list[Any], eigen_smooth: bool) -> Any:  # noqa: ANN401
+    def compute_cam_per_layer(self: Any, input_tensor: Tensor, targets: list[Any], eigen_smooth: bool) -> Any:
         seen = self.activations_and_grads
         read = _to_numpy if self.detach else _as_it_is
         activations = read(seen.activations[0])
         gradients = read(seen.gradients[0]) if seen.gradients else None
         return self.get_cam_image(input_tensor, self.target_layers[0], targets, activations, gradients, eigen_smooth)
 
-    def aggregate_multi_layers(self, maps: Any) -> Any:  # noqa: ANN401 - numpy or torch, as the package has it
+    def aggregate_multi_layers(self, maps: Any) -> Any:
         return maps
 
 
-def _explain(kind: Any, view: _GridView, targets: list[Any]) -> np.ndarray:  # noqa: ANN401
+def _explain(kind: Any, view: _GridView, targets: list[Any]) -> np.ndarray:
     """Runs one class of the package on the images of a view; its hooks are gone afterwards."""
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):  # its progress bars
         tool = _on_grid(kind)(view, [view.target], **_keywords(kind))
@@ -109,12 +109,12 @@ def _explain(kind: Any, view: _GridView, targets: list[Any]) -> np.ndarray:  # n
     return _to_numpy(maps) if isinstance(maps, Tensor) else maps
 
 
-def _on_grid(kind: Any) -> Any:  # noqa: ANN401
+def _on_grid(kind: Any) -> Any:
     direct = issubclass(kind, BaseCAM) and "compute_cam_per_layer" not in vars(kind)
     return type(f"Grid{kind.__name__}", (_GridMaps, kind), {}) if direct else kind
 
 
-def _keywords(kind: Any) -> dict[str, Any]:  # noqa: ANN401
+def _keywords(kind: Any) -> dict[str, Any]:
     """Arguments beside model and layers."""
     wanted = inspect.signature(kind).parameters
     if "ablation_layer" in wanted:  # its default is one object for all, which would keep the last activations alive
@@ -124,7 +124,7 @@ def _keywords(kind: Any) -> dict[str, Any]:  # noqa: ANN401
     return {}
 
 
-def _targets(kind: Any, evidence: Evidence, part: slice) -> list[Any]:  # noqa: ANN401
+def _targets(kind: Any, evidence: Evidence, part: slice) -> list[Any]:
     """What each image is asked: the logit of its class; for FinerCAM also against the classes nearest to it."""
     classes = evidence.classes[part].tolist()
     if kind is not pytorch_grad_cam.FinerCAM:

@@ -113,7 +113,7 @@ def _resolve(weights: str, backbone: str) -> Path:
     return _imagenet_file(imagenet_tag(backbone)) if weights == "imagenet" else _weights_path(weights)
 
 
-def _timm_config(name: str) -> Any:  # noqa: ANN401 - timm's own class, imported late
+def _timm_config(name: str) -> Any:
     from timm.models import get_pretrained_cfg
 
     try:
