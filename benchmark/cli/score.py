@@ -68,7 +68,9 @@ def _table(result: dict[str, Any]) -> list[str]:
     lines += _row("Dice", result["dice"], f"at tau {result['tau']:.3f}; mean per image {_number(each['dice_mean'])}")
     lines += _row("IoU", result["iou"], f"at tau {result['tau']:.3f}")
     lines += _row(
-        "Dice (oracle)", result["dice_oracle"], f"at tau {_number(result['tau_oracle'], 3)}, chosen on these masks"
+        "Dice (oracle)",
+        result["dice_oracle"],
+        f"at tau {_number(result['tau_oracle'], 3)}, chosen on these masks by mean IoU",
     )
     lines += _row("IoU (oracle)", result["iou_oracle"], "at the same tau")
     if "accuracy" in result:
