@@ -92,7 +92,7 @@ class Source:
     def _read(self, fold: str) -> tuple[Manifest, dict[Path, FileFacts]]:
         if fold not in self._folds:
             manifest = self.dataset.manifest(fold)
-            facts = content_hashes(manifest, self._cache / HASH_FILE, self.dataset.read_mask)
+            facts = content_hashes(manifest, self._cache / HASH_FILE)
             self._folds[fold] = (manifest, facts)
         return self._folds[fold]
 

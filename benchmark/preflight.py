@@ -22,12 +22,29 @@ def preflight(stages: Sequence[Stage], planner: "Planner") -> None:
     for ref in {s.work["method"].label: s.work["method"] for s in stages}.values():
         METHODS.load(ref.spec.name)
     _check_backbones(stages, planner)
+    _check_training_masks(stages, planner)
     desk = Desk(planner.request.run, planner.sources)
     places = {(s.work["cell"].dataset, s.work["cell"].fold): s.work["cell"] for s in stages}
     for (dataset, fold), cell in places.items():
         quick_checks(desk.manifest(cell))
         mine = [s for s in stages if (s.work["cell"].dataset, s.work["cell"].fold) == (dataset, fold)]
         desk.images(cell).prepare(list(dict.fromkeys(n for s in mine for n in needs_of(s, desk))))
+
+
+def _check_training_masks(stages: Sequence[Stage], planner: "Planner") -> None:
+    """An upper bound learns from the masks of the training images, so each must be there."""
+    for stage in stages:
+        if stage.kind != "train" or stage.work["method"].spec.supervision != "pixel":
+            continue
+        cell = stage.work["cell"]
+        manifest = planner.sources[cell.dataset].manifest(cell.fold)
+        regions = manifest.card.region_classes
+        bare = [i for i in manifest.split("train") if i.mask is None and regions[i.label]]
+        if bare:
+            raise BenchError(
+                f"Method '{stage.labels['method']}' learns from masks, but {len(bare)} training images of "
+                f"{cell.dataset} have none, the first '{bare[0].id}'. Leave the method out or name their masks."
+            )
 
 
 def _check_backbones(stages: Sequence[Stage], planner: "Planner") -> None:

@@ -19,8 +19,10 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Item:
-    """One image. `mask` None means declared maskless: all background. `group` is the patient or slide.
+    """One image. `group` is the patient or slide.
 
+    `mask` None: all background where the class has no region of interest. Elsewhere it means unknown, which is allowed
+    for images that are not scored (training images, and validation images that are not `pixel_val`).
     `pixel_val`: this validation image's mask may be read (valpx: `loc` selection and tau_val); False outside `val`.
     """
 
@@ -107,7 +109,7 @@ def check_manifest(manifest: Manifest) -> Manifest:
     """Checks what holds for every dataset and returns the manifest.
 
     Raises BenchError for a duplicate id, a label or split that does not exist, an empty split, a class missing from
-    the training set, a mask missing where the class has a region of interest, or a missing file.
+    the training set, a scored image without a mask though its class has a region of interest, or a missing file.
     """
     card = manifest.card
     where = f"{card.name}, fold {manifest.fold}"
@@ -118,11 +120,12 @@ def check_manifest(manifest: Manifest) -> Manifest:
         if item.split not in SPLITS:
             raise BenchError(f"{where}: image '{item.id}' has split '{item.split}', not one of {', '.join(SPLITS)}.")
         if not 0 <= item.label < len(card.classes):
-            raise BenchError(f"{where}: image '{item.id}' has label {item.label}; there are {len(card.classes)} classes.")
-        if item.mask is None and card.region_classes[item.label]:
+            raise BenchError(f"{where}: image '{item.id}' has label {item.label} of {len(card.classes)} classes.")
+        scored = item.split == "test" or item.pixel_val
+        if item.mask is None and card.region_classes[item.label] and scored:
             raise BenchError(
-                f"{where}: image '{item.id}' ({card.classes[item.label]}) has no mask, though its class has a region of "
-                "interest. Name its mask, or declare the class as background."
+                f"{where}: {item.split} image '{item.id}' ({card.classes[item.label]}) has no mask, though its "
+                "class has a region of interest and it is scored. Name its mask, or declare the class as background."
             )
     _check_files(manifest, where)
     for split in SPLITS:

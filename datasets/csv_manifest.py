@@ -50,11 +50,13 @@ class CsvDataset(Dataset):
         items = sorted((self._item(r) for r in rows), key=lambda i: i.id)
         notes: list[str] = []
         if not any(i.pixel_val for i in items):
-            chosen = choose_pixel_val((i.id, i.label, i.group) for i in items if i.split == "val")
+            regions = self.card.region_classes
+            masked = [i for i in items if i.split == "val" and (i.mask or not regions[i.label])]
+            chosen = choose_pixel_val((i.id, i.label, i.group) for i in masked)
             items = [replace(i, pixel_val=i.split == "val" and i.id in chosen) for i in items]
             notes.append(
                 f"no row is marked pixel_val: masks of {len(chosen)} validation images (up to {PIXEL_VAL_PER_CLASS} a "
-                "class,  chosen by a hash of their ids) serve selection and tau_val"
+                "class, chosen by a hash of their ids) serve selection and tau_val"
             )
         manifest = check_manifest(Manifest(self.card, fold, tuple(items), self._synthetic, tuple(notes)))
         _check_groups(self.path, manifest)

@@ -11,8 +11,9 @@ from ..benchmark.errors import BenchError, did_you_mean
 from ..benchmark.store import file_sha256, key_of, write_json
 from . import DATASETS
 from .base import SPLITS, Dataset, Item, Manifest
-from .decode import MaskReader, decode_image, decode_mask
+from .decode import MaskReader, decode_image, image_size, mask_size
 
+Measure = Callable[[Path], tuple[int, int]]  # file -> height and width in px
 HASH_FILE = "file-hashes.json"  # the usual name of the index, in the cache of a results folder
 
 
@@ -48,35 +49,38 @@ def open_dataset(name_or_csv: str, data_root: Path) -> Dataset:
     return DATASETS.load(name_or_csv)(data_root)
 
 
-def content_hashes(manifest: Manifest, cache_file: Path, read_mask: MaskReader = decode_mask) -> dict[Path, FileFacts]:
-    """Facts of every file of a manifest. A file not in the index, or changed, is hashed and decoded once.
+def content_hashes(manifest: Manifest, cache_file: Path) -> dict[Path, FileFacts]:
+    """Facts of every file of a manifest. A file not in the index, or changed, is hashed, and its header read.
 
     The index at `cache_file` maps path, size and modification time to the facts, so a second call only asks for the
-    status of each file. Raises BenchError listing the first files that cannot be decoded, before anything trains.
+    status of each file. Raises BenchError listing the first files whose header shows that they cannot be used; damage
+    behind the header is found by whoever decodes the pixels (the image cache before a training, `bench data verify`).
     """
-    facts, bad = scan_files(manifest.items, cache_file, read_mask)
+    facts, bad = scan_files(manifest.items, cache_file)
     if bad:
         raise bad_files_error(f"{manifest.card.name}, fold {manifest.fold}", bad, len(facts) + len(bad))
     return facts
 
 
 def scan_files(
-    items: Iterable[Item], cache_file: Path, read_mask: MaskReader
+    items: Iterable[Item], cache_file: Path, decode: MaskReader | None = None
 ) -> tuple[dict[Path, FileFacts], list[BadFile]]:
-    """As `content_hashes`, but returns the files that cannot be used instead of raising."""
-    readers: dict[Path, MaskReader] = {}
+    """As `content_hashes`, but returns the files that cannot be used instead of raising.
+
+    `decode`: the dataset's mask reader; given it, every file is decoded to its last pixel, known or not.
+    """
+    measures: dict[Path, Measure] = {}
     for item in items:
-        readers[item.image] = decode_image
+        measures[item.image] = _decoded(decode_image) if decode else image_size
         if item.mask is not None:
-            readers[item.mask] = read_mask
-    index = _read_index(cache_file)
+            measures[item.mask] = _decoded(decode) if decode else mask_size
+    index = {} if decode else _read_index(cache_file)
     facts: dict[Path, FileFacts] = {}
     bad: list[BadFile] = []
     fresh: dict[str, list[Any]] = {}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for path, (status, found) in zip(
-            readers, pool.map(lambda p: _look_up(p, readers[p], index), readers), strict=True
-        ):
+        looked_up = pool.map(lambda p: _look_up(p, measures[p], index), measures)
+        for path, (status, found) in zip(measures, looked_up, strict=True):
             if isinstance(found, BadFile):
                 bad.append(found)
                 continue
@@ -133,9 +137,17 @@ def _read_index(cache_file: Path) -> dict[str, list[Any]]:
     return {path: entry for path, entry in found["files"].items() if isinstance(entry, list) and len(entry) == 5}
 
 
-def _look_up(
-    path: Path, decode: Callable[[Path], Any], index: Mapping[str, list[Any]]
-) -> tuple[list[int], FileFacts | BadFile]:
+def _decoded(decode: MaskReader) -> Measure:
+    """Measures a file by decoding all of it."""
+
+    def measure(path: Path) -> tuple[int, int]:
+        height, width = decode(path).shape[:2]
+        return height, width
+
+    return measure
+
+
+def _look_up(path: Path, measure: Measure, index: Mapping[str, list[Any]]) -> tuple[list[int], FileFacts | BadFile]:
     """Size and modification time of a file, and its facts from the index or from its bytes."""
     try:
         status = path.stat()
@@ -143,7 +155,7 @@ def _look_up(
         known = index.get(str(path.absolute()))
         if known and known[:2] == stamp:
             return stamp, FileFacts(*known[2:])
-        height, width = decode(path).shape[:2]
+        height, width = measure(path)
         return stamp, FileFacts(file_sha256(path), height, width)
     except BenchError as problem:
         return [], BadFile(path, str(problem))

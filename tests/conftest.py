@@ -1,4 +1,4 @@
-"""Fixtures for all tests. Real data and weights are used when they lie beside the checkout, and skipped, saying so, when not."""
+"""Fixtures for all tests. Real data and weights are used where they lie beside the checkout, else skipped, saying so."""
 
 from pathlib import Path
 

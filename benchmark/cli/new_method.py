@@ -11,7 +11,6 @@ TEMPLATE = '''"""NAME: say in one line what the idea is. Paper: authors, title, 
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-
 from wsolbench.methods.base import Batch, Method, Options, Prediction, TrainContext, register
 
 

@@ -140,7 +140,7 @@ BAD = {
     "positive and background at once": (("# back", "# positive: normal\n# back"), "both positive and background"),
     "no positive class": (("# background: normal\n", ""), "which of normal, tumour is the positive class"),
     "one class only": (("normal, tumour", "normal"), "at least two classes"),
-    "no mask, yet no background class": (("# background: normal", "# positive: tumour"), "'n1' (normal) has no mask"),
+    "no mask, yet no background class": (("# background: normal", "# positive: tumour"), "(normal) has no mask"),
 }
 
 
@@ -162,3 +162,12 @@ def test_files_that_are_no_table(folder):
     (folder / "mine.csv").write_bytes((HEAD + COLUMNS + ROWS).encode("utf-16"))
     with pytest.raises(BenchError, match="UTF-8"):
         CsvDataset(folder / "mine.csv", folder)
+
+
+def test_weak_labels_are_enough_to_train(folder):
+    """A training image of a class with a region needs no mask; a tested one does."""
+    rows = ROWS.replace("img/t1.png,mask/t1.png", "img/t1.png,")
+    bare = [i for i in write(folder, HEAD + COLUMNS + rows).manifest("0").items if i.mask is None]
+    assert {i.id for i in bare} == {"n1", "n2", "n3", "t1"}
+    with pytest.raises(BenchError, match="'t3' .tumour. has no mask"):
+        write(folder, HEAD + COLUMNS + ROWS.replace("mask/t3.png", "")).manifest("0")

@@ -20,7 +20,7 @@ from wsolbench.datasets.verify import quick_checks, verify
 def identity(root, cache, splits=("train", "val", "test"), fold="0"):
     dataset = Glas(root)
     m = dataset.manifest(fold)
-    return manifest_identity(m, content_hashes(m, cache, dataset.read_mask), splits)
+    return manifest_identity(m, content_hashes(m, cache), splits)
 
 
 def test_names_and_files(synth_root, tmp_path):
@@ -77,14 +77,14 @@ def test_unknown_splits_are_refused(synth_root, tmp_path):
 def test_a_second_call_reads_no_file(synth_copy, tmp_path, monkeypatch):
     dataset = Glas(synth_copy)
     m = dataset.manifest("0")
-    first = content_hashes(m, tmp_path / "h.json", dataset.read_mask)
+    first = content_hashes(m, tmp_path / "h.json")
     read = []
     monkeypatch.setattr(opening, "file_sha256", lambda p: read.append(p) or "new")
-    assert content_hashes(m, tmp_path / "h.json", dataset.read_mask) == first
+    assert content_hashes(m, tmp_path / "h.json") == first
     assert read == []
     path = m.items[0].image
     os.utime(path, ns=(1, 1))  # a changed time alone makes it suspicious
-    assert content_hashes(m, tmp_path / "h.json", dataset.read_mask)[path].sha256 == "new"
+    assert content_hashes(m, tmp_path / "h.json")[path].sha256 == "new"
     assert read == [path]
 
 
@@ -95,14 +95,12 @@ def test_a_damaged_index_is_made_again(synth_root, tmp_path):
         assert len(content_hashes(m, tmp_path / "h.json")) == 80
 
 
-def test_damaged_files_are_named_before_anything_trains(synth_copy, tmp_path):
+def test_verify_decodes_to_the_last_pixel_even_what_the_index_knows(synth_copy, tmp_path):
     folder = synth_copy / FOLDER
     for k in range(1, 8):
         (folder / f"train_{k}.bmp").write_bytes((folder / f"train_{k}.bmp").read_bytes()[:-50])
     dataset = Glas(synth_copy)
-    with pytest.raises(BenchError, match="7 of 80 files cannot be used") as caught:
-        content_hashes(dataset.manifest("0"), tmp_path / "h.json", dataset.read_mask)
-    assert str(caught.value).count("train_") == 5
+    content_hashes(dataset.manifest("0"), tmp_path / "h.json")  # the headers are sound
     report = verify(dataset, ["0"], tmp_path / "h.json")
     assert len(report.problems) == 7
     assert report.folds[0].identity is None
@@ -113,7 +111,7 @@ def test_a_mask_of_another_size_is_refused(synth_copy, tmp_path):
     Image.fromarray(np.ones((64, 60), np.uint8)).save(path)
     dataset = Glas(synth_copy)
     m = dataset.manifest("0")
-    facts = content_hashes(m, tmp_path / "h.json", dataset.read_mask)
+    facts = content_hashes(m, tmp_path / "h.json")
     for known in (None, facts):
         with pytest.raises(BenchError, match=r"testA_1_anno\.bmp is 60 x 64 px, its image testA_1\.bmp 64 x 64"):
             quick_checks(m, known)
@@ -165,3 +163,11 @@ def test_read_only_data_is_fine(synth_copy, tmp_path):
 def test_unicode_folders(synth_copy, tmp_path):
     odd = Path(shutil.copytree(synth_copy, tmp_path / "Gewebe – 組織 (ü)"))
     assert identity(odd, tmp_path / "h.json")["images"] == 40
+
+
+def test_files_that_are_no_images_are_named_at_once(synth_copy, tmp_path):
+    for k in range(1, 8):
+        (synth_copy / FOLDER / f"train_{k}.bmp").write_bytes(b"<html>404</html>")
+    with pytest.raises(BenchError, match="7 of 80 files cannot be used") as caught:
+        content_hashes(Glas(synth_copy).manifest("0"), tmp_path / "h.json")
+    assert str(caught.value).count("train_") == 5
