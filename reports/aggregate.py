@@ -163,7 +163,9 @@ def _table(place: tuple[str, bool, str], rows: tuple[Row, ...], settings: Mappin
     by_selection: dict[str, list[Line]] = defaultdict(list)
     for line in _told_apart(lines, settings):
         by_selection["-" if line.first.baseline else line.first.selection].append(line)
-    order = sorted(by_selection, key=lambda s: (s == "-", s != _own_selection(protocol), s))
+    known = list(_BLOCK_TITLES)
+    own = _own_selection(protocol)
+    order = sorted(by_selection, key=lambda s: (s == "-", s != own, known.index(s) if s in known else len(known), s))
     blocks = tuple(_block(s, by_selection[s], columns) for s in order)
     return Table(evaluated, protocol, synthetic, columns, blocks, _caption(place, rows), _footnotes(rows), rows)
 
@@ -212,7 +214,7 @@ def _told_apart(lines: Sequence[Line], settings: Mapping[str, Mapping[str, str]]
     return sorted(out, key=lambda line: (line.first.backbone, line.first.upper_bound, line.name, line.first.map_class))
 
 
-_BLOCK_TITLES = {
+_BLOCK_TITLES = {  # in the order of the table, but for the protocol's own selection, which comes first
     "cl": "Checkpoint cl: best validation accuracy",
     "loc": "Checkpoint loc: best PxAP on the validation masks",
     "last": "Checkpoint last: end of training",

@@ -147,6 +147,15 @@ def load_rows(store: Store, keys: Iterable[str] | None = None) -> list[Row]:
     return found.rows
 
 
+def load_report_rows(store: Store) -> list[Row]:
+    """All rows, as `load_rows`. Raises BenchError if there is none, saying what to do."""
+    found = collect(store)
+    for problem in found.problems:
+        log.warning("%s", problem)
+    need_rows(found, store)
+    return found.rows
+
+
 def collect(store: Store, keys: Iterable[str] | None = None) -> Findings:
     """Rows, and beside them what figures and the page need. Raises BenchError as `load_rows` does."""
     found = Findings(records=store.records(), failures=store.failures())
