@@ -286,7 +286,7 @@ def _caption(place: tuple[str, bool, str], rows: Sequence[Row]) -> str:
     if 1 in spread:
         text += f"[low, high]: 95% interval of one run, resampling {group}s. "
     if spread - {1}:
-        text += "mean ± standard deviation over the n runs (folds and seeds). "
+        text += "Mean ± standard deviation over the n runs (folds and seeds). "
     return text.rstrip()
 
 

@@ -142,9 +142,10 @@ def _terminal_one(table: Table, width: int) -> str:
     grid = [[_terminal_line(line, columns, single) for line in block.lines] for block in shown]
     widths = [max(len(r[k]) for r in [heads, *(r for lines in grid for r in lines)]) for k in range(len(heads))]
     for k in (0, 1):
-        widths[k] = max(10, min(widths[k], widths[k] - (sum(widths) + 2 * (len(widths) - 1) - width)))
+        excess = max(0, sum(widths) + 2 * (len(widths) - 1) - width)
+        widths[k] = min(widths[k], max(10, widths[k] - excess))
     out = [
-        table.title,
+        _fit(table.title, width, True).rstrip(),
         "  ".join(_fit(h, w, k < 2) for k, (h, w) in enumerate(zip(heads, widths, strict=True))).rstrip(),
     ]
     for block, lines in zip(shown, grid, strict=True):
@@ -152,7 +153,7 @@ def _terminal_one(table: Table, width: int) -> str:
         out += [
             "  ".join(_fit(v, w, k < 2) for k, (v, w) in enumerate(zip(r, widths, strict=True))).rstrip() for r in lines
         ]
-    return "\n".join([*out, *_terminal_notes(table, shown)])
+    return "\n".join([*out, *(_printable(note) for note in _terminal_notes(table, shown))])
 
 
 def _short(column: Column) -> str:
@@ -167,9 +168,14 @@ def _terminal_line(line: Line, columns: Iterable[Column], single: bool) -> list[
 
 
 def _fit(text: str, width: int, left: bool) -> str:
-    text = "".join(c if c.isprintable() else "?" for c in text)
+    text = _printable(text)
     text = text if len(text) <= width else text[: width - 1] + "…"
     return text.ljust(width) if left else text.rjust(width)
+
+
+def _printable(text: str) -> str:
+    """Text without control characters, which could rewrite the terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _terminal_notes(table: Table, shown: Sequence[Block]) -> list[str]:

@@ -170,6 +170,9 @@ STYLE: Any = {
 
 def render(figure: "Figure", form: str) -> bytes:
     """The bytes of a figure as `png` or `pdf`; the same figure gives the same bytes."""
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # each further drawing would shift the layout a little, and costs time
     stamp = (
         {"CreationDate": None, "Producer": None, "Creator": "wsolbench"} if form == "pdf" else {"Software": "wsolbench"}
     )

@@ -1,6 +1,7 @@
 """A results folder as finished stages leave it, with smooth made-up maps, so that tables and figures look real."""
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from scipy.ndimage import gaussian_filter, zoom
 
 from wsolbench.benchmark.metrics import BINS
 from wsolbench.benchmark.store import Store, key_of, write_npz
+from wsolbench.reports.rows import Findings, collect
 
 EXPLAINERS = {"cam": 2.2, "gradcampp": 1.9, "layercam": 2.6}
 TRAINED = {"classifier": 0.0, "pixelcam": 3.6, "unet": 7.0}
@@ -123,9 +125,9 @@ class Writer:
         (folder / "history.jsonl").write_text("\n".join(lines) + "\n")
         self.store.finish(key, {
             "kind": "train", "identity": identity, "parents": parents, "labels": labels, "environment": ENVIRONMENT,
-            "facts": {"synthetic": r.synthetic, "supervision": "pixel" if name == "unet" else "image", "notes": [], "images": 67},
-            "roles": {}, "epochs": r.epochs, "seconds": 10.0 + seed, "images_per_second": 80.0, "parameters": 11_177_538,
-            "peak_memory_mb": 900.0,
+            "facts": {"synthetic": r.synthetic, "supervision": supervision(name, "-"), "notes": [], "images": 67},
+            "roles": {}, "epochs": r.epochs, "seconds": 10.0 + seed, "images_per_second": 80.0,
+            "parameters": 11_177_538, "peak_memory_mb": 900.0,
         })  # fmt: skip
         return key
 
@@ -155,8 +157,8 @@ class Writer:
             else {"fair": "pred"}.get(protocol, "true")
         )
         labels = {
-            "method": name, "options": "", "backbone": backbone, "train": "glas", "eval": r.eval_set, "split": split, "fold": fold,
-            "seed": seed, "selection": selection, "protocol": protocol, "map_class": map_class,
+            "method": name, "options": "", "backbone": backbone, "train": "glas", "eval": r.eval_set, "split": split,
+            "fold": fold, "seed": seed, "selection": selection, "protocol": protocol, "map_class": map_class,
         }  # fmt: skip
         parents = {**parents, **({"checkpoint": trained} if trained else {})}
         key = key_of(["score", labels, parents])
@@ -178,20 +180,25 @@ class Writer:
                 folder / "examples.npz", {"ids": self.ids[self.shown], "maps": maps[self.shown].astype(np.float16)}
             )
         epoch = {"loc": 3, "cl": 6, "last": r.epochs, "-": None}[selection]
-        supervision = "none" if not trained else "pixel" if name == "unet" else "image"
         self.store.finish(key, {
-            "kind": "score", "identity": {"method": {"name": name, "version": 1}, "protocol": {"name": protocol}, "seed": seed},
-            "parents": parents, "labels": labels, "environment": ENVIRONMENT, "seconds": 3.1,
+            "kind": "score", "parents": parents, "labels": labels, "environment": ENVIRONMENT, "seconds": 3.1,
+            "identity": {"method": {"name": name, "version": 1}, "protocol": {"name": protocol}, "seed": seed},
             "facts": {
-                "synthetic": r.synthetic, "supervision": supervision, "kind": kind, "classes": ["benign", "malignant"],
-                "region_classes": list(r.region_classes), "foreground": "every gland", "group": "patient",
+                "synthetic": r.synthetic, "supervision": supervision(name, trained), "kind": kind,
+                "classes": ["benign", "malignant"], "region_classes": list(r.region_classes),
+                "foreground": "every gland", "group": "patient",
                 "licence": "CC BY 4.0", "notes": list(r.notes), "parameters": 11_177_538 if trained else 0,
-                "epoch": epoch + seed if epoch and selection != "last" else epoch, "images": len(masks), "degenerate": 0,
-                "weights_sha256": key * 3 if trained else "", "family": "baseline" if not trained else "gradient",
-                "examples": self.stem if split == "test" else "",
+                "epoch": epoch + seed if epoch and selection != "last" else epoch, "images": len(masks),
+                "degenerate": 0, "weights_sha256": key * 3 if trained else "",
+                "family": "gradient" if trained else "baseline", "examples": self.stem if split == "test" else "",
             },
         })  # fmt: skip
         return key
+
+
+def supervision(name: str, trained: str) -> str:
+    """What a method's training sees."""
+    return "none" if not trained else "pixel" if name == "unet" else "image"
 
 
 def picture(size: int, malignant: bool, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -250,6 +257,24 @@ def make_results(root: Path, recipe: Recipe | None = None) -> Store:
 def results(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A folder to read, shared by the tests: do not write to it."""
     return make_results(tmp_path_factory.mktemp("results"))
+
+
+@pytest.fixture(scope="session")
+def found(results: Store) -> Findings:
+    """All that a report reads of that folder."""
+    return collect(results)
+
+
+@pytest.fixture(scope="session")
+def _small(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return make_results(tmp_path_factory.mktemp("small"), Recipe(seeds=(0,), protocols=("fair",)))
+
+
+@pytest.fixture
+def small(_small: Store, tmp_path: Path) -> Store:
+    """A small folder of one's own, free to be damaged."""
+    shutil.copytree(_small.root, tmp_path / "results")
+    return Store(tmp_path / "results")
 
 
 @pytest.fixture

@@ -1,0 +1,191 @@
+"""Figures: drawn from what is there, left out with a reason where it is not, one colour a method."""
+
+import io
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wsolbench.benchmark.store import Store
+from wsolbench.reports.aggregate import build_tables
+from wsolbench.reports.figures import draw
+from wsolbench.reports.figures.base import COLOURS, Palette, Scene, render, slug
+from wsolbench.reports.figures.convergence import read_history
+from wsolbench.reports.figures.draw import FIGURES, draw_figures
+from wsolbench.reports.figures.qualitative import outline
+from wsolbench.reports.figures.score_histograms import BARS, rebin
+from wsolbench.reports.rows import collect
+
+
+def scenes(store: Store, found=None, rows=None) -> list[Scene]:
+    found = found or collect(store)
+    tables = build_tables(found.rows if rows is None else rows(found.rows))
+    palette = Palette(line for table in tables for line in table.lines)
+    return [Scene(t, found.evidence, found.records, store, palette) for t in tables]
+
+
+def texts(figure) -> str:
+    return " ".join(t.get_text() for t in figure.findobj(lambda a: hasattr(a, "get_text")))
+
+
+@pytest.fixture(scope="module")
+def drawings(results, found):
+    return [(scene, draw_figures(scene)) for scene in scenes(results, found)]
+
+
+def test_every_figure_is_drawn_and_marked(drawings):
+    for scene, found in drawings:
+        assert found.missing == []
+        assert [d.name.partition("_")[0] for d in found.drawn] == [
+            "maps",
+            "pr",
+            "threshold",
+            "histograms",
+            "selection",
+            "convergence",
+        ]
+        assert len(found.drawn) == len(FIGURES)
+        for drawn in found.drawn:
+            words = texts(drawn.figure)
+            assert "SYNTHETIC DATA" in words
+            assert scene.table.protocol in words
+            assert drawn.how.endswith(".")
+            assert drawn.alt
+
+
+def test_files_hold_a_picture(drawings):
+    _, found = drawings[0]
+    for drawn in found.drawn[::2]:
+        png, pdf = render(drawn.figure, "png"), render(drawn.figure, "pdf")
+        assert pdf.startswith(b"%PDF-")
+        assert render(drawn.figure, "png") == png
+        pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+        assert min(pixels.shape[:2]) > 300
+        assert pixels.std() > 10
+
+
+def test_the_same_results_give_the_same_bytes(results, found, monkeypatch):
+    monkeypatch.setattr(draw, "FIGURES", {"curves": "PR"})
+    one, two = (draw_figures(scenes(results, found)[0]).drawn[0].figure for _ in range(2))
+    assert render(one, "png") == render(two, "png")
+    assert render(one, "pdf") == render(two, "pdf")
+
+
+def test_legend_has_the_numbers_of_the_table(drawings):
+    scene, found = drawings[0]
+    words = texts(next(d for d in found.drawn if d.name.startswith("pr")).figure)
+    for line in scene.table.shown:
+        if line.first.kind != "none":
+            assert f"{line.cells['pxap'].value}" in words
+            assert line.marked in words
+    chance = next(line for line in scene.table.shown if line.first.baseline).cells["chance"].value
+    assert f"chance {chance}" in words
+
+
+def test_precision_recall_line_is_the_pooled_curve(drawings):
+    scene, found = drawings[0]
+    figure = next(d for d in found.drawn if d.name.startswith("pr")).figure
+    lines = [a for a in figure.axes[0].lines if a.get_label().endswith("layercam")]
+    recall, precision = (np.asarray(v) for v in (lines[0].get_xdata(), lines[0].get_ydata()))
+    known = ~np.isnan(precision)
+    gain = np.diff(recall[::-1][known[::-1]], prepend=0)
+    run = next(line for line in scene.table.shown if line.name == "layercam").first
+    assert float((precision[::-1][known[::-1]] * gain).sum()) / 100 == pytest.approx(run.pxap)
+
+
+def test_real_data_bear_no_stamp(results, found):
+    scene = scenes(results, found, rows=lambda rows: [replace(r, synthetic=False) for r in rows])[0]
+    assert all("SYNTHETIC" not in texts(d.figure) for d in draw_figures(scene).drawn)
+
+
+def test_one_colour_a_method(results, found):
+    one, two = scenes(results, found)
+    shared = {x.name: x for x in one.table.lines if x.first.kind != "none"}
+    for line in two.table.lines:
+        if line.name in shared:
+            assert two.palette.look(line) == one.palette.look(shared[line.name])
+    looks = {name: one.palette.look(line) for name, line in shared.items()}
+    assert len(set(looks.values())) == len(looks)
+    assert looks["unet"].color == "#000000"
+
+
+def test_many_methods_are_told_apart(found):
+    rows = [r for r in found.rows if r.method == "cam" and r.protocol == "fair" and r.selection == "cl"]
+    many = [replace(r, method=f"m{k}") for k in range(3 * len(COLOURS)) for r in rows]
+    lines = build_tables(many)[0].lines
+    palette = Palette(lines)
+    assert len({palette.look(line) for line in lines}) == 3 * len(COLOURS)
+
+
+def test_baselines_alone(results, found):
+    scene = scenes(results, found, rows=lambda rows: [r for r in rows if r.baseline])[0]
+    drawings = draw_figures(scene)
+    assert {d.name.partition("_")[0] for d in drawings.drawn} == {"maps", "pr", "threshold", "histograms"}
+    assert len(drawings.missing) == 2
+    assert all(reason.partition(":")[2] for reason in drawings.missing)
+
+
+def test_a_classifier_alone_draws_its_training_and_nothing_else(results, found):
+    scene = scenes(results, found, rows=lambda rows: [r for r in rows if r.method == "classifier"])[0]
+    drawings = draw_figures(scene)
+    assert [d.name.partition("_")[0] for d in drawings.drawn] == ["convergence"]
+    assert len(drawings.missing) == 5
+
+
+def test_missing_files_leave_out_their_figure(small):
+    for path in [*(small.root / "examples").iterdir(), *small.root.glob("runs/*/history.jsonl")]:
+        path.unlink()
+    found = draw_figures(scenes(small)[0])
+    assert {m.partition(":")[0] for m in found.missing} == {"Maps", "Training curves"}
+    assert len(found.drawn) == 4
+
+
+def test_backbones_have_their_own_panels(tmp_path, write_results, recipe):
+    store = write_results(tmp_path, recipe(seeds=(0,), protocols=("fair",), backbones=("resnet18", "vit_tiny")))
+    found = draw_figures(scenes(store)[0])
+    maps = [d for d in found.drawn if d.name.startswith("maps")]
+    assert [d.name.rpartition("_")[2] for d in maps] == ["resnet18", "tiny"]
+    curves = next(d for d in found.drawn if d.name.startswith("pr"))
+    assert {"resnet18", "vit_tiny"} <= {a.get_title(loc="left") for a in curves.figure.axes}
+
+
+def test_undefined_values_are_drawn_around(results, found):
+    def undefined(rows):
+        return [replace(r, tau_val=math.nan, chance=math.nan, pxap=math.nan) for r in rows]
+
+    drawings = draw_figures(scenes(results, found, rows=undefined)[0])
+    assert {d.name.partition("_")[0] for d in drawings.drawn} >= {"pr", "threshold", "histograms"}
+
+
+def test_history_cut_short(tmp_path):
+    folder = tmp_path / "runs" / "k"
+    folder.mkdir(parents=True)
+    (folder / "history.jsonl").write_text(json.dumps({"epoch": 0, "val": {}}) + '\n{"epoch": 1, "va')
+    assert read_history(Store(tmp_path), "k") == [{"epoch": 0, "val": {}}]
+    assert read_history(Store(tmp_path), "absent") == []
+
+
+def test_rebinning_loses_nothing():
+    shares = np.random.default_rng(0).random(1001)
+    assert rebin(shares).sum() == pytest.approx(shares.sum())
+    assert rebin(shares)[0] == pytest.approx(shares[:20].sum())
+    assert len(rebin(shares)) == BARS
+    assert rebin(np.full(1001, np.nan)).sum() == 0
+
+
+def test_outline_of_a_square():
+    mask = np.zeros((9, 9), bool)
+    mask[2:7, 2:7] = True
+    border = outline(mask, 1)
+    assert border.sum() == 16
+    assert not border[3:6, 3:6].any()
+    assert not outline(np.ones((4, 4), bool), 2).any()
+
+
+def test_file_names_are_safe_and_distinct():
+    names = [slug("pr", n) for n in ("glas", "a/b", "a b", "../../x", "<script>", "ä", "ö", "x" * 300)]
+    assert len(set(names)) == len(names)
+    assert all(n.isascii() and "/" not in n and len(n) < 100 and not n.startswith(".") for n in names)

@@ -1,0 +1,203 @@
+"""Rows against numbers computed in another way, and what happens to damaged results."""
+
+import json
+import logging
+import math
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+
+from wsolbench.benchmark.errors import BenchError
+from wsolbench.benchmark.metrics import THRESHOLDS
+from wsolbench.benchmark.store import Store, write_json, write_npz
+from wsolbench.reports.rows import collect, load_report_rows, load_rows
+
+WANTED = {
+    "method", "backbone", "train", "eval", "fold", "seed", "selection", "protocol", "map_class", "pxap", "chance",
+    "accuracy", "dice_tau_val", "iou_tau_val", "tau_val", "seconds_train", "seconds_score", "stage", "pxap_low",
+    "pxap_high", "miou_tau_val", "dice_oracle", "iou_oracle", "tau_oracle", "dice_half", "images", "degenerate",
+    "validation_masks",
+    "parameters", "epoch", "synthetic", "supervision", "kind", "groups", "seconds_parents", "notes",
+    "weights_sha256", "versions",
+}  # fmt: skip
+
+
+def arrays(store: Store, key: str) -> dict[str, np.ndarray]:
+    with np.load(store.run_dir(key) / "scores.npz") as data:
+        return dict(data)
+
+
+def pick(rows, **wanted):
+    found = [r for r in rows if all(getattr(r, k) == v for k, v in wanted.items())]
+    assert found, wanted
+    return found[0]
+
+
+def counts_at(data, tau):
+    """True positives, false positives and false negatives, pixel counts of all images, by summing the upper bins."""
+    upper = tau - 1e-9 <= THRESHOLDS
+    tp, fp = (int(data[n][:, upper].sum(dtype=np.int64)) for n in ("foreground", "background"))
+    return tp, fp, int(data["foreground"].sum(dtype=np.int64)) - tp
+
+
+def test_pxap_and_chance_agree_with_scikit_learn(results, found):
+    row = pick(found.rows, method="layercam", protocol="fair", selection="cl", seed=0)
+    data = arrays(results, row.stage)
+    scores = np.concatenate([THRESHOLDS, THRESHOLDS])
+    truth = np.repeat([1, 0], len(THRESHOLDS))
+    weights = np.concatenate([data["foreground"].sum(0), data["background"].sum(0)])
+    assert row.pxap == pytest.approx(100 * average_precision_score(truth, scores, sample_weight=weights))
+    assert row.chance == pytest.approx(100 * data["foreground"].sum() / weights.sum())
+    assert row.pxap_low < row.pxap < row.pxap_high
+
+
+def test_thresholds_come_from_the_right_images(results, found):
+    rows = found.rows
+    row = pick(rows, method="cam", protocol="paper", selection="loc", seed=1)
+    test = arrays(results, row.stage)
+    val = arrays(results, results.record(row.stage)["parents"]["val"])
+
+    def miou(data, tau):
+        tp, fp, fn = counts_at(data, tau)
+        tn = int(data["background"].sum(dtype=np.int64)) - fp
+        return (tp / (tp + fp + fn) + tn / (tn + fp + fn)) / 2
+
+    assert row.tau_val == max(THRESHOLDS, key=lambda t: miou(val, t))
+    assert row.tau_oracle == max(THRESHOLDS, key=lambda t: miou(test, t))
+    assert row.tau_val != row.tau_oracle
+    for suffix, tau in (("tau_val", row.tau_val), ("oracle", row.tau_oracle)):
+        tp, fp, fn = counts_at(test, tau)
+        assert getattr(row, f"dice_{suffix}") == pytest.approx(100 * 2 * tp / (2 * tp + fp + fn))
+        assert getattr(row, f"iou_{suffix}") == pytest.approx(100 * tp / (tp + fp + fn))
+        assert getattr(row, f"miou_{suffix}") == pytest.approx(100 * miou(test, tau))
+    assert row.miou_oracle >= row.miou_tau_val
+    tp, fp, fn = counts_at(test, 0.5)
+    assert row.dice_half == pytest.approx(100 * 2 * tp / (2 * tp + fp + fn))
+    assert row.validation_masks == len(val["labels"]) == 6
+
+
+def test_accuracy_and_counts(results, found):
+    row = pick(found.rows, method="cam", protocol="fair", selection="last", seed=0)
+    data = arrays(results, row.stage)
+    right = sum(int(np.argmax(z) == y) for z, y in zip(data["logits"], data["labels"], strict=True))
+    assert row.accuracy == pytest.approx(100 * right / 12)
+    assert (row.images, row.groups, row.degenerate, row.parameters, row.epoch) == (12, 6, 0, 11_177_538, 8)
+
+
+def test_undefined_is_nan_and_null(found):
+    rows = found.rows
+    classifier, constant = pick(rows, method="classifier"), pick(rows, method="constant")
+    assert math.isnan(classifier.pxap)
+    assert math.isnan(classifier.chance)
+    assert math.isnan(classifier.tau_val)
+    assert classifier.accuracy > 0
+    assert math.isnan(constant.accuracy)
+    assert constant.pxap == pytest.approx(constant.chance)
+    text = json.dumps([r.to_json() for r in rows], allow_nan=False)  # raises if a NaN is left
+    value = next(v for v in json.loads(text) if v["method"] == "classifier")
+    assert value["pxap"] is None
+    assert set(value) >= WANTED
+
+
+def test_times_of_parents_are_apart(found):
+    rows = found.rows
+    cam, pixel, base = (pick(rows, method=m, seed=s) for m, s in (("cam", 1), ("pixelcam", 1), ("random", 0)))
+    assert (cam.seconds_train, cam.seconds_parents) == (11.0, 0.0)
+    assert (pixel.seconds_train, pixel.seconds_parents) == (11.0, 11.0)
+    assert (base.seconds_train, base.seconds_parents, base.stage_train) == (0.0, 0.0, "")
+
+
+def test_only_images_with_a_region(tmp_path, write_results, recipe):
+    store = write_results(tmp_path, recipe(seeds=(0,), protocols=("fair",), region_classes=(False, True)))
+    row = pick(load_rows(store), method="cam", selection="cl")
+    data = arrays(store, row.stage)
+    positive = data["labels"] == 1
+    share = data["foreground"][positive].sum() / (data["foreground"] + data["background"])[positive].sum()
+    assert row.images_positive == positive.sum() == 6
+    assert row.chance_positives == pytest.approx(100 * share)
+    assert row.chance_positives > row.chance
+    assert row.pxap_positives > row.pxap
+
+
+def test_folds_and_keys(tmp_path, write_results, recipe):
+    store = write_results(tmp_path, recipe(seeds=(0,), protocols=("fair",), folds=("10", "2", "grouped-1")))
+    rows = load_rows(store)
+    assert list(dict.fromkeys(r.fold for r in rows if r.method == "cam" and r.selection == "cl")) == [
+        2,
+        10,
+        "grouped-1",
+    ]
+    wanted = {rows[3].stage, rows[5].stage}
+    assert {r.stage for r in load_rows(store, wanted)} == wanted
+
+
+def test_missing_parents_leave_out_the_row_alone(small, caplog):
+    before = load_rows(small)
+    victim = pick(before, method="cam", selection="cl")
+    (small.run_dir(victim.stage_val) / "record.json").unlink()
+    with caplog.at_level(logging.WARNING):
+        after = load_rows(small)
+    assert [r for r in before if r.stage != victim.stage] == pytest.approx(after, nan_ok=True) or len(after) == len(
+        before
+    ) - 1
+    assert {r.stage for r in before} - {r.stage for r in after} == {victim.stage}
+    assert victim.stage_val in caplog.text
+    assert "bench run" in caplog.text
+
+
+def test_missing_training_leaves_out_all_that_read_it(small):
+    before = load_rows(small)
+    trained = pick(before, method="cam").stage_train
+    small.remove(trained)
+    found = collect(small)
+    gone = {r.stage for r in before} - {r.stage for r in found.rows}
+    assert gone == {r.stage for r in before if r.stage_train == trained}
+    assert len(found.problems) == len(gone)
+    student = pick(found.rows, method="pixelcam")
+    assert math.isnan(student.seconds_parents)  # not 0: its classifier did take time
+
+
+@pytest.mark.parametrize("damage", ["cut", "absent", "no field", "shape", "labels", "empty", "pickle"])
+def test_damaged_arrays_never_become_numbers(small, damage):
+    row = pick(load_rows(small), method="cam", selection="cl")
+    path = small.run_dir(row.stage) / "scores.npz"
+    data = arrays(small, row.stage)
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-900])
+    elif damage == "absent":
+        path.unlink()
+    elif damage == "no field":
+        write_npz(path, {k: v for k, v in data.items() if k != "groups"})
+    elif damage == "shape":
+        write_npz(path, {**data, "foreground": data["foreground"][:-1]})
+    elif damage == "labels":
+        write_npz(path, {**data, "labels": data["labels"] + 1})
+    elif damage == "empty":
+        write_npz(path, {k: v[:0] for k, v in data.items()})
+    else:
+        np.savez(path, **{**data, "labels": np.array([object()] * 12)}, allow_pickle=True)
+    found = collect(small)
+    assert row.stage not in {r.stage for r in found.rows}
+    assert any(row.stage in problem for problem in found.problems)
+
+
+def test_record_without_a_field_is_named(small):
+    row = pick(load_rows(small), method="cam", selection="cl")
+    path = small.run_dir(row.stage) / "record.json"
+    record = json.loads(path.read_text())
+    del record["facts"]["region_classes"]
+    write_json(path, record)
+    found = collect(small)
+    assert "region_classes" in found.problems[0]
+    path.write_text("{")
+    with pytest.raises(BenchError, match="damaged"):
+        load_rows(small)
+
+
+def test_nothing_to_report_says_what_to_do(tmp_path):
+    with pytest.raises(BenchError, match="bench run"):
+        load_report_rows(Store(tmp_path / "absent"))
+    Store(tmp_path).fail("k" * 20, {"kind": "train", "labels": {"method": "cam"}, "error": "boom"})
+    with pytest.raises(BenchError, match="1 stages failed"):
+        load_report_rows(Store(tmp_path))
