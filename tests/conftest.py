@@ -1,4 +1,4 @@
-"""Fixtures for all tests. Real data and weights are used where they lie beside the checkout, else skipped, saying so."""
+"""Fixtures for all tests. Real data and weights are used where they lie beside the checkout, else skipped."""
 
 from pathlib import Path
 

@@ -169,5 +169,5 @@ def test_weak_labels_are_enough_to_train(folder):
     rows = ROWS.replace("img/t1.png,mask/t1.png", "img/t1.png,")
     bare = [i for i in write(folder, HEAD + COLUMNS + rows).manifest("0").items if i.mask is None]
     assert {i.id for i in bare} == {"n1", "n2", "n3", "t1"}
-    with pytest.raises(BenchError, match="'t3' .tumour. has no mask"):
+    with pytest.raises(BenchError, match=r"'t3' \(tumour\) has no mask"):
         write(folder, HEAD + COLUMNS + ROWS.replace("mask/t3.png", "")).manifest("0")

@@ -1,0 +1,140 @@
+"""The plan: shared stages appear once, keys change with what changes a number and with nothing else."""
+
+import subprocess
+import sys
+
+import pytest
+
+from wsolbench.benchmark.errors import BenchError
+
+
+def keys(plan):
+    return set(plan.stages)
+
+
+def test_explainers_share_one_training(world):
+    _, plan = world.plan("classifier,cam,gradcam,gradcampp,xgradcam,layercam", protocols=("fair", "paper"))
+    assert len(plan.kinds("train")) == 1
+    # Three selections, two of them for the classifier (no maps); `fair` scores the positive class too on sets with a
+    # background class.
+    assert len(plan.rows) == (2 + 5 * 3 * 2) + (2 + 5 * 3)
+
+
+def test_a_student_shares_its_teachers_classifier_and_maps(world):
+    _, plan = world.plan("layercam,pixelcam")
+    assert sorted(s.labels["method"] for s in plan.kinds("train")) == ["classifier", "pixelcam"]
+    assert len(plan.kinds("maps")) == 1
+    student = next(s for s in plan.kinds("train") if s.labels["method"] == "pixelcam")
+    assert plan.stages[student.parents["maps"]].labels["method"] == "layercam"
+    assert plan.stages[student.parents["init"]].labels["method"] == "classifier"
+
+
+def test_parents_come_before_children(world):
+    _, plan = world.plan("unet,pixelcam,cam,random", seeds=(0, 1))
+    seen = set()
+    for key, stage in plan.stages.items():
+        assert set(stage.parents.values()) <= seen
+        seen.add(key)
+
+
+def test_baselines_are_planned_once_whatever_the_backbones_and_seeds(world):
+    request = {"backbones": ("test_resnet", "resnet18"), "seeds": (0, 1)}
+    planner_request = world.request("constant,random")
+    from dataclasses import replace
+
+    from wsolbench.benchmark.plan import Planner
+
+    plan = Planner(replace(planner_request, **request)).build()
+    by_method = [s.labels["method"] for k, s in plan.stages.items() if k in plan.rows]
+    assert by_method.count("constant") == 1
+    assert by_method.count("random") == 2
+    assert not plan.kinds("train")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"overrides": {"train": {"lr": "0.04"}}},
+        {"overrides": {"train": {"epochs": "4"}}},
+        {"overrides": {"classifier": {"dropout": "0.2"}}},
+        {"overrides": {"classifier": {"train.lr": "0.03"}}},
+        {"seeds": (1,)},
+        {"overrides": {"protocol": {"size": "112"}}},
+    ],
+)
+def test_what_must_change_a_key(world, changes):
+    _, before = world.plan("cam")
+    _, after = world.plan("cam", **changes)
+    assert not set(before.rows) & set(after.rows)
+
+
+def test_other_data_change_a_key(world, blobs, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(blobs.parent, copy)
+    _, before = world.plan("cam")
+    world.csv = copy / "blobs.csv"
+    _, moved = world.plan("cam")
+    assert keys(moved) == keys(before), "where the files lie must not matter"
+    from PIL import Image
+
+    Image.new("RGB", (64, 64)).save(copy / "train_00.png")
+    _, changed = world.plan("cam")
+    assert not set(changed.rows) & set(before.rows)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [{"device": "auto"}, {"jobs": 2}, {"score_batch": 5}, {"micro_batch": 4}, {"snapshot_seconds": 99.0},
+     {"deterministic": True}, {"backend": "threading"}],
+)  # fmt: skip
+def test_what_must_not_change_a_key(world, run):
+    _, before = world.plan("cam,pixelcam")
+    _, after = world.plan("cam,pixelcam", run=run)
+    assert keys(before) == keys(after)
+
+
+def test_results_folder_and_option_order_do_not_change_a_key(world, tmp_path):
+    _, before = world.plan("cam,pixelcam")
+    world.results = tmp_path / "elsewhere"
+    _, after = world.plan("pixelcam,cam")
+    assert keys(before) == keys(after)
+
+
+def test_an_option_of_an_explainer_leaves_the_training_alone(world):
+    _, before = world.plan("layercam")
+    _, after = world.plan("layercam:shallow")
+    assert [s.key for s in before.kinds("train")] == [s.key for s in after.kinds("train")]
+    assert not set(before.rows) & set(after.rows)
+
+
+@pytest.mark.parametrize(
+    ("methods", "changes", "message"),
+    [
+        ("pixlecam", {}, "Did you mean pixelcam"),
+        ("cam", {"overrides": {"trian": {"lr": "1"}}}, "Did you mean train"),
+        ("cam", {"overrides": {"pixelcam": {"lambda_pixel": "1"}}}, "belong to no method of this run"),
+        ("pixelcam", {"overrides": {"pixelcam": {"lamda_pixel": "1"}}}, "Did you mean lambda_pixel"),
+        ("pixelcam", {"overrides": {"pixelcam": {"lambda_pixel": "big"}}}, "is not of type float"),
+        ("pixelcam:classifier", {}, "makes no maps and cannot be a teacher"),
+        ("cam:what", {}, "has no variants"),
+        ("cam", {"protocols": ("fare",)}, "Did you mean fair"),
+        ("cam", {"overrides": {"protocol": {"ties": "last"}}}, "cannot be changed"),
+        ("cam", {"folds": ("7",)}, "no fold '7'"),
+    ],
+)
+def test_bad_requests(world, methods, changes, message):
+    with pytest.raises(BenchError, match=message):
+        world.plan(methods, **changes)
+
+
+def test_planning_imports_no_torch(world):
+    code = (
+        "import sys; from pathlib import Path; from wsolbench.benchmark.config import *; "
+        "from wsolbench.benchmark.plan import Planner; "
+        f"plan = Planner(Request(('cam', 'pixelcam'), ({str(world.csv)!r},), weights='none', "
+        f"run=RunConfig(results=Path({str(world.results)!r})))).build(); "
+        "assert plan.rows; assert 'torch' not in sys.modules and 'timm' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
