@@ -55,6 +55,15 @@ def batch(images=4, size=SIZE, classes=2, seed=5):
     )
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Nets this small gain nothing from threads, and lose much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def make():
     """The helpers above, since test files cannot import each other."""

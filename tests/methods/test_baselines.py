@@ -49,6 +49,12 @@ def test_tissue_is_the_dark_side_of_otsus_threshold(rgb, make):
     assert 0.1 < maps.mean() < 0.6
 
 
+def test_tissue_of_an_image_of_two_grey_levels_is_the_darker(make):
+    image = np.full((1, 8, 8, 3), 200 / 255)
+    image[:, :, :3] = 50 / 255
+    assert torch.equal(make.explain("tissue", seen(image, ["a"]))[0, 0], torch.tensor([1.0] * 3 + [0.0] * 5))
+
+
 def test_blank_image_has_no_tissue(make):
     assert make.explain("tissue", seen(np.full((1, 8, 8, 3), 0.9), ["a"])).sum() == 0
 

@@ -151,6 +151,8 @@ def test_partial_cross_entropy_is_the_mean_over_labelled_pixels():
     seeds[0, 1, 2], seeds[1, 3, 3] = 1, 0
     terms = -logits.log_softmax(1)[0, 1, 1, 2], -logits.log_softmax(1)[1, 0, 3, 3]
     torch.testing.assert_close(partial_cross_entropy(logits, seeds), sum(terms) / 2)
+    seeds[1] = -100
+    torch.testing.assert_close(partial_cross_entropy(logits, seeds), terms[0])
 
 
 def test_partial_cross_entropy_without_labels_is_zero_with_a_gradient():

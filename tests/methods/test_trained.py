@@ -148,6 +148,13 @@ def test_pixel_loss_reads_the_maps_at_the_asked_resolution(make, low_res):
     torch.testing.assert_close(pixel, -logits.log_softmax(1)[:, 0].mean())  # every pixel is background here
 
 
+def test_images_without_region_give_no_foreground_pixels(make):
+    method, batch = make.build("pixelcam", classes=2, negatives="skip"), make.batch()
+    batch.labels[:] = 0
+    assert method.loss(batch, make.context(regions=(False, True)))["pixel"].item() == 0
+    assert method.loss(batch, make.context(regions=(True, True)))["pixel"].item() > 0
+
+
 def test_warm_start_takes_encoder_and_head(make):
     parent, child = make.build("classifier", classes=2), make.build("pixelcam", classes=2)
     for p in parent.parameters():
