@@ -57,7 +57,7 @@ COLUMNS = (
     Column("seconds_parents", "Parents [s]", "Seconds of all that training builds on: its teacher and that one's maps.",
            sd=False, optional=True),
     Column("seconds_score", "Score [s]", "Seconds to score the test set.", sd=False),
-    Column("parameters", "Params [M]", "Parameters of the scored model in millions.", scale=1e-6, digits=2, sd=False),
+    Column("parameters", "Params [M]", "Parameters of the scored model in millions.", scale=1e-6, sd=False),
 )  # fmt: skip
 
 
@@ -269,8 +269,10 @@ def make_cell(runs: Sequence[Row], column: Column) -> Cell:
 
 
 def _number(value: float, column: Column) -> str:
-    digits = 0 if column.key.startswith("seconds") and value >= 100 else column.digits
-    return f"{value:.{digits}f}"
+    if not column.key.startswith(("seconds", "parameters")):
+        return f"{value:.{column.digits}f}"
+    # Amounts span many orders of magnitude, and a plain 0 says that there is nothing, not that there is little.
+    return f"{value:.{0 if value == 0 or value >= 100 else 1 if value >= 10 else 2}f}"
 
 
 def _caption(place: tuple[str, bool, str], rows: Sequence[Row]) -> str:
@@ -299,7 +301,7 @@ def _span(numbers: Iterable[int]) -> str:
 
 def _footnotes(rows: Sequence[Row]) -> tuple[str, ...]:
     notes = [
-        f"{ORACLE} oracle: the threshold was chosen on the test masks themselves; only for comparison with papers."
+        f"{ORACLE} oracle: tau of the best mean IoU on the test masks themselves, only for comparison with papers."
     ]
     if any(r.upper_bound for r in rows):
         notes.append(f"{BOUND} upper bound: trained with pixel masks, so no weakly supervised method.")

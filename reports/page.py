@@ -13,7 +13,7 @@ from .rows import Findings, Row
 from .tables import label_titles, label_values
 from .words import protocol_sentences
 
-WIDE = 1.72  # figures wider than this times their height get a row of their own
+WIDE, WIDE_PX = 1.72, 1250  # figures wider than so many times their height, or so many px, get a row of their own
 LARGE = 400_000  # bytes of a PNG above which the page holds it as WebP, a fifth of the size
 
 
@@ -31,7 +31,7 @@ class Picture(NamedTuple):
     @property
     def wide(self) -> bool:
         """Whether it needs the full width."""
-        return self.width > WIDE * self.height
+        return self.width > WIDE * self.height or self.width > WIDE_PX
 
 
 class Card(NamedTuple):

@@ -58,6 +58,10 @@ class Palette:
         """The look of a line's method."""
         return self._looks.get(line.name, Look("#000000"))
 
+    def knows(self, method: str) -> bool:
+        """Whether the report has a line of that name."""
+        return method in self._looks
+
     def named(self, method: str) -> Look:
         """The look of a method by name; black where the report has no line of that name."""
         return self._looks.get(method, Look("#000000"))

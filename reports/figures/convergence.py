@@ -97,8 +97,9 @@ def _quality(axes: Any, runs: list[Row], history: History, palette: Palette, pro
     epochs, values = _series(history, "val", "accuracy")
     axes.plot(epochs, values, color="#9A9A9A", linewidth=3.0, label="accuracy", solid_capstyle="round")
     _mark(axes, epochs, values, {r.epoch for r in runs if r.selection == "cl"}, "s", "#6A6A6A")
-    maps = sorted({key for entry in history for key in entry.get("valpx", {}) if key.startswith(f"{protocol}/")})
-    for key in maps:
+    found = {key for entry in history for key in entry.get("valpx", {}) if key.startswith(f"{protocol}/")}
+    shown = {key for key in found if palette.knows(key.partition("/")[2])}  # a classifier follows maps nobody asked for
+    for key in sorted(shown or found):
         name = key.partition("/")[2]
         look = palette.named(name)
         epochs, values = _series(history, "valpx", key, "pxap")
@@ -106,7 +107,7 @@ def _quality(axes: Any, runs: list[Row], history: History, palette: Palette, pro
         chosen = {r.epoch for r in runs if r.selection == "loc" and r.method == name}
         _mark(axes, epochs, values, chosen, "o", look.color)
     axes.set_ylim(0, 102)
-    axes.legend(frameon=False, fontsize=7, loc="lower right")
+    axes.legend(frameon=False, fontsize=7)
 
 
 def _mark(axes: Any, epochs: list[int], values: list[float], chosen: set[int | None], marker: str, color: str) -> None:
@@ -121,7 +122,8 @@ def _losses(axes: Any, history: History) -> None:
         style = ("-", "--", ":", "-.")[index % 4]
         axes.plot(*_series(history, "losses", name), style, color="#333333" if index == 0 else "#777777", label=name)
     if names:
-        axes.legend(frameon=False, fontsize=7, loc="upper right")
-    if axes.get_ylim()[0] > 0:  # a loss may be negative, and then 0 is no floor
-        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False, fontsize=7)
+    low, high = axes.get_ylim()
+    if low > 0:  # a loss may be negative, and then 0 is no floor
+        axes.set_ylim(0, 1.1 * high)
     axes.locator_params(axis="x", integer=True)

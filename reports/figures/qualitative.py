@@ -9,7 +9,7 @@ import numpy as np
 from ..aggregate import Line
 from .base import Drawn, NoFigureError, Scene, by_backbone, new_figure, slug
 
-TILE, GAP = 176, 10  # px
+TILE, GAP, SIDE, HEAD = 176, 10, 150, 50  # px; SIDE and HEAD hold the names of rows and columns
 METHODS_PER_FIGURE, MAX_IMAGES = 12, 8
 RIGHT, WRONG = "#0072B2", "#D55E00"
 
@@ -81,12 +81,13 @@ def _grid(
 
     rows, columns = len(examples.ids), 2 + len(part)
     cell = 1.12
-    size = (1.25 + cell * columns + 0.75, 0.95 + cell * rows)
+    size = (0.2 + cell * columns + SIDE * cell / TILE + 0.85, 0.35 + cell * rows + HEAD * cell / TILE)
     title = f"Maps · {scene.table.eval}, protocol {scene.table.protocol}" + (f", {backbone}" if backbone != "-" else "")
     figure = new_figure(scene, title, size)
     axes = figure.subplots()
     axes.imshow(_canvas(examples, part), interpolation="antialiased")
     axes.set_axis_off()
+    axes.set(xlim=(-SIDE, columns * (TILE + GAP)), ylim=(rows * (TILE + GAP), -HEAD))
     step = TILE + GAP
     heads = ["input", "mask", *(line.marked for line, _ in part)]
     for column, head in enumerate(heads):

@@ -16,10 +16,10 @@ SELECTIONS = (
 
 
 def draw(scene: Scene) -> list[Drawn]:
-    """One panel a backbone, one dot a run. Raises NoFigureError without trained methods that make maps."""
-    runs = [r for r in scene.table.rows if r.epoch is not None and not math.isnan(r.pxap)]
+    """One panel a backbone, one dot a run. Raises NoFigureError without weakly supervised maps."""
+    runs = [r for r in scene.table.rows if r.epoch is not None and not math.isnan(r.pxap) and not r.upper_bound]
     if not runs:
-        raise NoFigureError("no trained method with maps is in this table")
+        raise NoFigureError("no weakly supervised method with maps is in this table")
     backbones = sorted({r.backbone for r in runs})
     columns = min(3, len(backbones))
     rows = -(-len(backbones) // columns)
@@ -34,8 +34,8 @@ def draw(scene: Scene) -> list[Drawn]:
     handles, labels = panels.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=3, frameon=False)
     how = (
-        "Each small dot is one run of one method; a thin line joins the three checkpoints of one run. The large dot "
-        "and the dashed line are means over all runs. Where loc lies far above cl, image labels alone do not find the "
+        "Each small dot is one run of one weakly supervised method; a thin line joins the checkpoints of one run. The "
+        "large dot and the dashed line are means over all runs. Where loc lies far above cl, image labels alone do not find the "
         "best checkpoint."
     )
     alt = "Test PxAP against the epoch chosen, by selection."
@@ -51,9 +51,8 @@ def _panel(axes: Any, runs: list[Row]) -> None:
         axes.plot(*zip(*sorted(trail), strict=True), color="#CCCCCC", linewidth=0.7, zorder=1)
     for name, color, marker, label in SELECTIONS:
         points = np.array([(r.epoch, r.pxap) for r in runs if r.selection == name], float).reshape(-1, 2)
-        axes.scatter(
-            points[:, 0], points[:, 1], s=26, color=color, marker=marker, alpha=0.75, linewidths=0, label=label
-        )
+        look = {"facecolors": "none" if name == "last" else color, "edgecolors": color}  # hollow: it may lie on others
+        axes.scatter(points[:, 0], points[:, 1], s=30, marker=marker, alpha=0.8, linewidths=1.1, label=label, **look)
         if len(points):
             x, y = points.mean(0)
             axes.axhline(y, color=color, linewidth=0.9, linestyle="--", zorder=0)

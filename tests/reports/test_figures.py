@@ -160,6 +160,29 @@ def test_undefined_values_are_drawn_around(results, found):
     assert {d.name.partition("_")[0] for d in drawings.drawn} >= {"pr", "threshold", "histograms"}
 
 
+def test_selection_leaves_out_upper_bounds(drawings):
+    scene, found = drawings[0]
+    axes = next(d for d in found.drawn if d.name.startswith("selection")).figure.axes[0]
+    dots = {round(float(y), 6) for c in axes.collections for _, y in c.get_offsets()}
+    wanted = {r.upper_bound: set() for r in scene.table.rows}
+    for r in scene.table.rows:
+        if r.epoch is not None and r.kind != "none":
+            wanted[r.upper_bound].add(round(r.pxap, 6))
+    assert wanted[False] <= dots
+    assert not wanted[True] & dots
+
+
+def test_training_curves_show_maps_of_the_report_only(results, found):
+    def few(rows):
+        return [r for r in rows if r.method in ("cam", "classifier")]
+
+    figure = next(
+        d for d in draw_figures(scenes(results, found, rows=few)[0]).drawn if d.name.startswith("conv")
+    ).figure
+    assert "PxAP cam" in texts(figure)
+    assert "PxAP layercam" not in texts(figure)
+
+
 def test_history_cut_short(tmp_path):
     folder = tmp_path / "runs" / "k"
     folder.mkdir(parents=True)
