@@ -35,8 +35,8 @@ def draw(scene: Scene) -> list[Drawn]:
     figure.legend(handles, labels, loc="outside lower left", ncols=3, frameon=False)
     how = (
         "Each small dot is one run of one weakly supervised method; a thin line joins the checkpoints of one run. The "
-        "large dot and the dashed line are means over all runs. Where loc lies far above cl, image labels alone do not find the "
-        "best checkpoint."
+        "large dot and the dashed line are means over all runs. Where loc lies far above cl, image labels alone do not "
+        "find the best checkpoint."
     )
     alt = "Test PxAP against the epoch chosen, by selection."
     return [Drawn(slug("selection", *scene.stem), "Checkpoint selection", how, alt, figure)]
