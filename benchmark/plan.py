@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from ..datasets.base import Dataset, Manifest
 from ..datasets.open import HASH_FILE, FileFacts, content_hashes, manifest_identity, open_dataset
+from ..methods.strides import takes_preset_stride
 from ..methods.weights import weights_identity
 from .config import Request, TrainConfig, identity_fields, train_config
 from .errors import BenchError
@@ -221,8 +222,10 @@ class Planner:
     def _config(self, method: MethodRef, cell: Cell) -> TrainConfig:
         preset = self.request.preset
         recipe = method.spec.recipes.get(preset, {})
+        own_stride = {} if takes_preset_stride(cell.backbone) else {"stride": 0}
         return train_config(
             preset,
+            own_stride,
             recipe.get("*", {}),
             recipe.get(cell.dataset, {}),
             self.request.overrides.get("train", {}),

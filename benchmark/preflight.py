@@ -49,8 +49,6 @@ def _check_training_masks(stages: Sequence[Stage], planner: "Planner") -> None:
 
 def _check_backbones(stages: Sequence[Stage], planner: "Planner") -> None:
     """Builds every backbone once without memory and lays its weights against it."""
-    import torch
-
     seen = set()
     for stage in stages:
         ref = stage.work.get("carrier") or stage.work["method"]
@@ -60,12 +58,11 @@ def _check_backbones(stages: Sequence[Stage], planner: "Planner") -> None:
         if (name, stride, ref.spec.backbone) in seen:
             continue
         seen.add((name, stride, ref.spec.backbone))
-        with torch.random.fork_rng(devices=[]):
-            backbone = create_backbone(name, stride or None)
+        backbone = create_backbone(name, stride or None, device="meta")
         missing = set(ref.spec.backbone) - set(backbone.abilities)
         if missing:
             raise BenchError(
                 f"Method '{ref.label}' needs a backbone with {', '.join(sorted(missing))}; {name} offers "
                 f"{', '.join(sorted(backbone.abilities))}. Choose another with --backbones."
             )
-        check_weights_fit(name, planner.request.weights)
+        check_weights_fit(name, planner.request.weights, stride or None)

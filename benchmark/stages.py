@@ -105,10 +105,10 @@ def run_train(stage: Stage, desk: Desk) -> None:
         load_weights(method.backbone, stage.work["weights"])  # pyright: ignore[reportArgumentType]
     pixel = ref.spec.supervision == "pixel"
     frames = images.frames(manifest.split("train"), config.load_size, config.load_size if pixel else 0)
-    maps = _teacher_maps(stage, desk, frames.ids)
+    maps = teacher_maps(stage, desk, frames.ids)
     generator = torch.Generator(torch_device)
     context = TrainContext(
-        0, config.epochs, len(card.classes), card.region_classes, torch_device, generator, _parents(stage, desk)
+        0, config.epochs, len(card.classes), card.region_classes, torch_device, generator, parent_states(stage, desk)
     )
     folder = desk.store.run_dir(stage.key)
     job = Training(
@@ -185,7 +185,8 @@ def pixel_masks(items: Sequence[Item], desk: Desk, cell: Cell, size: int) -> dic
     return dict(zip(rows, masks, strict=True))
 
 
-def _teacher_maps(stage: Stage, desk: Desk, ids: Sequence[str]) -> np.ndarray | None:
+def teacher_maps(stage: Stage, desk: Desk, ids: Sequence[str]) -> np.ndarray | None:
+    """The stored maps a training learns from, in the order of `ids`; None without a teacher."""
     if "maps" not in stage.parents:
         return None
     stored = read_npz(desk.store.run_dir(stage.parents["maps"]) / "maps.npz")
@@ -193,7 +194,7 @@ def _teacher_maps(stage: Stage, desk: Desk, ids: Sequence[str]) -> np.ndarray | 
     return stored["maps"][[row[i] for i in ids]].astype(np.float32)
 
 
-def _parents(stage: Stage, desk: Desk) -> dict[str, dict[str, torch.Tensor]]:
+def parent_states(stage: Stage, desk: Desk) -> dict[str, dict[str, torch.Tensor]]:
     """State dicts of the parents a training starts from."""
     roles = stage.identity["roles"]
     return {name: checkpoint(desk, stage.parents[name], role)[0] for name, role in roles.items()}
