@@ -56,7 +56,7 @@ class ImageCache:
         self.folder = store.cache_dir / "images"
 
     def _path(self, need: Need) -> Path:
-        files = [(i.id, self._hashes[str(i.mask if need.masks else i.image)]) for i in need.items]
+        files = [(i.id, self._hashes[str(self._file(i, need))]) for i in need.items]
         what = "masks" if need.masks else "images"
         key = key_of([DECODER_VERSION, self.dataset.card.name, files, need.size])
         return self.folder / f"{key}-{what}-{need.size}.npy"

@@ -4,6 +4,7 @@ Planning reads no image and imports no torch, so a finished matrix is recognised
 need appears once: its key is the hash of what it is, not of who asked.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -77,6 +78,11 @@ class Source:
         self._cache = cache
         self._folds: dict[str, tuple[Manifest, dict[Path, FileFacts]]] = {}
 
+    @property
+    def title(self) -> str:
+        """The name of the dataset in tables: its own, not the path of its file."""
+        return self.dataset.card.name
+
     def manifest(self, fold: str) -> Manifest:
         """The checked manifest of a fold."""
         return self._read(fold)[0]
@@ -109,8 +115,15 @@ class Planner:
         self.protocols = [_protocol(name, changes) for name in request.protocols]
         cache = request.run.results / "cache"
         self.sources = {name: Source(name, request.run.data_root, cache) for name in request.datasets}
+        self._refuse_namesakes()
         self.weights = {b: weights_identity(request.weights, b) for b in request.backbones if self._needs_backbone()}
         self.plan = Plan()
+
+    def _refuse_namesakes(self) -> None:
+        names = Counter(source.title for source in self.sources.values())
+        if twice := [n for n, count in names.items() if count > 1]:
+            both = " and ".join(n for n, source in self.sources.items() if source.title == twice[0])
+            raise BenchError(f"{both} are both called '{twice[0]}'. Give one another '# name: …' line.")
 
     def _needs_backbone(self) -> bool:
         return any(m.spec.backbone for m in self.methods)
@@ -135,14 +148,17 @@ class Planner:
     def _rows(self, method: MethodRef, cell: Cell) -> None:
         carrier = self._carrier(method)
         selections = ("loc", "cl", "last") if carrier else ("-",)
-        if carrier and method.spec.kind == "none":
-            selections = ("cl", "last")  # a model without maps has no best map
+        if carrier and (method.spec.kind == "none" or not self._has_validation_masks(cell)):
+            selections = ("cl", "last")  # without maps, or masks to judge them by, there is no best map
         for selection in selections:
             for map_class in self._map_classes(method, cell):
                 val = self._score(method, cell, selection, map_class, "val", {})
                 key = self._score(method, cell, selection, map_class, "test", {"val": val})
                 if key not in self.plan.rows:
                     self.plan.rows.append(key)
+
+    def _has_validation_masks(self, cell: Cell) -> bool:
+        return any(i.mask is not None for i in self.sources[cell.dataset].manifest(cell.fold).split("valpx"))
 
     def _map_classes(self, method: MethodRef, cell: Cell) -> list[str]:
         if method.spec.kind == "none":
@@ -176,8 +192,8 @@ class Planner:
             "method": method.label,
             "options": method.changed,
             "backbone": cell.backbone if carrier else "-",
-            "train": cell.dataset,
-            "eval": cell.dataset,
+            "train": self.sources[cell.dataset].title,
+            "eval": self.sources[cell.dataset].title,
             "split": split,
             "fold": cell.fold,
             "seed": cell.seed if carrier or method.spec.uses_seed else 0,
@@ -256,7 +272,7 @@ class Planner:
             "method": method.label,
             "options": method.changed,
             "backbone": cell.backbone,
-            "train": cell.dataset,
+            "train": self.sources[cell.dataset].title,
             "fold": cell.fold,
             "seed": cell.seed,
         }
@@ -268,6 +284,11 @@ class Planner:
         if teacher.spec.kind == "none":
             raise BenchError(f"'{teacher.label}' makes no maps and cannot be a teacher.")
         carrier = self._carrier(teacher)
+        if carrier and cell.protocol.teacher_selection == "loc" and not self._has_validation_masks(cell):
+            raise BenchError(
+                f"Under protocol {cell.protocol.id} a teacher is chosen by the masks of validation images, and "
+                f"{self.sources[cell.dataset].title} has none. Use --protocol fair."
+            )
         config = self._config(carrier or teacher, cell)
         identity: dict[str, Any] = {
             "harness": HARNESS_VERSION,
@@ -285,7 +306,7 @@ class Planner:
             "method": teacher.label,
             "options": teacher.changed,
             "backbone": cell.backbone if carrier else "-",
-            "train": cell.dataset,
+            "train": self.sources[cell.dataset].title,
             "fold": cell.fold,
             "seed": cell.seed,
         }

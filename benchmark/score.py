@@ -7,15 +7,12 @@ from typing import Any
 import numpy as np
 
 from ..datasets.base import Item, Manifest
-from ..datasets.decode import decode_image, resize_image
 from .metrics import BINS
 from .passes import Scored, Task, evaluation_pass, validation_pass
 from .plan import Stage
-from .stages import Desk, common_facts, load_model, pixel_masks
+from .stages import Desk, common_facts, example_rows, load_model, pixel_masks
 from .store import key_of, read_npz, write_npz
 from .views import Reader, View
-
-EXAMPLES_PER_CLASS = 4
 
 
 def run_scores(stages: Sequence[Stage], desk: Desk) -> None:
@@ -92,16 +89,6 @@ def _scale(stage: Stage, desk: Desk) -> tuple[float, float]:
     return low, high
 
 
-def example_rows(items: Sequence[Item]) -> list[int]:
-    """A few images of every class, evenly spread over the ids: the same for every method."""
-    rows: list[int] = []
-    for label in sorted({i.label for i in items}):
-        of_class = sorted((k for k, i in enumerate(items) if i.label == label), key=lambda k: items[k].id)
-        picks = np.linspace(0, len(of_class) - 1, min(EXAMPLES_PER_CLASS, len(of_class))).round().astype(int)
-        rows += [of_class[p] for p in picks]
-    return sorted(rows)
-
-
 def _write(
     stage: Stage,
     desk: Desk,
@@ -171,7 +158,7 @@ def _write_pictures(stage: Stage, desk: Desk, items: Sequence[Item]) -> str:
             {
                 "ids": np.array([i.id for i in items]),
                 "masks": np.asarray(masks),
-                "images": np.stack([resize_image(decode_image(i.image), size) for i in items]),
+                "images": np.asarray(desk.images(cell).frames(items, size).images),
                 "labels": np.array([i.label for i in items], np.int64),
             },
         )

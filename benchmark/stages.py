@@ -12,7 +12,7 @@ import torch
 
 from ..datasets.base import Item, Manifest
 from ..methods import METHODS
-from ..methods.backbones import load_weights
+from ..methods.backbones import Backbone, load_weights
 from ..methods.base import Method, TrainContext
 from .build import build_method, choose_device
 from .checkpoints import Snapshots, load_tensors
@@ -30,6 +30,7 @@ from .store import Store, read_npz, write_npz
 from .train import Training, Validation, train
 from .views import Reader, View, batches
 
+EXAMPLES_PER_CLASS = 4
 SELECTION_SIZE = max(p.size for p in PROTOCOLS.values())
 
 
@@ -72,8 +73,10 @@ def needs_of(stage: Stage, desk: Desk) -> list[Need]:
         return [Need(tuple(manifest.split("train")), config.image_size)]
     if stage.kind == "score":
         items, size = manifest.split(stage.labels["split"]), stage.work["protocol"].size
-        masked = manifest.split("valpx") if stage.labels["split"] == "val" else items
-        return [Need(tuple(items), config.image_size), mask_need(masked, size)]
+        if stage.labels["split"] == "val":
+            return [Need(tuple(items), config.image_size), mask_need(manifest.split("valpx"), size)]
+        shown = tuple(items[row] for row in example_rows(items))
+        return [Need(tuple(items), config.image_size), mask_need(items, size), Need(shown, size)]
     needs = [
         Need(tuple(manifest.split("train")), config.load_size),
         Need(tuple(manifest.split("val")), config.image_size),
@@ -102,7 +105,7 @@ def run_train(stage: Stage, desk: Desk) -> None:
     card, images = manifest.card, desk.images(cell)
     method = build_method(ref, cell.backbone, config, len(card.classes), cell.seed)
     if ref.spec.backbone:
-        load_weights(method.backbone, stage.work["weights"])  # pyright: ignore[reportArgumentType]
+        load_weights(_backbone(method), stage.work["weights"])
     pixel = ref.spec.supervision == "pixel"
     frames = images.frames(manifest.split("train"), config.load_size, config.load_size if pixel else 0)
     maps = teacher_maps(stage, desk, frames.ids)
@@ -150,6 +153,23 @@ def run_train(stage: Stage, desk: Desk) -> None:
         if path.name not in keep:
             path.unlink()
     snapshots.remove()
+
+
+def _backbone(method: Method) -> Backbone:
+    found = getattr(method, "backbone", None)
+    if not isinstance(found, Backbone):
+        raise BenchError(f"Method '{method.registered_name}' must keep the backbone it is given as self.backbone.")
+    return found
+
+
+def example_rows(items: Sequence[Item]) -> list[int]:
+    """A few images of every class, evenly spread over the ids: the same for every method."""
+    rows: list[int] = []
+    for label in sorted({i.label for i in items}):
+        of_class = sorted((k for k, i in enumerate(items) if i.label == label), key=lambda k: items[k].id)
+        picks = np.linspace(0, len(of_class) - 1, min(EXAMPLES_PER_CLASS, len(of_class))).round().astype(int)
+        rows += [of_class[p] for p in picks]
+    return sorted(rows)
 
 
 def validation(ref: MethodRef, desk: Desk, cell: Cell, config: TrainConfig) -> Validation:

@@ -234,3 +234,22 @@ def test_training_leaves_torch_as_it_was(world):
     before = torch.are_deterministic_algorithms_enabled()
     world.run("cam", run={"deterministic": True})
     assert torch.are_deterministic_algorithms_enabled() == before
+
+
+def test_without_validation_masks_there_is_no_loc_and_no_tau(world, blobs, tmp_path):
+    """A user's own weakly labelled set may have masks for its test images alone."""
+    import re
+    import shutil
+
+    folder = tmp_path / "weak"
+    shutil.copytree(blobs.parent, folder)
+    text = (folder / "blobs.csv").read_text()
+    (folder / "blobs.csv").write_text(re.sub(r"(train|val)_\d\d_mask\.png", "", text))
+    world.csv = folder / "blobs.csv"
+    _, outcome = world.run("cam,pixelcam")
+    assert outcome.exit_code == 0, outcome.failed
+    rows = load_rows(world.store)
+    assert {r.selection for r in rows} == {"cl", "last"}
+    assert all(np.isnan(r.tau_val) and np.isnan(r.dice_tau_val) and not np.isnan(r.pxap) for r in rows)
+    with pytest.raises(BenchError, match="has none"):
+        world.plan("pixelcam", protocols=("paper",))
