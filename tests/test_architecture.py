@@ -18,7 +18,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("benchmark", "methods", "datasets", "reports")
 GROUND = {"errors", "registry", "seeds", "store", "metrics", "protocols"}
 READABLE_BY_REPORTS = {"errors", "store", "metrics", "protocols", "seeds"}
-TOP = {"benchmark.cli", "benchmark.check"}  # the command line, and the conformance suite that runs whole plans
+TOP = {
+    "benchmark.cli",
+    "benchmark.check",
+    "benchmark.check_bench",
+}  # the command line, and the conformance suite that runs whole plans
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
 
 

@@ -38,7 +38,9 @@ def demo(data_root: Path, results: Path) -> None:
     }
     click.echo("bench run " + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in typed.items()), err=True)
     planner = Planner(make_request(typed, (), None))
-    plan, store = planner.build(), Store(results)
+    store = Store(results)
+    store.check_writable()
+    plan = planner.build()
     fresh = bool(open_stages(plan, store))
     outcome = _do(plan, planner, store, quiet=False)
     _show_rows(plan, store, as_json=False)

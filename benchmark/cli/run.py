@@ -56,8 +56,9 @@ def run(settings: tuple[str, ...], config: Path | None, dry_run: bool, as_json: 
     from ..store import Store
 
     request = make_request({k: v for k, v in typed.items() if v is not None}, settings, config)
-    planner = Planner(request)
-    plan, store = planner.build(), Store(request.run.results)
+    planner, store = Planner(request), Store(request.run.results)
+    store.check_writable()  # planning already keeps the hashes of the files there
+    plan = planner.build()
     if dry_run:
         _show_plan(plan, store, as_json)
         return
@@ -126,7 +127,6 @@ def _do(plan: "Plan", planner: "Planner", store: "Store", quiet: bool) -> "Outco
     from ..execute import Outcome, execute, open_stages
     from ..progress import Terminal
 
-    store.check_writable()
     todo = open_stages(plan, store)
     if not todo:
         return Outcome(cached=list(plan.stages))
