@@ -21,10 +21,10 @@ demo: install  ## demo data, the main job on it, the table and the page (minutes
 	$(BIN)/bench demo
 
 test: install lint types  ## ruff, the type checker and the tests
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 test-slow: install  ## the tests that take minutes
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n auto -m slow
 
 lint: install  ## ruff
 	$(BIN)/ruff check .

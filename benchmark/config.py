@@ -88,7 +88,7 @@ class RunConfig:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "smoke": {"image_size": 112, "load_size": 128, "stride": 8, "epochs": 20, "batch_size": 16, "lr": 0.02,
+    "smoke": {"image_size": 96, "load_size": 108, "stride": 8, "epochs": 20, "batch_size": 16, "lr": 0.02,
               "step_epochs": 15, "head_lr_scale": 1.0, "warmup_epochs": 2, "jitter": (0.2, 0.2, 0.2, 0.02)},
     "quick": {"epochs": 40, "step_epochs": 25, "stride": 16, "lr": 3e-3},
     "paper": {"stride": 8, "epochs": 1000, "precision": "fp16"},
