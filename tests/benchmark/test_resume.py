@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -110,3 +111,28 @@ def test_sigkill_then_the_same_command(world, tmp_path):
     rows = [r for r in Store(whole).records().values() if r["labels"].get("split") == "test"]
     assert len(json.loads(done.stdout)) == len(rows)
     assert not [p for p in killed.rglob("*.tmp") if (p.parent / "record.json").is_file()]
+
+
+@pytest.mark.slow
+def test_thirty_random_kills(world, tmp_path):
+    """SIGKILL at thirty random moments, wherever the run happens to be; then the same bits as without."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    began = time.monotonic()
+    subprocess.run(command(world, whole), check=True, env=environment, capture_output=True)
+    duration = time.monotonic() - began
+    moments = random.Random(0)
+    kills = 0
+    while kills < 30:
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen(command(world, killed), env=environment, **quiet)
+        try:
+            process.wait(timeout=duration * moments.uniform(0.3, 0.75))
+            for path in sorted((killed / "runs").glob("*/record.json"))[-8:]:
+                path.unlink()  # everything was done: undo some of it and go on killing
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+    subprocess.run(command(world, killed), check=True, env=environment, capture_output=True)
+    assert arrays(killed) == arrays(whole)
