@@ -37,7 +37,10 @@ def run_checks(name: str, folder: Path, backbone: str) -> Iterator[Result]:
 
     Raises BenchError where the method cannot even be planned: unknown name, syntax error, facts out of range.
     """
-    bench = prepare(name, folder, backbone)
+    try:
+        bench = prepare(name, folder, backbone)
+    except BrokenError as problem:
+        raise BenchError(f"What '{name}' builds on could not be trained on {backbone}: {problem}") from None
     for line, (promise, check) in enumerate(CHECKS, start=1):
         began = time.monotonic()
         state, detail = "ok", ""

@@ -28,7 +28,6 @@ SETTINGS = {
     "jitter": "0.1,0.1,0.1,0.0",
     "step_epochs": "11",
     "warmup_epochs": "1",
-    "stride": "8",
 }
 
 

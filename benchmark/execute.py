@@ -103,8 +103,11 @@ def do_group(
     with ExitStack() as locks:
         for key in sorted(s.key for s in stages):
             locks.enter_context(store.lock(key))
-        desk = Desk(run, sources, report or _log_event)
-        return _attempt([s for s in stages if not store.is_done(s.key)], desk)
+        todo = [s for s in stages if not store.is_done(s.key)]
+        for stage in todo:  # half-written files of a killed run; the lock says that nobody is writing now
+            for leftover in store.run_dir(stage.key).rglob(".*.tmp"):
+                leftover.unlink()
+        return _attempt(todo, Desk(run, sources, report or _log_event))
 
 
 def _attempt(stages: Sequence[Stage], desk: Any) -> dict[str, str]:

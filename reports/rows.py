@@ -21,6 +21,7 @@ from ..benchmark.metrics import (
     chance_level,
     pxap,
     pxap_interval,
+    pxap_rows,
 )
 from ..benchmark.seeds import seed_for
 from ..benchmark.store import Store, key_of
@@ -116,11 +117,14 @@ class Evidence(NamedTuple):
     """What figures need of a row, float64 arrays of shape (BINS,).
 
     pooled: pixel counts of all images, foreground and background. typical: mean over images of each image's own
-    histogram in percent of its pixels of that kind; NaN where no image has such pixels.
+    histogram in percent of its pixels of that kind; NaN where no image has such pixels. by_image: PxAP in percent of
+    every image on its own, (N,), NaN without foreground. labels: (N,) class indices.
     """
 
     pooled: Histograms
     typical: Histograms
+    by_image: np.ndarray
+    labels: np.ndarray
 
 
 @dataclass
@@ -220,7 +224,7 @@ class _Reader:
             raise _DamageError(f"{self.store.run_dir(key) / 'scores.npz'} has labels outside its classes.")
         quality = _map_quality(scores, region[scores.labels], tau, labels["eval"])
         if len(scores.maps.foreground):
-            self.found.evidence[key] = _evidence(scores.maps)
+            self.found.evidence[key] = _evidence(scores.maps, scores.labels)
         return Row(
             **{k: labels[k] for k in _LABELS}, **{k: facts[k] for k in _FACTS},
             **quality, **_class_quality(scores, labels["eval"]),
@@ -336,13 +340,14 @@ def _class_quality(scores: _Scores, where: str) -> dict[str, Any]:
     return {"accuracy": accuracy(scores.logits, scores.labels), "accuracy_low": low, "accuracy_high": high}
 
 
-def _evidence(maps: Histograms) -> Evidence:
+def _evidence(maps: Histograms, labels: np.ndarray) -> Evidence:
     typical = []
     for counts in maps:
         total = counts.sum(1, dtype=np.float64)
         share = counts[total > 0] / total[total > 0, None]
         typical.append(100 * share.mean(0) if len(share) else np.full(BINS, NAN))
-    return Evidence(Histograms(*(h.sum(0, dtype=np.float64) for h in maps)), Histograms(*typical))
+    pooled = Histograms(*(h.sum(0, dtype=np.float64) for h in maps))
+    return Evidence(pooled, Histograms(*typical), pxap_rows(maps), labels)
 
 
 def need_rows(found: Findings, store: Store) -> None:

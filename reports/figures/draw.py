@@ -10,6 +10,7 @@ FIGURES = {
     "curves": "Precision and recall",
     "threshold": "Quality against threshold",
     "score_histograms": "Score values",
+    "per_image": "Image by image",
     "selection": "Checkpoint selection",
     "convergence": "Training curves",
 }

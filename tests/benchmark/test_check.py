@@ -80,6 +80,10 @@ def test_faults_of_training(name, tmp_path):
     assert not [r for r in found.values() if r.state == "broken" and r.line < line]
 
 
+def test_a_vision_transformer_keeps_the_contract_too(tmp_path):
+    assert not [r for r in run_checks("layercam", tmp_path, "test_vit") if r.state == "broken"]
+
+
 @pytest.mark.parametrize("name", ["layercam", "pixelcam", "darkness", "random", "classifier"])
 def test_the_suites_own_methods_keep_the_contract(name, tmp_path):
     assert not [r for r in run_checks(name, tmp_path, "test_resnet") if r.state == "broken"]

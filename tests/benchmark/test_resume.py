@@ -110,7 +110,7 @@ def test_sigkill_then_the_same_command(world, tmp_path):
     assert arrays(killed) == arrays(whole)
     rows = [r for r in Store(whole).records().values() if r["labels"].get("split") == "test"]
     assert len(json.loads(done.stdout)) == len(rows)
-    assert not [p for p in killed.rglob("*.tmp") if (p.parent / "record.json").is_file()]
+    assert not list((killed / "runs").rglob("*.tmp")), "half-written files must be cleared away"
 
 
 @pytest.mark.slow

@@ -44,6 +44,7 @@ def test_every_figure_is_drawn_and_marked(drawings):
             "pr",
             "threshold",
             "histograms",
+            "images",
             "selection",
             "convergence",
         ]
@@ -123,7 +124,7 @@ def test_many_methods_are_told_apart(found):
 def test_baselines_alone(results, found):
     scene = scenes(results, found, rows=lambda rows: [r for r in rows if r.baseline])[0]
     drawings = draw_figures(scene)
-    assert {d.name.partition("_")[0] for d in drawings.drawn} == {"maps", "pr", "threshold", "histograms"}
+    assert {d.name.partition("_")[0] for d in drawings.drawn} == {"maps", "pr", "threshold", "histograms", "images"}
     assert len(drawings.missing) == 2
     assert all(reason.partition(":")[2] for reason in drawings.missing)
 
@@ -132,7 +133,7 @@ def test_a_classifier_alone_draws_its_training_and_nothing_else(results, found):
     scene = scenes(results, found, rows=lambda rows: [r for r in rows if r.method == "classifier"])[0]
     drawings = draw_figures(scene)
     assert [d.name.partition("_")[0] for d in drawings.drawn] == ["convergence"]
-    assert len(drawings.missing) == 5
+    assert len(drawings.missing) == 6
 
 
 def test_missing_files_leave_out_their_figure(small):
@@ -140,7 +141,7 @@ def test_missing_files_leave_out_their_figure(small):
         path.unlink()
     found = draw_figures(scenes(small)[0])
     assert {m.partition(":")[0] for m in found.missing} == {"Maps", "Training curves"}
-    assert len(found.drawn) == 4
+    assert len(found.drawn) == 5
 
 
 def test_backbones_have_their_own_panels(tmp_path, write_results, recipe):
@@ -212,3 +213,18 @@ def test_file_names_are_safe_and_distinct():
     names = [slug("pr", n) for n in ("glas", "a/b", "a b", "../../x", "<script>", "ä", "ö", "x" * 300)]
     assert len(set(names)) == len(names)
     assert all(n.isascii() and "/" not in n and len(n) < 100 and not n.startswith(".") for n in names)
+
+
+def test_every_image_stands_in_the_figure_of_images(results, found):
+    """Dots per method are the images with foreground, bars the medians of their own PxAP by class."""
+    scene = scenes(results, found)[0]
+    drawn = next(d for d in draw_figures(scene).drawn if d.name.startswith("images"))
+    axes = drawn.figure.axes[0]
+    dots = [v for c in axes.collections for v in c.get_offsets()[:, 1]]
+    lines = [line for line in scene.with_maps() if line.first.backbone in (axes.get_title(loc="left"), "-")]
+    values = [scene.evidence[line.first.stage].by_image for line in lines]
+    expected = np.concatenate([v[~np.isnan(v)] for v in values])
+    np.testing.assert_allclose(sorted(dots), sorted(expected))
+    medians = [y for line in axes.lines for y in line.get_ydata() if not np.isnan(y)]
+    one = scene.evidence[lines[0].first.stage]
+    assert any(abs(m - np.nanmedian(one.by_image[one.labels == 0])) < 1e-9 for m in medians)
