@@ -1,18 +1,24 @@
 """What is checked after planning and before any training: data, weights, device, code of methods."""
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
+
 from ..datasets.verify import quick_checks
 from ..methods import METHODS
-from ..methods.backbones import check_weights_fit, create_backbone
-from .build import choose_device
+from ..methods.backbones import Backbone, check_weights_fit, create_backbone
+from .build import choose_device, options
 from .errors import BenchError
 from .plan import Stage
+from .resolve import MethodRef
 from .stages import Desk, know_files, needs_of
 
 if TYPE_CHECKING:
     from .plan import Planner
+
+log = logging.getLogger(__name__)
 
 
 def preflight(stages: Sequence[Stage], planner: "Planner") -> None:
@@ -20,7 +26,9 @@ def preflight(stages: Sequence[Stage], planner: "Planner") -> None:
     choose_device(planner.request.run.device)
     know_files(stages)
     for ref in {s.work["method"].label: s.work["method"] for s in stages}.values():
-        METHODS.load(ref.spec.name)
+        check = getattr(METHODS.load(ref.spec.name), "check_options", None)
+        if check is not None:
+            check(options(ref))
     _check_backbones(stages, planner)
     _check_training_masks(stages, planner)
     desk = Desk(planner.request.run, planner.sources)
@@ -55,9 +63,9 @@ def _check_backbones(stages: Sequence[Stage], planner: "Planner") -> None:
         if not (ref.spec.backbone and ref.spec.trains):
             continue
         name, stride = stage.work["cell"].backbone, stage.work["config"].stride
-        if (name, stride, ref.spec.backbone) in seen:
+        if (name, stride, ref.label, ref.changed) in seen:
             continue
-        seen.add((name, stride, ref.spec.backbone))
+        seen.add((name, stride, ref.label, ref.changed))
         backbone = create_backbone(name, stride or None, device="meta")
         missing = set(ref.spec.backbone) - set(backbone.abilities)
         if missing:
@@ -66,3 +74,16 @@ def _check_backbones(stages: Sequence[Stage], planner: "Planner") -> None:
                 f"{', '.join(sorted(backbone.abilities))}. Choose another with --backbones."
             )
         check_weights_fit(name, planner.request.weights, stride or None)
+        _check_construction(ref, backbone, stage, planner)
+
+
+def _check_construction(ref: MethodRef, backbone: Backbone, stage: Stage, planner: "Planner") -> None:
+    """Builds a method without memory, so that options it refuses are known before anything trains."""
+    classes = len(planner.sources[stage.work["cell"].dataset].dataset.card.classes)
+    try:
+        with torch.device("meta"):
+            METHODS.load(ref.spec.name)(backbone, classes, options(ref))
+    except BenchError:
+        raise
+    except Exception as problem:  # noqa: BLE001 - faulty code of one method is recorded by its own run, not here
+        log.debug("method %s cannot be built: %s", ref.label, problem)

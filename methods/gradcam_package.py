@@ -49,6 +49,14 @@ def gradcam_package(evidence: Evidence, options: Options) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.concatenate(maps))).to(evidence.images).float().relu()
 
 
+def _check_options(options: Options) -> None:
+    """Refuses an unknown class before anything trains."""
+    _package_class(options.package_class)
+
+
+setattr(gradcam_package, "check_options", _check_options)  # noqa: B010 - a function has no such attribute to type
+
+
 def _package_class(name: str) -> Any:
     """A class of the package that explains a model at target layers."""
     classes = {n: c for n, c in vars(pytorch_grad_cam).items() if inspect.isclass(c) and hasattr(c, "forward")}

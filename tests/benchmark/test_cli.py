@@ -183,6 +183,16 @@ def test_an_unknown_backbone_and_a_missing_ability(run):
     assert "Traceback" not in found.stderr
 
 
+def test_options_a_method_refuses_stop_before_any_training(run, world):
+    found = run(methods="gradcam:Nope")
+    assert found.returncode == 2
+    assert "no explainer 'Nope'" in found.stderr
+    found = run("--set", "classifier.dropout=2")
+    assert found.returncode == 2
+    assert "dropout" in found.stderr
+    assert not (world.results / "runs").exists()
+
+
 def test_an_upper_bound_needs_the_training_masks(run, copy):
     copy.write_text(copy.read_text().replace("train_01_mask.png", ""))
     found = run(datasets=copy, methods="unet")
