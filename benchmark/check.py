@@ -13,9 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..methods import METHODS
 from ..methods.base import Batch
 from .check_bench import Bench, BrokenError, SkippedError, do, make_planner, own_maps, prepare
 from .errors import BenchError
+from .resolve import is_file
 from .stages import load_model
 from .store import Store
 from .train import make_optimizer
@@ -37,6 +39,13 @@ def run_checks(name: str, folder: Path, backbone: str) -> Iterator[Result]:
 
     Raises BenchError where the method cannot even be planned: unknown name, syntax error, facts out of range.
     """
+    names = METHODS.load_file(Path(name)) if is_file(name) else [name]
+    for index, one in enumerate(names):
+        for result in _check_one(one, folder / str(index), backbone):
+            yield result if len(names) == 1 else replace(result, promise=f"{one}: {result.promise}")
+
+
+def _check_one(name: str, folder: Path, backbone: str) -> Iterator[Result]:
     try:
         bench = prepare(name, folder, backbone)
     except BrokenError as problem:
@@ -181,7 +190,8 @@ def check_learns(bench: Bench) -> str | None:
         raise SkippedError("a baseline learns nothing; it ran through the harness")
     from ..reports.rows import load_rows
 
-    rows = [r for r in load_rows(Store(bench.planner.request.run.results)) if r.selection == "last"]
+    stored = load_rows(Store(bench.planner.request.run.results))
+    rows = [r for r in stored if r.selection == "last" and r.method == bench.ref.label]
     best = max((r.pxap_positives for r in rows), default=float("nan"))
     chance = rows[0].chance_positives if rows else float("nan")
     floor = chance + 0.4 * (100 - chance)

@@ -5,6 +5,7 @@ sources win: defaults < preset < the method's recipe < file < command line.
 """
 
 import dataclasses
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ class TrainConfig:
     stride: int = identity(0, "stride of the last grid; 0 = the network's own")
     epochs: int = identity(30, "passes over the training images")
     batch_size: int = identity(32, "images per update; an epoch is cut into nearly equal batches")
+    micro_batch: int = identity(0, "largest part of a batch at once (gradients add up, BatchNorm sees parts); 0 = all")
     optimizer: str = identity("sgd", "sgd or adamw")
     lr: float = identity(3e-3, "learning rate of the pretrained body")
     head_lr_scale: float = identity(10.0, "new layers learn this much faster")
@@ -54,12 +56,15 @@ class TrainConfig:
         for name in ("image_size", "load_size", "epochs", "batch_size", "step_epochs"):
             if getattr(self, name) < 1:
                 raise BenchError(f"train.{name} = {getattr(self, name)} must be at least 1.")
-        for name in ("lr", "head_lr_scale"):
-            if not getattr(self, name) > 0:
-                raise BenchError(f"train.{name} = {getattr(self, name)} must be above 0.")
+        for name in ("lr", "head_lr_scale", "gamma"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise BenchError(f"train.{name} = {getattr(self, name)} must be a number above 0.")
+        for name in ("momentum", "weight_decay", "lr_floor", "stride", "warmup_epochs", "micro_batch"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise BenchError(f"train.{name} = {getattr(self, name)} must be a number of at least 0.")
         if self.load_size < self.image_size:
             raise BenchError(f"train.load_size = {self.load_size} is below train.image_size = {self.image_size}.")
-        if len(self.jitter) != 4 or min(self.jitter) < 0 or self.jitter[3] > 0.5:
+        if len(self.jitter) != 4 or not all(0 <= v < math.inf for v in self.jitter) or self.jitter[3] > 0.5:
             raise BenchError(f"train.jitter = {self.jitter} must be four values >= 0, the hue at most 0.5.")
 
     def lr_at(self, epoch: int) -> float:
@@ -78,13 +83,12 @@ class RunConfig:
     jobs: int = runtime(1, "stages at a time")
     backend: str = runtime("loky", "joblib backend that starts the stages")
     score_batch: int = runtime(32, "images per scoring batch")
-    micro_batch: int = runtime(0, "largest part of a batch on the device at once; 0 = all (gradients are accumulated)")
     snapshot_seconds: float = runtime(20.0, "time between checkpoints to resume from")
     deterministic: bool = runtime(False, "only deterministic algorithms (bitwise repeats on a GPU, slower)")
 
     def __post_init__(self) -> None:
-        if self.jobs < 1 or self.score_batch < 1 or self.micro_batch < 0 or self.snapshot_seconds < 0:
-            raise BenchError("run.jobs, run.score_batch must be >= 1; run.micro_batch, run.snapshot_seconds >= 0.")
+        if self.jobs < 1 or self.score_batch < 1 or not self.snapshot_seconds >= 0:
+            raise BenchError("run.jobs and run.score_batch must be at least 1, run.snapshot_seconds at least 0.")
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -3,11 +3,13 @@
 import logging
 import os
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from joblib import Parallel, delayed
@@ -76,10 +78,25 @@ def execute(
             outcome.blocked += [s.key for s in bad]
             if good := [s for s in group if s not in bad]:
                 ready.append(good)
-        for group, problems in zip(ready, _start(ready, run, sources, report), strict=True):
+        for group, problems in zip(ready, _guarded(ready, run, sources, report), strict=True):
             outcome.failed.update(problems)
             outcome.done += [s.key for s in group if s.key not in problems]
     return outcome
+
+
+def _guarded(
+    groups: Sequence[Sequence[Stage]], run: RunConfig, sources: dict[str, Source], report: Callable
+) -> Iterable[dict[str, str]]:
+    """As `_start`; where a worker died or the engine broke, what it left undone has failed, and the others go on."""
+    try:
+        return list(_start(groups, run, sources, report))
+    except Exception as problem:  # noqa: BLE001 - the run border again: a killed worker takes its whole wave along
+        store, error = Store(run.results), f"{type(problem).__name__}: {problem}"
+        trace = "".join(traceback.format_exception(problem))
+        lost = [[s for s in group if not store.is_done(s.key)] for group in groups]
+        for stage in chain.from_iterable(lost):
+            store.fail(stage.key, {"kind": stage.kind, "labels": stage.labels, "error": error, "traceback": trace})
+        return [{s.key: error for s in group} for group in lost]
 
 
 def _start(
@@ -111,7 +128,7 @@ def do_group(
 
 
 def _attempt(stages: Sequence[Stage], desk: Any) -> dict[str, str]:
-    """Runs stages together; where that fails, each method on its own, so that only the faulty one is lost."""
+    """Runs stages together; where that fails, each method and checkpoint on its own: only the faulty one is lost."""
     if not stages:
         return {}
     began = time.time()
@@ -121,14 +138,24 @@ def _attempt(stages: Sequence[Stage], desk: Any) -> dict[str, str]:
     except (KeyboardInterrupt, SystemExit):
         raise
     except Exception as problem:  # noqa: BLE001 - the run border: recorded with its traceback, the others go on
-        methods = {s.work["method"].label + s.work["method"].changed for s in stages}
-        if len(methods) == 1:
-            return _record_failure(stages, desk, problem, time.time() - began)
+        parts = _parts([s for s in stages if not desk.store.is_done(s.key)])
+        if len(parts) <= 1:
+            return _record_failure(list(chain(*parts)), desk, problem, time.time() - began)
     problems: dict[str, str] = {}
-    for name in sorted(methods):
-        mine = [s for s in stages if s.work["method"].label + s.work["method"].changed == name]
-        problems.update(_attempt([s for s in mine if not desk.store.is_done(s.key)], desk))
+    for part in parts:
+        problems.update(_attempt([s for s in part if not desk.store.is_done(s.key)], desk))
     return problems
+
+
+def _parts(stages: Sequence[Stage]) -> list[list[Stage]]:
+    """Stages by method, or those of one method by the checkpoint they read: the smallest that can fail alone."""
+    for key in (lambda s: (s.work["method"].label, s.work["method"].changed), lambda s: (s.work.get("role"),)):
+        found: dict[tuple, list[Stage]] = {}
+        for stage in stages:
+            found.setdefault(key(stage), []).append(stage)
+        if len(found) > 1:
+            return list(found.values())
+    return [list(stages)] if stages else []
 
 
 def _run(stages: Sequence[Stage], desk: Any) -> None:
@@ -169,7 +196,7 @@ def _settle_process(run: RunConfig, in_worker: bool) -> None:
     if in_worker:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // run.jobs))
-        if hasattr(signal, "SIGINT"):
+        if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

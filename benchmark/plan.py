@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 
 from ..datasets.base import Dataset, Manifest
 from ..datasets.open import HASH_FILE, FileFacts, content_hashes, manifest_identity, open_dataset
+from ..methods.spec import SUPERVISIONS
 from ..methods.strides import takes_preset_stride
 from ..methods.weights import weights_identity
 from .config import Request, TrainConfig, identity_fields, train_config
 from .errors import BenchError
-from .protocols import Protocol, get_protocol
+from .metrics import VERSION as METRICS_VERSION
+from .protocols import PROTOCOLS, Protocol, get_protocol
 from .resolve import MethodRef, Resolver
 from .store import key_of
 
@@ -116,7 +118,9 @@ class Planner:
         cache = request.run.results / "cache"
         self.sources = {name: Source(name, request.run.data_root, cache) for name in request.datasets}
         self._refuse_namesakes()
-        self.weights = {b: weights_identity(request.weights, b) for b in request.backbones if self._needs_backbone()}
+        self._weights: dict[str, dict[str, str]] = {}
+        for method in self.methods:
+            self._refuse_circles(method, ())
         self.plan = Plan()
 
     def _refuse_namesakes(self) -> None:
@@ -125,8 +129,21 @@ class Planner:
             both = " and ".join(n for n, source in self.sources.items() if source.title == twice[0])
             raise BenchError(f"{both} are both called '{twice[0]}'. Give one another '# name: …' line.")
 
-    def _needs_backbone(self) -> bool:
-        return any(m.spec.backbone for m in self.methods)
+    def _refuse_circles(self, method: MethodRef, trail: tuple[str, ...]) -> None:
+        if method.label in trail:
+            raise BenchError(f"{' learns from '.join((*trail, method.label))}: choose a teacher outside the circle.")
+        for _, name in method.needs():
+            self._refuse_circles(self.resolver.ref(name), (*trail, method.label))
+
+    def _supervision(self, method: MethodRef) -> str:
+        """The strongest supervision behind a method's maps: a student of a model that saw masks has seen them too."""
+        behind = [self._supervision(self.resolver.ref(name)) for _, name in method.needs()]
+        return max((method.spec.supervision, *behind), key=SUPERVISIONS.index)
+
+    def _weights_of(self, backbone: str) -> dict[str, str]:
+        if backbone not in self._weights:
+            self._weights[backbone] = weights_identity(self.request.weights, backbone)
+        return self._weights[backbone]
 
     def build(self) -> Plan:
         """The plan of the whole matrix."""
@@ -148,7 +165,8 @@ class Planner:
     def _rows(self, method: MethodRef, cell: Cell) -> None:
         carrier = self._carrier(method)
         selections = ("loc", "cl", "last") if carrier else ("-",)
-        if carrier and (method.spec.kind == "none" or not self._has_validation_masks(cell)):
+        mapless = carrier is not None and carrier.spec.kind == "none" and not carrier.spec.selects
+        if carrier and (method.spec.kind == "none" or mapless or not self._has_validation_masks(cell)):
             selections = ("cl", "last")  # without maps, or masks to judge them by, there is no best map
         for selection in selections:
             for map_class in self._map_classes(method, cell):
@@ -209,6 +227,7 @@ class Planner:
             "config": config,
             "cell": cell,
         }
+        work["supervision"] = self._supervision(method)
         model = parents.get("checkpoint") or key_of([cell.dataset, cell.fold, cell.seed])
         return self.plan.add(Stage("score", identity, parents, labels, work, ("score", model, split)))
 
@@ -259,14 +278,16 @@ class Planner:
             elif carrier := self._carrier(teacher):
                 parents[role] = self._train(carrier, cell)
                 roles[role] = self._role(teacher, carrier, "cl", cell.protocol)
+        body = {"name": cell.backbone, "weights": self._weights_of(cell.backbone)} if method.spec.backbone else {}
         identity = {
             "harness": HARNESS_VERSION,
             "method": method.identity(),
             "train": identity_fields(config),
             "data": self.sources[cell.dataset].identity(cell.fold, ("train", "val")),
-            "backbone": {"name": cell.backbone, "weights": self.weights[cell.backbone]} if method.spec.backbone else {},
+            "backbone": body,
             "seed": cell.seed,
             "roles": roles,
+            "selection": self._selection_identity(method),
         }
         labels = {
             "method": method.label,
@@ -277,7 +298,14 @@ class Planner:
             "seed": cell.seed,
         }
         work = {"method": method, "config": config, "cell": cell, "weights": self.request.weights}
+        work["supervision"] = self._supervision(method)
         return self.plan.add(Stage("train", identity, parents, labels, work))
+
+    def _selection_identity(self, method: MethodRef) -> dict[str, Any]:
+        """What picks the checkpoints a training keeps: protocols, the maps they judge, and the code of the metrics."""
+        plain = Resolver({})
+        maps = [plain.ref(name).identity() for name in method.spec.selects] or [method.identity()]
+        return {"protocols": [p.identity() for p in PROTOCOLS.values()], "maps": maps, "metrics": METRICS_VERSION}
 
     def _maps(self, teacher: MethodRef, cell: Cell) -> str:
         """Teacher maps of the training images, for their true (training) label."""
@@ -311,6 +339,7 @@ class Planner:
             "seed": cell.seed,
         }
         work = {"method": teacher, "carrier": carrier, "role": role, "config": config, "cell": cell}
+        work["supervision"] = self._supervision(teacher)
         model = parents.get("checkpoint") or key_of([cell.dataset, cell.fold, cell.seed])
         return self.plan.add(Stage("maps", identity, parents, labels, work, ("maps", model)))
 

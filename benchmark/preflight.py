@@ -1,5 +1,6 @@
 """What is checked after planning and before any training: data, weights, device, code of methods."""
 
+import importlib.util
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from ..datasets.verify import quick_checks
 from ..methods import METHODS
 from ..methods.backbones import Backbone, check_weights_fit, create_backbone
 from .build import choose_device, options
-from .errors import BenchError
+from .errors import BenchError, did_you_mean
 from .plan import Stage
 from .resolve import MethodRef
 from .stages import Desk, know_files, needs_of
@@ -19,11 +20,13 @@ if TYPE_CHECKING:
     from .plan import Planner
 
 log = logging.getLogger(__name__)
+BACKENDS = {"loky": "joblib", "dask": "distributed", "ray": "ray"}  # backend -> package it needs
 
 
 def preflight(stages: Sequence[Stage], planner: "Planner") -> None:
     """Raises BenchError for anything that would stop the work later; decodes the images that will be needed."""
     choose_device(planner.request.run.device)
+    _check_backend(planner.request.run.backend)
     know_files(stages)
     for ref in {s.work["method"].label: s.work["method"] for s in stages}.values():
         check = getattr(METHODS.load(ref.spec.name), "check_options", None)
@@ -37,6 +40,15 @@ def preflight(stages: Sequence[Stage], planner: "Planner") -> None:
         quick_checks(desk.manifest(cell))
         mine = [s for s in stages if (s.work["cell"].dataset, s.work["cell"].fold) == (dataset, fold)]
         desk.images(cell).prepare(list(dict.fromkeys(n for s in mine for n in needs_of(s, desk))))
+
+
+def _check_backend(name: str) -> None:
+    """Stages share torch's global generator, so they run in processes of their own, never in threads."""
+    if name not in BACKENDS:
+        raise BenchError(f"--backend {name} is not one of {', '.join(BACKENDS)}.{did_you_mean(name, BACKENDS)}")
+    package = BACKENDS[name]
+    if importlib.util.find_spec(package) is None:
+        raise BenchError(f"--backend {name} needs the package {package}: pip install {package}.")
 
 
 def _check_training_masks(stages: Sequence[Stage], planner: "Planner") -> None:
@@ -63,14 +75,15 @@ def _check_backbones(stages: Sequence[Stage], planner: "Planner") -> None:
         if not (ref.spec.backbone and ref.spec.trains):
             continue
         name, stride = stage.work["cell"].backbone, stage.work["config"].stride
-        if (name, stride, ref.label, ref.changed) in seen:
+        place = (name, stride, ref.label, ref.changed, stage.labels["method"])
+        if place in seen:
             continue
-        seen.add((name, stride, ref.label, ref.changed))
+        seen.add(place)
         backbone = create_backbone(name, stride or None, device="meta")
-        missing = set(ref.spec.backbone) - set(backbone.abilities)
-        if missing:
+        needed = {*ref.spec.backbone, *stage.work["method"].spec.backbone}
+        if missing := needed - set(backbone.abilities):
             raise BenchError(
-                f"Method '{ref.label}' needs a backbone with {', '.join(sorted(missing))}; {name} offers "
+                f"Method '{stage.labels['method']}' needs a backbone with {', '.join(sorted(missing))}; {name} offers "
                 f"{', '.join(sorted(backbone.abilities))}. Choose another with --backbones."
             )
         check_weights_fit(name, planner.request.weights, stride or None)

@@ -54,8 +54,9 @@ class Protocol:
                 raise BenchError(f"protocol.{name} = {getattr(self, name)!r} is not one of {', '.join(allowed)}.")
         if not 8 <= self.size <= 4096:
             raise BenchError(f"protocol.size = {self.size} is outside 8..4096 px.")
-        low, high = self.scale_quantiles
-        if not 0 <= low < high <= 1:
+        if self.scale_images < 1:
+            raise BenchError(f"protocol.scale_images = {self.scale_images} must be at least 1.")
+        if len(self.scale_quantiles) != 2 or not 0 <= self.scale_quantiles[0] < self.scale_quantiles[1] <= 1:
             raise BenchError(f"protocol.scale_quantiles = {self.scale_quantiles} must be two rising values in [0, 1].")
 
     @property

@@ -19,7 +19,8 @@ def run_scores(stages: Sequence[Stage], desk: Desk) -> None:
     """Scores stages that share a checkpoint file and an evaluation split; roles that mean one epoch share one pass."""
     loaded: dict[Any, list[Stage]] = {}
     for stage in stages:
-        loaded.setdefault((_epoch(stage, desk), stage.work["protocol"].size), []).append(stage)
+        alike = (_epoch(stage, desk), stage.work["protocol"].size, stage.work["config"].image_size)
+        loaded.setdefault(alike, []).append(stage)
     for group in loaded.values():
         _score_checkpoint(group, desk)
 

@@ -248,8 +248,10 @@ def load_model(stage: Stage, desk: Desk, role: str) -> tuple[Method | None, dict
 # -- teacher maps ----------------------------------------------------------------------------------------------------
 def run_maps(stages: Sequence[Stage], desk: Desk) -> None:
     """Maps of the training images for their own label, at native resolution, scaled to [0, 1] per image, as float16."""
-    for role in dict.fromkeys(s.work["role"] for s in stages):
-        todo = [s for s in stages if s.work["role"] == role]
+    alike: dict[tuple[str, int], list[Stage]] = {}
+    for stage in stages:
+        alike.setdefault((stage.work["role"], stage.work["config"].image_size), []).append(stage)
+    for (role, _), todo in alike.items():
         first = todo[0]
         cell, config = first.work["cell"], first.work["config"]
         manifest = desk.manifest(cell)
@@ -273,7 +275,6 @@ def run_maps(stages: Sequence[Stage], desk: Desk) -> None:
 
 def common_facts(stage: Stage, desk: Desk, manifest: Manifest) -> dict[str, Any]:
     """What every record holds."""
-    spec = stage.work["method"].spec
     return {
         "kind": stage.kind,
         "identity": stage.identity,
@@ -281,7 +282,7 @@ def common_facts(stage: Stage, desk: Desk, manifest: Manifest) -> dict[str, Any]
         "labels": stage.labels,
         "facts": {
             "synthetic": manifest.synthetic,
-            "supervision": spec.supervision,
+            "supervision": stage.work["supervision"],
             "notes": list(manifest.notes),
             "images": len(manifest.split("train")),
         },

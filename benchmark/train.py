@@ -66,6 +66,8 @@ def train(job: Training) -> tuple[Progress, dict[int, str]]:
     Raises DivergedError when a loss is not finite, BenchError for a method that breaks its contract.
     """
     method, device = job.method.to(job.context.device), job.context.device
+    torch.manual_seed(seed_for("setup", job.seed))  # whatever setup draws is the same every time
+    job.context.generator.manual_seed(seed_for("setup", job.seed))
     method.setup(job.context)
     optimizer = make_optimizer(method, job.config)
     scaler = torch.amp.GradScaler(device.type, enabled=job.config.precision == "fp16" and device.type == "cuda")
@@ -132,7 +134,7 @@ def train_step(
     """One update, its batch cut in parts where memory asks for it; returns the detached mean losses."""
     optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
-    for part, weight in split_batch(batch, job.run.micro_batch):
+    for part, weight in split_batch(batch, job.config.micro_batch):
         with autocast(job.config.precision, job.context.device):
             losses = method.loss(part, job.context)
         if "total" not in losses:

@@ -42,6 +42,14 @@ def layercam(evidence: Evidence, options: Options) -> Tensor:
     return mean * maps[-1].amax((1, 2), keepdim=True)
 
 
+def _check_options(options: Options) -> None:
+    """Refuses unknown levels before anything trains."""
+    _levels(options.layers)
+
+
+setattr(layercam, "check_options", _check_options)  # noqa: B010 - a function has no such attribute to type
+
+
 def _levels(layers: str) -> tuple[int, ...]:
     """Pyramid levels, shallow first as written; negative numbers count from the end."""
     if layers in NAMED:

@@ -11,5 +11,13 @@ def partial_cross_entropy(logits: Tensor, seeds: Tensor) -> Tensor:
 
     Computed in float32. A batch without labelled pixels gives 0, with a gradient of 0, not NaN.
     """
-    total = F.cross_entropy(logits.float(), seeds, ignore_index=IGNORE, reduction="sum")
+    total = F.cross_entropy(*by_pixel(logits, seeds), ignore_index=IGNORE, reduction="sum")
     return total / (seeds != IGNORE).sum().clamp(min=1)
+
+
+def by_pixel(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (B, C, h, w) as float32 (B h w, C) and labels (B, h, w) as int64 (B h w,).
+
+    The dense form of torch's cross-entropy has no deterministic sum on a GPU; the flat form has.
+    """
+    return logits.float().permute(0, 2, 3, 1).flatten(0, 2), labels.long().flatten()

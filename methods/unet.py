@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from .backbones import Backbone
 from .base import Batch, Options, Prediction, TrainContext, register
 from .classifier import Classifier
+from .losses import by_pixel
 
 CHANNELS = (256, 128, 64, 32, 16)
 
@@ -69,7 +70,7 @@ class Unet(Classifier):
             raise RuntimeError("unet learns from masks, and the batch has none")
         logits, pixels = self._logits(batch.images)
         image = F.cross_entropy(logits, batch.labels)
-        pixel = F.cross_entropy(pixels.float(), batch.masks.long())
+        pixel = F.cross_entropy(*by_pixel(pixels, batch.masks))
         return {"total": image + self.lambda_pixel * pixel, "image": image, "pixel": pixel}
 
     def predict(self, images: Tensor, classes: Tensor | None = None) -> Prediction:

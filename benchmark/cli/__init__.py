@@ -87,3 +87,7 @@ def _run(args: list[str] | None) -> Any:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has gone, e.g. `bench list | head`
         return 0
+    except OSError as problem:
+        where = f" {problem.filename}" if problem.filename else ""
+        click.echo(f"Error:{where} cannot be read or written: {problem.strerror or problem}.", err=True)
+        return 2

@@ -151,12 +151,12 @@ def test_a_method_is_one_file(world, tmp_path):
 
 
 def test_micro_batches_train_nearly_as_whole_ones(world, tmp_path):
-    overrides = {"train": {"epochs": "1"}, "unet": {}}
     plan, _ = world.run("unet", overrides={"train": {"epochs": "1"}})
     key = plan.kinds("train")[0].key
     whole = json.loads((world.store.run_dir(key) / "history.jsonl").read_text().splitlines()[1])
     world.results = tmp_path / "parts"
-    world.run("unet", run={"micro_batch": 8}, overrides={"train": overrides["train"]})
+    plan, _ = world.run("unet", overrides={"train": {"epochs": "1", "micro_batch": "8"}})
+    key = plan.kinds("train")[0].key
     parts = json.loads((world.store.run_dir(key) / "history.jsonl").read_text().splitlines()[1])
     assert parts["losses"]["total"] == pytest.approx(whole["losses"]["total"], rel=0.25)
 
@@ -257,3 +257,45 @@ def test_without_validation_masks_there_is_no_loc_and_no_tau(world, blobs, tmp_p
     assert all(np.isnan(r.tau_val) and np.isnan(r.dice_tau_val) and not np.isnan(r.pxap) for r in rows)
     with pytest.raises(BenchError, match="has none"):
         world.plan("pixelcam", protocols=("paper",))
+
+
+def test_baselines_of_other_image_sizes_do_not_share_their_pixels(world, tmp_path):
+    changes = {"overrides": {"darkness": {"train.image_size": "16"}}}
+    plan, _ = world.run("constant,darkness", **changes)
+    together = {k: v for k, v in numbers(world.store, plan).items() if plan.stages[k].labels["method"] == "darkness"}
+    world.results = tmp_path / "alone"
+    plan, _ = world.run("darkness", **changes)
+    assert numbers(world.store, plan) == together
+
+
+def test_a_checkpoint_that_is_not_there_costs_its_own_rows_only(world, blobs, tmp_path):
+    """Empty validation masks: `loc` is never defined, `cl` and `last` are."""
+    import shutil
+
+    from PIL import Image
+
+    folder = tmp_path / "empty"
+    shutil.copytree(blobs.parent, folder)
+    for path in folder.glob("val_*_mask.png"):
+        Image.new("L", (64, 64)).save(path)
+    world.csv = folder / "blobs.csv"
+    plan, outcome = world.run("cam")
+    assert outcome.exit_code == 1
+    assert {plan.stages[k].labels["selection"] for k in (*outcome.failed, *outcome.blocked)} == {"loc"}
+    assert {r.selection for r in load_rows(world.store)} == {"cl", "last"}
+    assert not [k for k in outcome.failed if world.store.is_done(k)]
+
+
+def test_a_worker_that_dies_is_a_failure_and_the_rest_goes_on(world, tmp_path):
+    path = tmp_path / "suicide.py"
+    path.write_text(
+        '"""Dies."""\nimport os\nimport signal\n\nfrom wsolbench.methods.base import register\n\n'
+        '@register("suicide", needs=("checkpoint:classifier",), uses_seed=True)\n'
+        'def suicide(evidence, options):\n    """Dies."""\n    os.kill(os.getpid(), signal.SIGKILL)\n'
+    )
+    _, outcome = world.run(f"{path}", run={"jobs": 2})
+    assert outcome.exit_code == 1
+    assert outcome.failed
+    assert all("Terminated" in e or "kill" in e.lower() for e in outcome.failed.values()), outcome.failed
+    _, outcome = world.run("cam")
+    assert outcome.exit_code == 0

@@ -56,6 +56,7 @@ def test_baselines_are_planned_once_whatever_the_backbones_and_seeds(world):
     [
         {"overrides": {"train": {"lr": "0.04"}}},
         {"overrides": {"train": {"epochs": "4"}}},
+        {"overrides": {"train": {"micro_batch": "4"}}},
         {"overrides": {"classifier": {"dropout": "0.2"}}},
         {"overrides": {"classifier": {"train.lr": "0.03"}}},
         {"seeds": (1,)},
@@ -86,8 +87,8 @@ def test_other_data_change_a_key(world, blobs, tmp_path):
 
 @pytest.mark.parametrize(
     "run",
-    [{"device": "auto"}, {"jobs": 2}, {"score_batch": 5}, {"micro_batch": 4}, {"snapshot_seconds": 99.0},
-     {"deterministic": True}, {"backend": "threading"}],
+    [{"device": "auto"}, {"jobs": 2}, {"score_batch": 5}, {"snapshot_seconds": 99.0},
+     {"deterministic": True}, {"backend": "dask"}],
 )  # fmt: skip
 def test_what_must_not_change_a_key(world, run):
     _, before = world.plan("cam,pixelcam")
@@ -138,3 +139,40 @@ def test_planning_imports_no_torch(world):
         "assert plan.rows; assert 'torch' not in sys.modules and 'timm' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_student_of_a_model_that_saw_masks_is_an_upper_bound(world):
+    _, plan = world.plan("pixelcam:unet,pixelcam,darkness")
+    supervision = {s.labels["method"]: s.work["supervision"] for s in plan.kinds("score")}
+    assert supervision == {"pixelcam:unet": "pixel", "pixelcam": "image", "darkness": "none"}
+
+
+def test_a_teacher_outside_every_circle(world):
+    with pytest.raises(BenchError, match="learns from pixelcam:pixelcam: choose a teacher"):
+        world.plan("pixelcam", overrides={"pixelcam": {"teacher": "pixelcam"}})
+    world.plan("pixelcam:pixelcam")  # the student of a student is none
+
+
+def test_the_version_of_a_selecting_explainer_is_part_of_the_training(world, monkeypatch):
+    """It picked the `loc` checkpoints, so they are not those of its new version."""
+    from dataclasses import replace
+
+    from wsolbench.benchmark import resolve
+
+    _, before = world.plan("cam")
+    honest = resolve.method_spec
+    newer = {"layercam": 99}
+    monkeypatch.setattr(resolve, "method_spec", lambda n: replace(honest(n), version=newer.get(n, honest(n).version)))
+    _, after = world.plan("cam")
+    assert not {s.key for s in before.kinds("train")} & {s.key for s in after.kinds("train")}
+
+
+def test_an_explainer_may_need_nothing_of_a_backbone(world, tmp_path):
+    path = tmp_path / "bare.py"
+    path.write_text(
+        '"""Bare."""\nfrom wsolbench.methods.base import register\n\n'
+        '@register("bare", backbone=(), needs=("checkpoint:classifier",))\n'
+        'def bare(evidence, options):\n    """A map."""\n    return evidence.activations.mean(1)\n'
+    )
+    _, plan = world.plan(str(path))
+    assert len(plan.kinds("train")) == 1
