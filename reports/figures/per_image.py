@@ -51,7 +51,7 @@ def _panel(axes: Any, scene: Scene, lines: Sequence[Line]) -> None:
     sns.stripplot(**look, palette=colours, dodge=True, size=2.6, alpha=0.55, jitter=0.18)
     np.random.set_state(state)  # noqa: NPY002
     bars: dict[str, Any] = {
-        "dodge": 0.4,
+        "dodge": 0.4 if len(order) > 1 else False,
         "linestyle": "none",
         "marker": "_",
         "markersize": 16,

@@ -228,3 +228,14 @@ def test_every_image_stands_in_the_figure_of_images(results, found):
     medians = [y for line in axes.lines for y in line.get_ydata() if not np.isnan(y)]
     one = scene.evidence[lines[0].first.stage]
     assert any(abs(m - np.nanmedian(one.by_image[one.labels == 0])) < 1e-9 for m in medians)
+
+
+def test_images_of_one_class_alone_have_foreground(results, found):
+    """Sets with a background class: only the other class has an image-wise PxAP."""
+    scene = scenes(results, found)[0]
+    evidence = {
+        key: e._replace(by_image=np.where(e.labels == 0, np.nan, e.by_image)) for key, e in scene.evidence.items()
+    }
+    drawn = draw_figures(replace(scene, evidence=evidence)).drawn
+    legend = next(d for d in drawn if d.name.startswith("images")).figure.axes[0].get_legend()
+    assert len(legend.get_texts()) == 1
