@@ -16,8 +16,8 @@ def test_glas_fold_0_comes_out_in_the_right_order(shared_data, shared_weights, t
     done = subprocess.run(
         [*BENCH, "run", "--methods", "layercam,pixelcam,unet,constant", "--datasets", "glas", "--backbones", "resnet18",
          "--weights", shared_weights, "--data-root", tmp_path / "data", "--results", tmp_path / "results", "--json",
-         "--preset", "quick", "--set", "train.image_size=160", "--set", "train.load_size=184",
-         "--set", "train.epochs=15", "--set", "train.step_epochs=10", "--set", "train.precision=bf16"],
+         "--preset", "quick", "--set", "train.epochs=15", "--set", "train.step_epochs=10",
+         "--set", "train.precision=bf16"],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     rows = {(r["method"], r["selection"]): r for r in json.loads(done.stdout)}
