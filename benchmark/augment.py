@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..methods.base import IMAGENET_MEAN, IMAGENET_STD
 from .config import TrainConfig
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LUMA = (0.299, 0.587, 0.114)
 
 
@@ -73,7 +73,7 @@ def normalise(pixels: Tensor) -> Tensor:
 
 
 def _standardise(images: Tensor) -> Tensor:
-    mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+    mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     return images.sub_(mean).div_(std)
 
 

@@ -5,7 +5,7 @@ need appears once: its key is the hash of what it is, not of who asked.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from ..datasets.open import HASH_FILE, FileFacts, content_hashes, manifest_ident
 from ..methods.spec import SUPERVISIONS
 from ..methods.strides import takes_preset_stride
 from ..methods.weights import weights_identity
-from .config import Request, TrainConfig, identity_fields, train_config
+from .config import Request, TrainConfig, identity_fields, train_config, update
 from .errors import BenchError
 from .metrics import VERSION as METRICS_VERSION
 from .protocols import PROTOCOLS, Protocol, get_protocol
@@ -207,13 +207,9 @@ class Planner:
         if method.spec.uses_seed:
             identity["seed"] = cell.seed
         labels = {
-            "method": method.label,
-            "options": method.changed,
-            "backbone": cell.backbone if carrier else "-",
-            "train": self.sources[cell.dataset].title,
+            **self._labels(method, cell, cell.backbone if carrier else "-"),
             "eval": self.sources[cell.dataset].title,
             "split": split,
-            "fold": cell.fold,
             "seed": cell.seed if carrier or method.spec.uses_seed else 0,
             "selection": selection,
             "protocol": cell.protocol.id,
@@ -230,6 +226,17 @@ class Planner:
         work["supervision"] = self._supervision(method)
         model = parents.get("checkpoint") or key_of([cell.dataset, cell.fold, cell.seed])
         return self.plan.add(Stage("score", identity, parents, labels, work, ("score", model, split)))
+
+    def _labels(self, method: MethodRef, cell: Cell, backbone: str) -> dict[str, Any]:
+        """What people call a stage by; no part of its key."""
+        return {
+            "method": method.label,
+            "options": method.changed,
+            "backbone": backbone,
+            "train": self.sources[cell.dataset].title,
+            "fold": cell.fold,
+            "seed": cell.seed,
+        }
 
     def _data_identity(self, cell: Cell, split: str) -> dict[str, Any]:
         return self.sources[cell.dataset].identity(cell.fold, (split,))
@@ -289,14 +296,7 @@ class Planner:
             "roles": roles,
             "selection": self._selection_identity(method),
         }
-        labels = {
-            "method": method.label,
-            "options": method.changed,
-            "backbone": cell.backbone,
-            "train": self.sources[cell.dataset].title,
-            "fold": cell.fold,
-            "seed": cell.seed,
-        }
+        labels = self._labels(method, cell, cell.backbone)
         work = {"method": method, "config": config, "cell": cell, "weights": self.request.weights}
         work["supervision"] = self._supervision(method)
         return self.plan.add(Stage("train", identity, parents, labels, work))
@@ -330,14 +330,7 @@ class Planner:
             role = identity["role"] = self._role(teacher, carrier, cell.protocol.teacher_selection, cell.protocol)
         if teacher.spec.uses_seed:
             identity["seed"] = cell.seed
-        labels = {
-            "method": teacher.label,
-            "options": teacher.changed,
-            "backbone": cell.backbone if carrier else "-",
-            "train": self.sources[cell.dataset].title,
-            "fold": cell.fold,
-            "seed": cell.seed,
-        }
+        labels = self._labels(teacher, cell, cell.backbone if carrier else "-")
         work = {"method": teacher, "carrier": carrier, "role": role, "config": config, "cell": cell}
         work["supervision"] = self._supervision(teacher)
         model = parents.get("checkpoint") or key_of([cell.dataset, cell.fold, cell.seed])
@@ -349,9 +342,7 @@ def selecting_maps(carrier: MethodRef) -> tuple[str, ...]:
     return carrier.spec.selects or (carrier.label,)
 
 
-def _protocol(name: str, changes: dict[str, Any] | Any) -> Protocol:
-    from .config import update
-
+def _protocol(name: str, changes: Mapping[str, Any]) -> Protocol:
     fixed = {"name", "version", "ties", "first_epoch"} & set(changes)
     if fixed:
         raise BenchError(

@@ -1,7 +1,7 @@
 """Which epoch a selection means: the rules of `loc`, `cl` and `last`, kept up while a model trains."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from .protocols import PROTOCOLS, Protocol
 
@@ -32,8 +32,3 @@ def _better(value: float, loss: float, held: dict | None, protocol: Protocol) ->
     if held is None or value > held["value"]:
         return True
     return value == held["value"] and (protocol.ties == "last" or loss < held["loss"])
-
-
-def missing_roles(roles: Mapping[str, dict], wanted: Iterable[str]) -> list[str]:
-    """Roles that no epoch took."""
-    return sorted(set(wanted) - set(roles))

@@ -25,6 +25,7 @@ from .metrics import Histograms, accuracy, at_tau, pxap
 from .passes import Task, validation_pass
 from .seeds import seed_for
 from .selection import update_roles
+from .store import jsonable
 from .views import Reader
 
 log = logging.getLogger(__name__)
@@ -195,14 +196,8 @@ class History:
     def append(self, entry: Mapping[str, Any]) -> int:
         """Adds a line (NaN as null) and returns the file's length in bytes."""
         with self.path.open("ab") as handle:
-            handle.write(json.dumps(_null_nan(entry)).encode() + b"\n")
+            handle.write(json.dumps(jsonable(entry)).encode() + b"\n")
             return handle.tell()
-
-
-def _null_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _null_nan(v) for k, v in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
