@@ -41,6 +41,8 @@ class DatasetCard:
 
     foreground: what a mask marks. region_classes: per class, whether its images hold a region of interest.
     positive_class: index of malignant, tumour. background_class: index of a class without any region, or None.
+    evaluation_only: it has a test split alone, for models trained elsewhere.
+    namespace: datasets of one namespace name their groups alike, so that an equal name is the same slide or patient.
     """
 
     name: str
@@ -52,6 +54,8 @@ class DatasetCard:
     group: str
     licence: str
     citation: str
+    evaluation_only: bool = False
+    namespace: str = ""
 
     @property
     def background_class(self) -> int | None:
@@ -77,14 +81,19 @@ class Manifest:
 
 
 class Dataset(ABC):
-    """A dataset on disk. Subclasses find their files in `data_root` and know their folds."""
+    """A dataset on disk. Subclasses find their files in `data_root` and know their folds.
+
+    variants: what may follow its name after a colon, as in `camelyon17:centre-2`; the variant asked for is `variant`,
+    empty without one.
+    """
 
     registered_name: str = ""
     card: ClassVar[DatasetCard]
     folds: ClassVar[tuple[str, ...]] = ("0",)
+    variants: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, data_root: Path) -> None:
-        self.data_root = data_root
+    def __init__(self, data_root: Path, variant: str = "") -> None:
+        self.data_root, self.variant = data_root, variant
 
     @abstractmethod
     def manifest(self, fold: str) -> Manifest:
@@ -109,7 +118,7 @@ def check_manifest(manifest: Manifest) -> Manifest:
     """Checks what holds for every dataset and returns the manifest.
 
     Raises BenchError for a duplicate id, a label or split that does not exist, an empty split, a class missing from
-    the training set, a scored image without a mask though its class has a region of interest, or a missing file.
+    the training set (but for evaluation-only sets), a scored image without a mask though its class has a region of interest, or a missing file.
     """
     card = manifest.card
     where = f"{card.name}, fold {manifest.fold}"
@@ -128,9 +137,11 @@ def check_manifest(manifest: Manifest) -> Manifest:
                 "class has a region of interest and it is scored. Name its mask, or declare the class as background."
             )
     _check_files(manifest, where)
-    for split in SPLITS:
+    for split in ("test",) if card.evaluation_only else SPLITS:
         if not manifest.split(split):
             raise BenchError(f"{where}: the split '{split}' is empty.")
+    if card.evaluation_only:
+        return manifest
     missing = set(range(len(card.classes))) - {i.label for i in manifest.split("train")}
     if missing:
         raise BenchError(f"{where}: no training image of class {card.classes[min(missing)]}.")

@@ -33,9 +33,9 @@ class BadFile(NamedTuple):
 
 
 def open_dataset(name_or_csv: str, data_root: Path) -> Dataset:
-    """The dataset of a registered name, or of a CSV manifest given by its path (ending in .csv).
+    """The dataset of a registered name (`name:variant` allowed), or of a CSV manifest given by its path (ending in .csv).
 
-    Raises BenchError for an unknown name, with the nearest ones, and for a CSV file that is missing or wrong.
+    Raises BenchError for an unknown name or variant, with the nearest ones, and for a CSV file that is missing or wrong.
     """
     if name_or_csv.lower().endswith(".csv"):
         from .csv_manifest import CsvDataset
@@ -43,10 +43,15 @@ def open_dataset(name_or_csv: str, data_root: Path) -> Dataset:
         return CsvDataset(Path(name_or_csv), data_root)
     entry = DATASETS.entry(name_or_csv)
     base, _, variant = name_or_csv.partition(":")
-    if variant and entry.name == base:
-        known = [e.name for e in DATASETS.entries() if not e.error]
-        raise BenchError(f"Dataset '{base}' has no variant '{variant}'.{did_you_mean(name_or_csv, known)}")
-    return DATASETS.load(name_or_csv)(data_root)
+    dataset = DATASETS.load(name_or_csv)
+    if not variant or entry.name == name_or_csv:
+        return dataset(data_root)
+    if variant not in dataset.variants:
+        known = ", ".join(dataset.variants) or "none"
+        raise BenchError(
+            f"Dataset '{base}' has no variant '{variant}' (it has: {known}).{did_you_mean(variant, dataset.variants)}"
+        )
+    return dataset(data_root, variant)
 
 
 def content_hashes(manifest: Manifest, cache_file: Path) -> dict[Path, FileFacts]:

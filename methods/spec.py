@@ -27,7 +27,9 @@ class MethodSpec:
     options: its own settings and their defaults; the type of the default is the type of the setting.
     choices: allowed values of an option.
     variant: the option that `name:value` sets, as in `pixelcam:deepmil`.
-    recipes: preset -> dataset (or "*") -> training settings as published.
+    recipes: preset -> place -> settings. A place is "*", a dataset, "*/BACKBONE" or DATASET/BACKBONE; the later of
+        these wins. Settings are training settings and perhaps "options" (values of `options` for this place) and
+        "source" (where the values are from, and which of them are our own choice).
     selects: explainers whose map quality picks a `loc` checkpoint while this classifier trains.
     uses_seed: whether an untrained method draws random numbers.
     citation, published: the paper, and its PxAP as {"dataset/backbone": value}.
