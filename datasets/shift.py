@@ -8,6 +8,7 @@ in the same direction, as another laboratory or scanner would, and nothing is dr
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -67,10 +68,10 @@ def _card(name: str, about: str, severity: str, axis: Sequence[float], **steps: 
 
 _HAEMATOXYLIN, _EOSIN = (1.12, 1.25, 1.40, 1.57, 1.75), (0.90, 0.80, 0.70, 0.60, 0.50)
 _SIGMA = (0.5, 0.8, 1.2, 1.7, 2.3)
-_QUALITY = (40, 25, 17, 11, 7)
-_LIGHT = (0.88, 0.77, 0.67, 0.57, 0.48)
+_QUALITY = (75, 40, 22, 13, 8)
+_LIGHT = (0.88, 0.77, 0.67, 0.58, 0.50)
 _CONTRAST = (0.82, 0.67, 0.54, 0.42, 0.32)
-_FACTOR = (1.5, 2.0, 2.6, 3.3, 4.2)
+_FACTOR = (1.25, 1.75, 2.5, 3.25, 4.0)
 
 _CARDS = (
     _card(
@@ -94,8 +95,8 @@ _CARDS = (
     ),
     _card(
         "jpeg",
-        "Strong JPEG compression, colours at half resolution.",
-        "JPEG quality",
+        "Scans kept small: JPEG compression, colours at half resolution.",
+        "JPEG quality (100 for the original)",
         (100, *_QUALITY),
         quality=_QUALITY,
     ),
@@ -164,7 +165,8 @@ def shift_identity(name: str, level: int) -> dict[str, Any]:
     """
     parse_shift(f"{name}-{level}")
     card = SHIFTS[name]
-    parameters = dict(card.steps[level - 1]) if level else {}
+    step = card.steps[level - 1] if level else {}
+    parameters = {key: list(value) if isinstance(value, tuple) else value for key, value in step.items()}
     return {"shift": name, "level": level, "version": card.version, "parameters": parameters}
 
 
@@ -212,9 +214,8 @@ def make_shift(name: str, level: int, pool: StainPool | None = None) -> Shift:
             held = 0 if pool is None else len(pool.targets)
             raise BenchError(f"{name}-{level} needs a pool of at least {level} target stains; there are {held}.")
         target = pool.targets[level - 1]
-        return Shift(name, level, lambda image: restain(image, target))
-    step, act = card.steps[level - 1], _ACTS[name]
-    return Shift(name, level, lambda image: act(image, **step))
+        return Shift(name, level, partial(restain, target=target))
+    return Shift(name, level, partial(_ACTS[name], **card.steps[level - 1]))
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -250,10 +251,10 @@ def _contrast(image: np.ndarray, share: float) -> np.ndarray:
 
 
 def _resample(image: np.ndarray, factor: float) -> np.ndarray:
-    """Averaged down to 1/factor of the size and enlarged again, bilinear."""
+    """To 1/factor of the size and back, bilinear with antialiasing both ways."""
     height, width = image.shape[:2]
     small = (max(1, round(width / factor)), max(1, round(height / factor)))
-    picture = Image.fromarray(image).resize(small, Image.Resampling.BOX)
+    picture = Image.fromarray(image).resize(small, Image.Resampling.BILINEAR)
     return np.array(picture.resize((width, height), Image.Resampling.BILINEAR))
 
 

@@ -4,7 +4,7 @@ Images are (H, W, 3) uint8 RGB throughout. By the Beer-Lambert law the optical d
 the sum of its stains' densities, each an amount (>= 0, no unit) times a direction in (R, G, B).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -24,7 +24,7 @@ BETA = 0.15  # a pixel is tissue if its density reaches this in every channel
 TOP = 99.0  # the percentile of the amounts that is matched
 # Below these an image has no stain matrix. The 165 GlaS images at 224 px lie between 10.6 and 34.2
 # degrees; with nearly parallel stains the amounts of both become huge and cancel.
-LEAST_SHARE, LEAST_PIXELS, LEAST_ANGLE = 0.02, 100, 5.0
+LEAST_SHARE, LEAST_PIXELS, LEAST_ANGLE, LEAST_TOP = 0.02, 100, 5.0, 0.02
 
 _DENSITY = -np.log((np.arange(256) + 1) / LIGHT).astype(np.float32)
 _TISSUE = int(np.floor(LIGHT * np.exp(-BETA) - 1))  # the lightest value whose density reaches BETA
@@ -65,7 +65,8 @@ class StainMatrix:
 def macenko(image: np.ndarray) -> StainMatrix | None:
     """Macenko's stain matrix of an image (H, W, 3) uint8: the extreme directions in the plane of its tissue's colours.
 
-    None where it is undefined: less than 2 % tissue (or 100 px), a single colour, or no amount of one stain.
+    None where it is undefined: less than 2 % tissue (or 100 px), directions less than 5 or more than 90 degrees apart
+    (a single colour, noise), or hardly an amount of one stain.
     The column with more red density is haematoxylin. Unlike the original code, the 99th percentile is taken over tissue
     only: over all pixels it is a matter of how much empty glass an image holds, and scales thin tissue to black.
     """
@@ -84,7 +85,7 @@ def macenko(image: np.ndarray) -> StainMatrix | None:
     ends = np.array([[np.cos(middle + a), np.sin(middle + a)] for a in (low, high)])
     pair = (plane @ ends.T)[:, np.argsort(-(plane @ ends.T)[0], kind="stable")]
     top = np.percentile(density @ np.linalg.pinv(pair).T.astype(np.float32), TOP, axis=0)
-    return StainMatrix(pair, top) if top.min() > 0 else None
+    return StainMatrix(pair, top) if top.min() >= LEAST_TOP else None
 
 
 def restain(image: np.ndarray, target: StainMatrix) -> np.ndarray | None:
@@ -97,10 +98,11 @@ def restain(image: np.ndarray, target: StainMatrix) -> np.ndarray | None:
         return None
     turn = target.matrix @ np.diag(target.top / own.top) @ np.linalg.pinv(own.matrix)
     density = _DENSITY[image].reshape(-1, 3) @ turn.T.astype(np.float32)
+    density = np.maximum(density, -1)  # white already; below, the exponential could overflow
     return _grey(np.float32(LIGHT) * np.exp(-density) - 1).reshape(image.shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StainPool:
     """The target stains of the shift `restain`, by level: level k is targets[k - 1].
 
@@ -169,49 +171,49 @@ def kmeans_1d(values: np.ndarray, clusters: int) -> np.ndarray:
     In one dimension the best groups are intervals, so dynamic programming finds the optimum itself, where random
     starts may stop short of it. O(clusters n log n). Raises BenchError for fewer different values than clusters.
     """
-    order = np.argsort(values, kind="stable")
-    ranked = values[order].astype(float)
-    n = len(ranked)
-    if not 1 <= clusters <= len(np.unique(ranked)):
-        raise BenchError(f"{len(np.unique(ranked))} different values cannot be divided into {clusters} groups.")
-    ranked = ranked - ranked.mean()  # the sums of squares below then keep their digits
-    sums, squares = (np.concatenate([[0.0], np.cumsum(v)]) for v in (ranked, ranked**2))
+    points, which, counts = np.unique(np.asarray(values, float), return_inverse=True, return_counts=True)
+    n = len(points)
+    if not 1 <= clusters <= n:
+        raise BenchError(f"{n} different values cannot be divided into {clusters} groups.")
+    points = points - points.mean()  # the squares below then keep their digits
+    number, total, square = (np.concatenate([[0.0], np.cumsum(counts * points**k)]) for k in range(3))
 
-    def spread(first: np.ndarray, end: int) -> np.ndarray:
-        """Squared deviation of ranked[first:end] from its mean."""
-        total = sums[end] - sums[first]
-        return squares[end] - squares[first] - total**2 / (end - first)
+    def spread(first: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """Squared deviation of points[first:end] from their mean."""
+        return square[end] - square[first] - (total[end] - total[first]) ** 2 / (number[end] - number[first])
 
-    best = np.array([np.inf if end == 0 else spread(np.array([0]), end)[0] for end in range(n + 1)])
-    cuts = np.zeros((clusters, n + 1), int)
-    for k in range(1, clusters):
-        best, cuts[k] = _next_layer(best, k, spread)
+    ends = np.arange(1, n + 1)
+    best = np.concatenate([[np.inf], spread(np.zeros(n, int), ends)])
+    cuts = []
+    for groups in range(2, clusters + 1):
+        best, cut = _one_group_more(best, groups, spread)
+        cuts.append(cut)
     bounds = [n]
-    for k in range(clusters - 1, 0, -1):
-        bounds.append(int(cuts[k, bounds[-1]]))
-    group = np.zeros(n, int)
-    group[order] = np.searchsorted(np.array(bounds[:0:-1]), np.arange(n), side="right")
-    return group
+    for cut in reversed(cuts):
+        bounds.append(int(cut[bounds[-1]]))
+    return np.searchsorted(np.array(bounds[:0:-1], int), which, side="right")
 
 
-def _next_layer(best: np.ndarray, k: int, spread: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Least cost of k + 1 groups for every prefix, and where the last group begins; `best` is that of k groups.
+def _one_group_more(
+    best: np.ndarray, groups: int, spread: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Least cost of `groups` groups for every prefix, and where the last begins; `best`: the costs of one group less.
 
     The best cut never moves left as the prefix grows, so each half of the prefixes searches its part of the cuts only.
     """
     n = len(best) - 1
     cost, cut = np.full(n + 1, np.inf), np.zeros(n + 1, int)
-    todo = [(k + 1, n, k, n - 1)]
+    todo = [(groups, n, groups - 1, n - 1)]
     while todo:
         low, high, left, right = todo.pop()
         if low > high:
             continue
         end = (low + high) // 2
         first = np.arange(left, min(end - 1, right) + 1)
-        costs = best[first] + spread(first, end)
+        costs = best[first] + spread(first, np.full(len(first), end))
         where = int(np.argmin(costs))
         cost[end], cut[end] = costs[where], first[where]
-        todo += [(low, end - 1, left, cut[end]), (end + 1, high, cut[end], right)]
+        todo += [(low, end - 1, left, int(cut[end])), (end + 1, high, int(cut[end]), right)]
     return cost, cut
 
 
@@ -229,10 +231,9 @@ def _matrices(images: Iterable[np.ndarray]) -> tuple[list[StainMatrix], int]:
 
 
 def _mean_distances(those: list[np.ndarray], to: list[np.ndarray]) -> np.ndarray:
-    """(n,) mean Frobenius distance of each matrix to all of the others; in slices, so that memory stays small."""
+    """(n,) mean Frobenius distance of each matrix to all of the others; one by one, so that memory stays small."""
     reference = np.stack(to).reshape(len(to), -1)
-    rows = [cdist(m.reshape(1, -1), reference).mean() for m in those]
-    return np.array(rows, float)
+    return np.array([cdist(m.reshape(1, -1), reference).mean() for m in those], float)
 
 
 def _grey(values: np.ndarray) -> np.ndarray:
