@@ -67,8 +67,8 @@ def _card(name: str, about: str, severity: str, axis: Sequence[float], **steps: 
 
 
 _HAEMATOXYLIN, _EOSIN = (1.12, 1.25, 1.40, 1.57, 1.75), (0.90, 0.80, 0.70, 0.60, 0.50)
-_SIGMA = (0.5, 0.8, 1.2, 1.7, 2.3)
-_QUALITY = (75, 40, 22, 13, 8)
+_SIGMA = (0.5, 0.8, 1.15, 1.55, 2.0)
+_QUALITY = (75, 40, 22, 14, 10)
 _LIGHT = (0.88, 0.77, 0.67, 0.58, 0.50)
 _CONTRAST = (0.82, 0.67, 0.54, 0.42, 0.32)
 _FACTOR = (1.25, 1.75, 2.5, 3.25, 4.0)

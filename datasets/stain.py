@@ -68,7 +68,8 @@ def macenko(image: np.ndarray) -> StainMatrix | None:
     None where it is undefined: less than 2 % tissue (or 100 px), directions less than 5 or more than 90 degrees apart
     (a single colour, noise), or hardly an amount of one stain.
     The column with more red density is haematoxylin. Unlike the original code, the 99th percentile is taken over tissue
-    only: over all pixels it is a matter of how much empty glass an image holds, and scales thin tissue to black.
+    only: over all pixels it is a matter of how much empty glass an image holds, and scales thin tissue to black. Eosin
+    so pale that it lets nearly all red light pass is no tissue by this rule; the eosin found then leans to haematoxylin.
     """
     density = _tissue_density(image)
     if len(density) < max(LEAST_PIXELS, LEAST_SHARE * image.shape[0] * image.shape[1]):
