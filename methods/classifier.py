@@ -1,6 +1,6 @@
 """The plain classifier that all post-hoc explainers share: grid, mean over positions, linear layer."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..benchmark.errors import BenchError
 from .backbones import Backbone, param_groups
 from .base import Batch, Method, Options, Prediction, TrainContext, register
+from .heads import make_head
 
 
 @register(
@@ -37,8 +38,11 @@ class Classifier(Method):
     """Plain image classifier: global average pooling and a linear layer; no maps of its own.
 
     Logits are W mean_p(A_p) + b over the grid A (B, D, h, w). `dropout` drops whole channels of A in training. Methods
-    that add to it inherit features, classify and the learning rates of its parameters.
+    that add to it inherit features, classify and the learning rates of its parameters; `image_head` is the form of the
+    head (of methods.heads.HEADS), which the options `width` and `gated` shape where a method has them.
     """
+
+    image_head: ClassVar[str] = "gap"
 
     def __init__(self, backbone: Backbone | None, num_classes: int, options: Options) -> None:
         super().__init__()
@@ -48,7 +52,12 @@ class Classifier(Method):
             raise BenchError(f"{self.registered_name}: option dropout={options.dropout} must be in [0, 1).")
         self.backbone = backbone
         self.dropout = nn.Dropout2d(options.dropout)
-        self.head = nn.Linear(backbone.dims[-1], num_classes)
+        shape = {k: getattr(options, k) for k in ("width", "gated") if hasattr(options, k)}
+        self.head = make_head(self.head_form(options), backbone.dims[-1], num_classes, **shape)
+
+    def head_form(self, options: Options) -> str:
+        """The form of the image head these options ask for."""
+        return self.image_head
 
     def features(self, images: Tensor) -> Tensor:
         """The last grid, (B, D, h, w)."""
@@ -56,7 +65,7 @@ class Classifier(Method):
 
     def classify(self, grid: Tensor) -> Tensor:
         """Logits (B, K) of a grid."""
-        return self.head(self.dropout(grid).mean((2, 3)))
+        return self.head(self.dropout(grid))
 
     def param_groups(self, lr: float, head_scale: float) -> list[dict[str, Any]]:
         """The published split: heads and the backbone's fast layers at lr * head_scale."""

@@ -1,9 +1,10 @@
 """Losses that several methods share."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .pseudolabels import IGNORE
+from .pseudolabels import BACKGROUND, IGNORE
 
 
 def partial_cross_entropy(logits: Tensor, seeds: Tensor) -> Tensor:
@@ -21,3 +22,12 @@ def by_pixel(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     The dense form of torch's cross-entropy has no deterministic sum on a GPU; the flat form has.
     """
     return logits.float().permute(0, 2, 3, 1).flatten(0, 2), labels.long().flatten()
+
+
+def background_cross_entropy(logits: Tensor, chosen: Tensor) -> Tensor:
+    """Cross-entropy to background averaged over all pixels of the images chosen; logits (B, C, h, w), chosen (B,) bool.
+
+    0 if none is chosen.
+    """
+    labels = torch.where(chosen, BACKGROUND, IGNORE)[:, None, None].expand(-1, *logits.shape[2:])
+    return partial_cross_entropy(logits, labels)

@@ -1,21 +1,18 @@
 """PixelCAM: a pixel classifier on the encoder's last grid, trained on pixels of a teacher's maps."""
 
-import logging
-from collections.abc import Mapping
 from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..benchmark.errors import BenchError
 from .backbones import Backbone
 from .base import Batch, Options, Prediction, TrainContext, register
 from .classifier import Classifier
+from .decoder import linear_head, resize
 from .losses import partial_cross_entropy
 from .pseudolabels import SeedRule, draw_seeds
-
-log = logging.getLogger(__name__)
+from .teachers import has_known_head, image_head, warm_start
 
 
 @register(
@@ -30,9 +27,12 @@ log = logging.getLogger(__name__)
     options={
         "teacher": "layercam", "sampler": "prob_area", "foreground": 5, "background": 5, "area": 0.2, "erosion": 11,
         "dilation": 1, "flat_background": False, "negatives": "background", "lambda_pixel": 1.0, "low_res": True,
-        "freeze": False, "dropout": 0.1,
+        "freeze": False, "head": "teacher", "gated": False, "width": 128, "dropout": 0.1,
     },
-    choices={"sampler": ("otsu", "prob", "prob_area"), "negatives": ("skip", "background", "dense")},
+    choices={
+        "sampler": ("otsu", "prob", "prob_area"), "negatives": ("skip", "background", "dense"),
+        "head": ("teacher", "gap", "attention"),
+    },
     variant="teacher",
     recipes={
         "paper": {
@@ -59,17 +59,23 @@ class PixelCam(Classifier):
 
     def __init__(self, backbone: Backbone | None, num_classes: int, options: Options) -> None:
         super().__init__(backbone, num_classes, options)
-        self.pixel_head = nn.Conv2d(self.backbone.dims[-1], 2, kernel_size=1)
+        self.pixel_head = linear_head(self.backbone.dims[-1])
+        self.keeps_head = options.head == "teacher"
         self.lambda_pixel, self.low_res, self.frozen = options.lambda_pixel, options.low_res, options.freeze
         self.rule = SeedRule(
             options.sampler, options.foreground, options.background, options.area, options.erosion, options.dilation,
             options.flat_background, options.negatives,
         )  # fmt: skip
 
+    def head_form(self, options: Options) -> str:
+        """The teacher's form of image head, unless the option `head` names one."""
+        return image_head(options)
+
     def setup(self, context: TrainContext) -> None:
         """Takes encoder and image head of the parent `init`, if there is one, and freezes them if so asked."""
         if "init" in context.parents:
-            warm_start(self, context.parents["init"])
+            parent = context.parents["init"]
+            warm_start(self, parent, head=self.keeps_head and has_known_head(parent))
         if self.frozen:
             for part in (self.backbone, self.head):
                 part.requires_grad_(False)
@@ -90,9 +96,9 @@ class PixelCam(Classifier):
         image = F.cross_entropy(self.classify(grid), batch.labels)
         logits, maps = self.pixel_head(grid), batch.maps
         if self.low_res:
-            maps = F.interpolate(maps[:, None].float(), logits.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+            maps = resize(maps[:, None].float(), logits.shape[-2:])[:, 0]
         else:
-            logits = F.interpolate(logits, maps.shape[-2:], mode="bilinear", align_corners=False)
+            logits = resize(logits, maps.shape[-2:])
         seeds = draw_seeds(maps, self.rule, context.generator, context.has_region(batch.labels))
         pixel = partial_cross_entropy(logits, seeds)
         return {"total": image + self.lambda_pixel * pixel, "image": image, "pixel": pixel}
@@ -101,22 +107,3 @@ class PixelCam(Classifier):
         """Logits of the image head, and the probability of foreground, whatever class is asked for."""
         grid = self.features(images)
         return Prediction(self.classify(grid), self.pixel_head(grid).float().softmax(1)[:, 1])
-
-
-def warm_start(method: Classifier, parent: Mapping[str, Tensor]) -> None:
-    """Copies the backbone, and the image head where it has the same form, from a parent's state dict.
-
-    Raises BenchError if the parent has another backbone.
-    """
-    own = method.state_dict()
-    fits = {n: t for n, t in parent.items() if n in own and own[n].shape == t.shape}
-    missing = [n for n in own if n.startswith("backbone.") and n not in fits]
-    if missing:
-        raise BenchError(
-            f"{method.registered_name}: the model it starts from does not have backbone '{method.backbone.name}': "
-            f"{len(missing)} tensors are missing or of another shape, first {', '.join(missing[:3])}. "
-            "Train both with the same backbone and stride."
-        )
-    if "head.weight" not in fits:
-        log.info("%s: the parent has another image head; ours starts at random", method.registered_name)
-    method.load_state_dict(fits, strict=False)

@@ -1,15 +1,13 @@
 """U-Net trained on the masks: the fully supervised upper bound."""
 
 import torch.nn.functional as F
-from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
-from torch import Tensor, nn
+from torch import Tensor
 
 from .backbones import Backbone
 from .base import Batch, Options, Prediction, TrainContext, register
 from .classifier import Classifier
+from .decoder import PyramidDecoder, pixel_head
 from .losses import by_pixel
-
-CHANNELS = (256, 128, 64, 32, 16)
 
 
 @register(
@@ -42,27 +40,19 @@ CHANNELS = (256, 128, 64, 32, 16)
 class Unet(Classifier):
     """U-Net on the backbone's pyramid, trained with the masks; an upper bound, not a weakly supervised method.
 
-    Each decoder step enlarges to the size of the next finer level (which may be the same size, where strides were
-    removed), joins it, and applies two 3x3 convolutions. loss = CE(image) + lambda_pixel * CE(all pixels); the papers
-    do not give its learning rate, the classifier's is used. Maps are the probability of foreground at image size.
+    loss = CE(image) + lambda_pixel * CE(all pixels). Maps are the probability of foreground at image size.
     """
 
     def __init__(self, backbone: Backbone | None, num_classes: int, options: Options) -> None:
         super().__init__(backbone, num_classes, options)
-        strides, dims = self.backbone.strides, list(self.backbone.dims)
-        self.full_size_level = strides[0] == 1  # then the image itself is not needed for its size
-        channels = dims if self.full_size_level else [3, *dims]
-        steps = len(channels) - 1
-        widths = (*CHANNELS, *CHANNELS[-1:] * steps)[:steps]
-        self.decoder = UnetDecoder(channels, widths, n_blocks=steps)
-        self.pixel_head = nn.Conv2d(widths[-1], 2, kernel_size=3, padding=1)
+        self.decoder = PyramidDecoder(self.backbone)
+        self.pixel_head = pixel_head(self.decoder.width)
         self.lambda_pixel = options.lambda_pixel
 
     def _logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Image logits (B, K) and pixel logits (B, 2, H, W)."""
         levels = self.backbone.pyramid(images)
-        pixels = self.pixel_head(self.decoder(levels if self.full_size_level else [images, *levels]))
-        return self.classify(levels[-1]), pixels
+        return self.classify(levels[-1]), self.pixel_head(self.decoder.decode(images, levels))
 
     def loss(self, batch: Batch, context: TrainContext) -> dict[str, Tensor]:
         """Losses `image`, `pixel` and their weighted sum `total`. Raises RuntimeError without masks."""
