@@ -49,6 +49,25 @@ def decode_mask(path: Path, palette_ids: bool = False) -> np.ndarray:
         return np.asarray(mask) > 0
 
 
+def decode_black_white(path: Path) -> np.ndarray:
+    """Reads a grey PNG that holds 0 and 255 only as (H, W) bool, 255 being foreground.
+
+    Raises BenchError for any other format, mode or value: a grey in between means that a mask was resized or saved
+    with loss, and its edges are no longer those of the annotation.
+    """
+    with _opened(path, ("PNG",)) as mask:
+        if mask.mode not in ("1", "L"):
+            raise BenchError(f"{path}: the mask has mode {mask.mode} instead of one 8-bit grey channel of 0 and 255.")
+        mask.load()
+        values = np.asarray(mask.convert("L"))
+        found = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
+        if not set(found.tolist()) <= {0, 255}:
+            odd = ", ".join(str(v) for v in found if v not in (0, 255))
+            odd = odd if len(odd) <= 40 else f"{odd[:40]} …"
+            raise BenchError(f"{path}: the mask holds {odd} besides 0 and 255. Export it anew, without resizing.")
+        return values > 0
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """(H, W) of an image from its header; raises BenchError for what the header alone shows to be unusable."""
     with _opened(path, IMAGE_FORMATS) as image:

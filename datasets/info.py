@@ -59,14 +59,14 @@ def describe(dataset: Dataset, fold: str) -> Info:
 
 
 def foreground_shares(dataset: Dataset, manifest: Manifest, size: int = SCORE_SIZE) -> dict[str, float]:
-    """Mean share of foreground by split, masks squashed to `size` px; an image without a mask counts as 0."""
+    """Mean share of foreground by split that has images, masks squashed to `size` px; without a mask it counts as 0."""
 
     def share(item: Item) -> float:
         return float(resize_mask(dataset.read_mask(item.mask), size).mean()) if item.mask else 0.0
 
     with ThreadPoolExecutor(4) as pool:
         by_id = dict(zip((i.id for i in manifest.items), pool.map(share, manifest.items), strict=True))
-    return {s: float(np.mean([by_id[i.id] for i in manifest.split(s)])) for s in SPLITS}
+    return {s: float(np.mean([by_id[i.id] for i in rows])) for s in SPLITS if (rows := manifest.split(s))}
 
 
 def contact_sheet(dataset: Dataset, fold: str, path: Path) -> Path:
@@ -77,10 +77,11 @@ def contact_sheet(dataset: Dataset, fold: str, path: Path) -> Path:
     manifest = dataset.manifest(fold)
     classes = manifest.card.classes
     columns = PER_CLASS * len(classes)
-    figure = Figure(figsize=(1.5 * columns, 1.72 * len(SPLITS) + 0.75), dpi=120)
+    splits = [s for s in SPLITS if manifest.split(s)]
+    figure = Figure(figsize=(1.5 * columns, 1.72 * len(splits) + 0.75), dpi=120)
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(SPLITS), columns, squeeze=False)
-    for row, split in zip(grid, SPLITS, strict=True):
+    grid = figure.subplots(len(splits), columns, squeeze=False)
+    for row, split in zip(grid, splits, strict=True):
         shown = [i for k in range(len(classes)) for i in _pick(manifest.split(split), k)]
         for axes, item in zip(row, shown, strict=True):
             axes.set_axis_off()

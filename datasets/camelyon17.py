@@ -1,0 +1,148 @@
+"""Camelyon17: patches of five centres in the layout of Camelyon16, to test models trained elsewhere."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from ..benchmark.errors import BenchError
+from .base import Dataset, DatasetCard, Manifest, check_manifest, register
+from .camelyon_files import LAYOUT, as_items, check_masks, find_root, read_patch_mask, scan
+from .camelyon_lists import Patch, PatchName, find_lists, read_part
+from .marker import Marker, read_marker
+
+HOME = "camelyon17"
+LISTS = ("CAMELYON17_512", "CAMELYON17-512", "CAMELYON17512")
+CENTRES = 5
+PATIENTS = 20  # of each centre, numbered one centre after the other
+TEST_IMAGES = (262, 172, 448, 376, 298)  # published, by centre; of centre 3 another version with 744 exists
+# Folders below w-512xh-512: what the published lists test on, and the rest.
+TESTING = ("metastatic-patches/testing/*/*", "normal-patches/split_0/fold_[0-4]/test")
+TRAINING = (
+    "metastatic-patches/training/*/*",
+    "normal-patches/split_0/fold_[0-4]/train",
+    "normal-patches/split_0/fold_[0-4]/valid",
+)
+_SLIDE = re.compile(r"patient_(\d{3})_node_\d+", re.ASCII)
+
+
+@register(
+    "camelyon17",
+    version=1,
+    classes=("normal", "tumor"),
+    folds=("0",),
+    images="1,556 test",
+    licence="CC0 1.0",
+    variants=("centre-0", "centre-1", "centre-2", "centre-3", "centre-4"),
+    evaluation_only=True,
+)
+class Camelyon17(Dataset):
+    """Patches of lymph nodes from five centres, for evaluation only: camelyon17:centre-0 to centre-4, or all (512 px).
+
+    A centre is a laboratory with its own scanner and stain. Without a variant the centres that are there are pooled.
+    """
+
+    card: ClassVar[DatasetCard] = DatasetCard(
+        name="camelyon17",
+        version=1,
+        classes=("normal", "tumor"),
+        positive_class=1,
+        region_classes=(False, True),
+        foreground="tumour only (metastasis)",
+        group="patient",
+        licence="CC0 1.0 (public domain)",
+        citation="Bandi et al., From detection of individual metastases to classification of lymph node status at the "
+        "patient level: the CAMELYON17 challenge, IEEE Transactions on Medical Imaging 38 (2019) 550-560, "
+        "doi:10.1109/TMI.2018.2867350",
+        evaluation_only=True,
+        namespace="camelyon17",
+    )
+    variants: ClassVar[tuple[str, ...]] = tuple(f"centre-{k}" for k in range(CENTRES))
+
+    def __init__(self, data_root: Path, variant: str = "") -> None:
+        super().__init__(data_root, variant)
+        if variant:  # each centre is an evaluation set of its own, in every table
+            named = replace(self.card, name=f"{self.card.name}:{variant}")
+            self.card = named  # pyright: ignore[reportAttributeAccessIssue]
+
+    def manifest(self, fold: str) -> Manifest:
+        """The test rows. Raises BenchError for a missing, incomplete or contradictory copy, or an unknown fold."""
+        self.expand_folds([fold])
+        root = find_root(self.data_root, HOME, LISTS)
+        marker = read_marker(root / HOME)
+        wanted = [self.variants.index(self.variant)] if self.variant else list(range(CENTRES))
+        lists, places = find_lists(self.data_root, LISTS, HOME)
+        if lists:
+            rows, notes = listed_rows(lists, wanted)
+        else:
+            rows, notes = _found_rows(root, wanted)
+        if not rows:
+            looked = "\n  ".join(str(p) for p in (*places, root / HOME / LAYOUT))
+            raise BenchError(f"No patches of {self.card.name}, perhaps of other centres. Looked in:\n  {looked}")
+        items = as_items(root, rows, "test", patient)
+        where = f"{self.card.name}, fold {fold}"
+        check_masks(items, where)
+        return check_manifest(Manifest(self.card, fold, tuple(items), marker is not None, (*_marked(marker), *notes)))
+
+    def read_mask(self, path: Path) -> np.ndarray:
+        """(H, W) bool, True in metastases; only grey PNGs of 0 and 255 are taken."""
+        return read_patch_mask(path)
+
+
+def listed_rows(lists: Path, wanted: Sequence[int]) -> tuple[list[Patch], list[str]]:
+    """The test rows of the wanted centres that have a list (fold-K is centre K), and what to say about them."""
+    rows: list[Patch] = []
+    notes = []
+    for k in wanted:
+        part = read_part(lists / f"fold-{k}" / "test", HOME)
+        if part is None:
+            if len(wanted) > 1:
+                notes.append(f"no test list of centre {k} in {lists.name}: its patches are left out")
+            continue
+        if len(part) != TEST_IMAGES[k]:
+            notes.append(
+                f"centre {k}: {len(part):,} test patches, {TEST_IMAGES[k]:,} in the published list of this size"
+            )
+        strangers = sorted({row.name.slide_id for row in part if centre(row.name) != k})
+        if strangers:
+            some = ", ".join(strangers[:3])
+            notes.append(f"centre {k}: {len(strangers)} slides have patient numbers of another centre ({some})")
+        rows += part
+    return rows, notes
+
+
+def _found_rows(root: Path, wanted: Sequence[int]) -> tuple[list[Patch], list[str]]:
+    """The patches in the folders: those for testing or, where a copy has none, all of them."""
+    testing = any((root / HOME / LAYOUT).glob(f"{pattern}/Patch_*") for pattern in TESTING)
+    rows = [r for r in scan(root, HOME, TESTING if testing else TRAINING) if centre(r.name) in wanted]
+    which = "those in the folders for testing" if testing else "all of them, as none lie in a folder for testing"
+    return rows, [f"no published lists: patches taken from the folders ({which}), centres from patient numbers"]
+
+
+def patient(name: PatchName) -> str:
+    """`patient_017` of a patch. Raises BenchError for a slide that is not called patient_XXX_node_Y."""
+    found = _SLIDE.fullmatch(name.slide_id)
+    if not found:
+        raise BenchError(f"{name.image_name}: slide '{name.slide_id}' is not patient_XXX_node_Y, as in Camelyon17.")
+    return f"patient_{found[1]}"
+
+
+def centre(name: PatchName) -> int:
+    """Centre 0..4 of a patch: patients 0 to 99 of the challenge come twenty from each centre, in order.
+
+    Raises BenchError for other patients, whose centre is not published.
+    """
+    number = int(patient(name).rpartition("_")[2])
+    if number >= CENTRES * PATIENTS:
+        raise BenchError(
+            f"{name.image_name}: patient {number} is not one of the {CENTRES * PATIENTS} training patients of the "
+            "challenge, so its centre is unknown. Remove its patches."
+        )
+    return number // PATIENTS
+
+
+def _marked(marker: Marker | None) -> tuple[str, ...]:
+    return (marker.note,) if marker else ()
