@@ -74,17 +74,17 @@ def random_stain(rng: np.random.Generator) -> Stain:
 
 def paint_glands(rng: np.random.Generator, style: GlandStyle, stain: Stain, size: int) -> tuple[np.ndarray, np.ndarray]:
     """One image: (size, size, 3) uint8 RGB and its (size, size) uint8 gland numbers, 0 for stroma."""
-    canvas = _Canvas(rng, size)
+    canvas = Canvas(rng, size)
     mask = _place_glands(canvas, style)
     unit = canvas.scale / OVERSAMPLING  # final px per unit
-    inside, outside = (canvas.enlarge(_edge_distance(m) / unit) for m in (mask > 0, mask == 0))
+    inside, outside = (canvas.enlarge(edge_distance(m) / unit) for m in (mask > 0, mask == 0))
     _paint_stroma(canvas, outside)
     _paint_epithelium(canvas, style, mask.repeat(OVERSAMPLING, 0).repeat(OVERSAMPLING, 1), inside)
     return canvas.develop(stain), np.searchsorted(np.unique(np.append(mask, 0)), mask).astype(np.uint8)
 
 
 @dataclass(frozen=True)
-class _Shapes:
+class Shapes:
     """n ellipses: half axes (n, 2) in units, angle of the first axis from x (n,), amounts of both stains (n,)."""
 
     axes: np.ndarray
@@ -93,7 +93,7 @@ class _Shapes:
     pink: np.ndarray
 
 
-class _Canvas:
+class Canvas:
     """Amounts of haematoxylin and eosin on the oversampled grid, and the tools to paint them."""
 
     def __init__(self, rng: np.random.Generator, size: int) -> None:
@@ -125,7 +125,7 @@ class _Canvas:
         gy, gx = np.gradient(coarse)
         return np.arctan2(gy, gx)
 
-    def ellipses(self, at: np.ndarray, shape: "_Shapes") -> None:
+    def ellipses(self, at: np.ndarray, shape: Shapes) -> None:
         """Soft-edged ellipses at `at` (n, 2), as (y, x) px; each replaces what is under it, the later ones on top."""
         if not len(at):
             return
@@ -171,7 +171,7 @@ class _Canvas:
         return np.clip(np.rint(light), 0, 255).astype(np.uint8)
 
 
-def _edge_distance(area: np.ndarray) -> np.ndarray:
+def edge_distance(area: np.ndarray) -> np.ndarray:
     """Distance in px of every pixel of an area to the area's edge, 0 outside."""
     return np.maximum(np.asarray(ndimage.distance_transform_edt(area)) - 0.5, 0)
 
@@ -185,7 +185,7 @@ def _window(side: int, y: float, x: float, reach: float) -> tuple[slice, slice]:
     )
 
 
-def _place_glands(canvas: _Canvas, style: GlandStyle) -> np.ndarray:
+def _place_glands(canvas: Canvas, style: GlandStyle) -> np.ndarray:
     """(size, size) int gland numbers: wavy discs around spread centres, cut where neighbours meet."""
     rng, scale, side = canvas.rng, canvas.scale / OVERSAMPLING, canvas.side // OVERSAMPLING
     mean = sum(style.radius) / 2 * scale
@@ -222,7 +222,7 @@ def _spread_points(rng: np.random.Generator, side: int, distance: float, margin:
     return points
 
 
-def _paint_stroma(canvas: _Canvas, outside: np.ndarray) -> None:
+def _paint_stroma(canvas: Canvas, outside: np.ndarray) -> None:
     """Collagen in wavy bundles that flow around glands, spindle nuclei along them, round lymphocytes, red cells."""
     rng = canvas.rng
     flow = 0.22 * outside + 1.5 * canvas.noise(40) + 0.22 * canvas.noise(8)
@@ -241,11 +241,11 @@ def _paint_stroma(canvas: _Canvas, outside: np.ndarray) -> None:
     spindle = np.stack([rng.uniform(2.6, 4.2, n), rng.uniform(0.75, 1.1, n)], 1)
     axes = np.where(lymphocyte[:, None], [1.75, 1.65], spindle)
     dark = rng.uniform(0.75, 1.15, n) * np.where(lymphocyte, 1.1, 1.0)
-    canvas.ellipses(at, _Shapes(axes, angle, dark, np.full(n, 0.23)))
+    canvas.ellipses(at, Shapes(axes, angle, dark, np.full(n, 0.23)))
     _paint_vessel(canvas, outside)
 
 
-def _paint_vessel(canvas: _Canvas, outside: np.ndarray) -> None:
+def _paint_vessel(canvas: Canvas, outside: np.ndarray) -> None:
     """Now and then a capillary: red cells, which are eosin without haematoxylin."""
     rng = canvas.rng
     places = np.argwhere(outside > 5)
@@ -255,10 +255,10 @@ def _paint_vessel(canvas: _Canvas, outside: np.ndarray) -> None:
     at = np.clip(at, 0, canvas.side - 1)
     at = at[outside[tuple(at.astype(int).T)] > 2.5]
     n = len(at)
-    canvas.ellipses(at, _Shapes(np.full((n, 2), [1.7, 1.5]), np.zeros(n), np.zeros(n), np.full(n, 1.15)))
+    canvas.ellipses(at, Shapes(np.full((n, 2), [1.7, 1.5]), np.zeros(n), np.zeros(n), np.full(n, 1.15)))
 
 
-def _paint_epithelium(canvas: _Canvas, style: GlandStyle, glands: np.ndarray, inside: np.ndarray) -> None:
+def _paint_epithelium(canvas: Canvas, style: GlandStyle, glands: np.ndarray, inside: np.ndarray) -> None:
     """Basement line, cytoplasm, goblet vacuoles, lumina and nuclei, from the outline inwards."""
     rng = canvas.rng
     thickness = rng.uniform(*style.epithelium, glands.max() + 1)[glands] * (1 + 0.10 * canvas.noise(14))
@@ -282,7 +282,7 @@ def _paint_epithelium(canvas: _Canvas, style: GlandStyle, glands: np.ndarray, in
     _paint_nuclei(canvas, style, glands, (inside, thickness, cells), inwards)
 
 
-def _paint_lumen(canvas: _Canvas, style: GlandStyle, lumen: np.ndarray) -> None:
+def _paint_lumen(canvas: Canvas, style: GlandStyle, lumen: np.ndarray) -> None:
     wisps = np.clip(canvas.noise(9) - 0.9, 0, 1)
     debris = style.debris * np.clip(canvas.noise(12) - 0.2, 0, 1) * np.clip(0.7 + 0.4 * canvas.noise(2), 0, 1.5)
     canvas.pink[lumen] = (0.03 + 0.10 * wisps + 0.5 * debris)[lumen]
@@ -311,7 +311,7 @@ def _along_outline(
 
 
 def _paint_goblets(
-    canvas: _Canvas, style: GlandStyle, glands: np.ndarray, depth: np.ndarray, inwards: np.ndarray
+    canvas: Canvas, style: GlandStyle, glands: np.ndarray, depth: np.ndarray, inwards: np.ndarray
 ) -> None:
     """Pale mucin vacuoles between the nuclei and the lumen; `depth` is 0 at the outline and 1 at the lumen."""
     rng = canvas.rng
@@ -320,12 +320,12 @@ def _paint_goblets(
     at = at[rng.random(len(at)) < style.goblets]
     n = len(at)
     axes = np.stack([rng.uniform(2.9, 4.0, n), rng.uniform(1.9, 2.6, n)], 1)
-    mucin = _Shapes(axes, inwards[tuple(at.T // OVERSAMPLING)], rng.uniform(0.03, 0.14, n), rng.uniform(0.02, 0.08, n))
+    mucin = Shapes(axes, inwards[tuple(at.T // OVERSAMPLING)], rng.uniform(0.03, 0.14, n), rng.uniform(0.02, 0.08, n))
     canvas.ellipses(at, mucin)
 
 
 def _paint_nuclei(
-    canvas: _Canvas,
+    canvas: Canvas,
     style: GlandStyle,
     glands: np.ndarray,
     layers: tuple[np.ndarray, np.ndarray, np.ndarray],
@@ -346,10 +346,8 @@ def _paint_nuclei(
         axes = np.stack([style.nucleus[0] * grow, style.nucleus[1] * grow * slim], 1)
         angle = inwards[tuple(at.T // OVERSAMPLING)] + rng.normal(0, 0.12 + 0.7 * style.disorder, n)
         dark = rng.uniform(0.80, 0.95, n) + style.disorder * rng.uniform(-0.15, 0.30, n)
-        canvas.ellipses(at, _Shapes(axes, angle, dark, np.full(n, 0.34)))
+        canvas.ellipses(at, Shapes(axes, angle, dark, np.full(n, 0.34)))
         if style.disorder > 0.3:
             some = rng.random(n) < 0.35
-            spot = _Shapes(
-                np.full((n, 2), 0.6)[some], np.zeros(some.sum()), dark[some] + 0.45, np.full(some.sum(), 0.3)
-            )
+            spot = Shapes(np.full((n, 2), 0.6)[some], np.zeros(some.sum()), dark[some] + 0.45, np.full(some.sum(), 0.3))
             canvas.ellipses(at[some], spot)  # nucleoli
