@@ -112,8 +112,9 @@ class Block:
 
 @dataclass(frozen=True)
 class Table:
-    """All rows of one evaluation set under one protocol."""
+    """All rows of one evaluation set under one protocol, of models trained on one data set."""
 
+    train: str
     eval: str
     protocol: str
     synthetic: bool
@@ -137,27 +138,37 @@ class Table:
     @property
     def title(self) -> str:
         """Evaluation set and protocol, and whether the data are real."""
-        return f"{self.eval} · protocol {self.protocol}" + (f" · {SYNTHETIC}" if self.synthetic else "")
+        return f"{self.sets} · protocol {self.protocol}" + (f" · {SYNTHETIC}" if self.synthetic else "")
 
     @property
-    def several_train_sets(self) -> bool:
-        """Whether the training set must be said line by line."""
-        return {r.train for r in self.rows} != {self.eval}
+    def sets(self) -> str:
+        """The evaluation set; for models trained on another one, both."""
+        return self.eval if self.train == self.eval else f"{self.train} → {self.eval}"
 
 
-def build_tables(rows: Iterable[Row], settings: Mapping[str, Mapping[str, str]] | None = None) -> list[Table]:
-    """One table per evaluation set and protocol; synthetic and real data never share one.
+Settings = Mapping[str, Mapping[str, str]]
+_Place = tuple[str, int, str, str, bool, str]
+
+
+def build_tables(rows: Iterable[Row], settings: Settings | None = None) -> list[Table]:
+    """In-domain tables: one per data set and protocol; synthetic and real data never share one.
 
     settings: stage key -> flat settings (`Findings.settings`), used to say in what two lines of one name differ.
     """
-    found: dict[tuple[str, bool, str], list[Row]] = defaultdict(list)
+    return tables_of((r for r in rows if not r.ood), settings)
+
+
+def tables_of(rows: Iterable[Row], settings: Settings | None = None) -> list[Table]:
+    """One table per evaluation set, data set trained on and protocol, whatever the evaluation sets are."""
+    found: dict[_Place, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=sort_key):
-        found[row.eval, row.synthetic, row.protocol].append(row)
-    return [_table(place, tuple(members), settings or {}) for place, members in sorted(found.items())]
+        # The shift and its level come before the name, so that level 10 does not stand before level 2.
+        found[f"{row.dataset}:{row.shift}", row.level, row.eval, row.train, row.synthetic, row.protocol].append(row)
+    return [_table(place[2:], tuple(members), settings or {}) for place, members in sorted(found.items())]
 
 
-def _table(place: tuple[str, bool, str], rows: tuple[Row, ...], settings: Mapping[str, Mapping[str, str]]) -> Table:
-    evaluated, synthetic, protocol = place
+def _table(place: tuple[str, str, bool, str], rows: tuple[Row, ...], settings: Settings) -> Table:
+    evaluated, trained, synthetic, protocol = place
     columns = tuple(c for c in COLUMNS if not c.optional or _says_something(c, rows))
     lines = [Line(runs, _cells(runs, columns)) for runs in _groups(rows)]
     by_selection: dict[str, list[Line]] = defaultdict(list)
@@ -167,7 +178,8 @@ def _table(place: tuple[str, bool, str], rows: tuple[Row, ...], settings: Mappin
     own = _own_selection(protocol)
     order = sorted(by_selection, key=lambda s: (s == "-", s != own, known.index(s) if s in known else len(known), s))
     blocks = tuple(_block(s, by_selection[s], columns) for s in order)
-    return Table(evaluated, protocol, synthetic, columns, blocks, _caption(place, rows), _footnotes(rows), rows)
+    caption, notes = _caption(evaluated, synthetic, protocol, rows), _footnotes(rows)
+    return Table(trained, evaluated, protocol, synthetic, columns, blocks, caption, notes, rows)
 
 
 def _own_selection(protocol: str) -> str:
@@ -194,7 +206,7 @@ def _groups(rows: Iterable[Row]) -> list[tuple[Row, ...]]:
     return groups
 
 
-def _told_apart(lines: Sequence[Line], settings: Mapping[str, Mapping[str, str]]) -> list[Line]:
+def _told_apart(lines: Sequence[Line], settings: Settings) -> list[Line]:
     """Lines of one name get what they differ in: changed settings, or failing that the stage."""
     by_name: dict[tuple[str, ...], list[Line]] = defaultdict(list)
     for line in lines:
@@ -275,8 +287,7 @@ def _number(value: float, column: Column) -> str:
     return f"{value:.{0 if value == 0 or value >= 100 else 1 if value >= 10 else 2}f}"
 
 
-def _caption(place: tuple[str, bool, str], rows: Sequence[Row]) -> str:
-    evaluated, synthetic, protocol = place
+def _caption(evaluated: str, synthetic: bool, protocol: str, rows: Sequence[Row]) -> str:
     trained = sorted({r.train for r in rows})
     masks = _span(r.validation_masks for r in rows if r.kind != "none")
     group = rows[0].group or "group"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..benchmark.errors import BenchError, did_you_mean
 from ..benchmark.store import Store, atomic_path, write_text
-from .aggregate import SYNTHETIC, Table, build_tables
+from .aggregate import SYNTHETIC, Table, build_tables, tables_of
 from .rows import Findings, collect, need_rows
 from .tables import latex_table, markdown_escape, markdown_table, rows_csv
 from .words import protocol_sentences
@@ -61,7 +61,7 @@ def _write(store: Store, out: Path, formats: Sequence[str], findings: Findings, 
         "md": ("report.md", lambda: _markdown(findings, tables, art)),
         "tex": ("report.tex", lambda: _latex(tables)),
         "csv": ("rows.csv", lambda: rows_csv(findings.rows)),
-        "html": ("index.html", lambda: _html(findings, tables, art)),
+        "html": ("index.html", lambda: _html(store, findings, tables, art)),
     }
     for name in dict.fromkeys(formats):
         file, make = writers[name]
@@ -121,7 +121,8 @@ def _latex(tables: Sequence[Table]) -> str:
     return head + "\n".join(latex_table(table, number) for number, table in enumerate(tables, 1))
 
 
-def _html(findings: Findings, tables: Sequence[Table], art: Sequence[_Art]) -> str:
+def _html(store: Store, findings: Findings, tables: Sequence[Table], art: Sequence[_Art]) -> str:
+    from .gallery import build_gallery
     from .page import Page, Section, render_page
 
     made = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
@@ -129,4 +130,5 @@ def _html(findings: Findings, tables: Sequence[Table], art: Sequence[_Art]) -> s
         Section(f"table-{number}", table, drawn.pictures, drawn.missing)
         for number, (table, drawn) in enumerate(zip(tables, art, strict=True), 1)
     ]
-    return render_page(Page(made, _version(), sections, findings))
+    gallery = build_gallery(store, findings, tables_of(findings.rows, findings.settings))
+    return render_page(Page(made, _version(), sections, findings, gallery))

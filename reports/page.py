@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .aggregate import Line, Table
+from .gallery import Gallery
 from .rows import Findings, Row
-from .tables import label_titles, label_values
+from .tables import LABEL_TITLES, label_values
 from .words import protocol_sentences
 
 WIDE, WIDE_PX = 1.72, 1250  # figures wider than so many times their height, or so many px, get a row of their own
+_PARTS = ("report", "gallery")  # style sheets and scripts, joined in this order
 LARGE = 400_000  # bytes of a PNG above which the page holds it as WebP, a fifth of the size
 
 
@@ -57,13 +59,13 @@ class Section:
         return protocol_sentences(self.table.protocol)
 
     @property
-    def labels(self) -> list[str]:
+    def labels(self) -> tuple[str, ...]:
         """Headings of the columns that name a line."""
-        return label_titles(self.table)
+        return LABEL_TITLES
 
     def names(self, line: Line) -> list[str]:
         """What names a line."""
-        return label_values(self.table, line)
+        return label_values(line)
 
     @property
     def cards(self) -> list[Card]:
@@ -79,6 +81,7 @@ class Page:
     version: str
     sections: Sequence[Section]
     findings: Findings
+    gallery: Gallery | None = None
 
     @property
     def environments(self) -> list[tuple[dict[str, str], int]]:
@@ -92,7 +95,7 @@ class Page:
     @property
     def datasets(self) -> list[dict[str, Any]]:
         """Facts of every evaluation set."""
-        found: dict[tuple[str, bool], Row] = {(r.eval, r.synthetic): r for r in self.findings.rows}
+        found: dict[tuple[str, bool], Row] = {(r.dataset, r.synthetic): r for r in self.findings.rows}
         return [{"name": name, "synthetic": synthetic, "row": row} for (name, synthetic), row in found.items()]
 
 
@@ -144,11 +147,11 @@ def render_page(page: Page) -> str:
         loader=jinja2.PackageLoader(__package__ or "wsolbench.reports", "templates"), autoescape=True,
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    texts: Mapping[str, str] = {n: _template_text(environment, n) for n in ("report.css", "report.js")}
+    css, script = ("\n".join(_template_text(environment, f"{n}.{kind}") for n in _PARTS) for kind in ("css", "js"))
     # Only the script of this hash may run: a script that came in with a name would be refused by the browser too.
-    digest = base64.b64encode(hashlib.sha256(texts["report.js"].encode()).digest()).decode()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("report.html.j2").render(
-        page=page, css=Markup(texts["report.css"]), script=Markup(texts["report.js"]), script_hash=digest,
+        page=page, css=Markup(css), script=Markup(script), script_hash=digest,
         isnan=math.isnan,
     )  # fmt: skip
 

@@ -1,39 +1,37 @@
 """One row of the table per finished score: read from records and histograms alone, undefined is NaN."""
 
 import logging
-import math
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from ..benchmark.errors import BenchError
-from ..benchmark.metrics import (
-    BINS,
-    Histograms,
-    accuracy,
-    accuracy_interval,
-    at_tau,
-    best_tau,
-    chance_level,
-    pxap,
-    pxap_interval,
-    pxap_rows,
+from ..benchmark.metrics import best_tau
+from ..benchmark.store import Store, jsonable, key_of
+from .quality import (
+    NAN,
+    ClassResult,
+    DamageError,
+    Evidence,
+    by_class,
+    class_quality,
+    evidence_of,
+    map_quality,
+    read_scores,
 )
-from ..benchmark.seeds import seed_for
-from ..benchmark.store import Store, key_of
 
 log = logging.getLogger(__name__)
-NAN = float("nan")
 
 
 @dataclass(frozen=True)
 class Row:
     """One checkpoint of one method on one evaluation set under one protocol.
 
+    eval: full name of the evaluation set, made of `dataset` and, where its images were changed, `shift` and `level`
+    (1 is the mildest; the unchanged set is no row of its own). severity: the value of that level on the scale that
+    `axis` names, NaN where it has none. ood: whether the set differs from the one trained on, by data or by a shift.
     Quality is in percent, thresholds (`tau_*`) in [0, 1], times in seconds; what is undefined is NaN.
 
     selection: `loc`, `cl`, `last`, or `-` for a baseline. map_class: class whose map is scored, `any` for maps that
@@ -41,6 +39,9 @@ class Row:
     resampled. `*_positives`: only images whose class has a region. `*_tau_val`: at the threshold chosen on
     `validation_masks` masks; `*_oracle`: at the threshold chosen on the scored images themselves, never a fair number.
     seconds_train: of the training whose checkpoint is read; seconds_parents: of everything that training builds on.
+    skill: PxAP above chance in percent of what chance leaves. drop_*: percentage points lost against the row of the
+    same checkpoint on the set it was trained for (negative: gained); NaN in domain and without such a row.
+    by_class: the images of each class alone.
     settings: short hash of all that identifies the run but data, fold and seed; different ones are never averaged.
     """
 
@@ -49,6 +50,12 @@ class Row:
     backbone: str
     train: str
     eval: str
+    dataset: str
+    shift: str
+    level: int
+    severity: float
+    axis: str
+    ood: bool
     fold: int | str
     seed: int
     selection: str
@@ -62,6 +69,7 @@ class Row:
     pxap_low: float
     pxap_high: float
     chance: float
+    skill: float
     pxap_positives: float
     chance_positives: float
     accuracy: float
@@ -94,7 +102,11 @@ class Row:
     settings: str
     foreground: str
     licence: str
+    drop_pxap: float = NAN
+    drop_skill: float = NAN
+    drop_accuracy: float = NAN
     classes: tuple[str, ...] = ()
+    by_class: tuple[ClassResult, ...] = ()
     notes: tuple[str, ...] = ()
     versions: Mapping[str, Any] = field(default_factory=dict)
 
@@ -108,23 +120,14 @@ class Row:
         """Whether training saw masks."""
         return self.supervision == "pixel"
 
+    @property
+    def pair(self) -> bool:
+        """Whether the set is another data set than the one trained on, as it is (no shift)."""
+        return self.ood and not self.shift
+
     def to_json(self) -> dict[str, Any]:
         """The row as a JSON value; NaN becomes None."""
-        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
-
-
-class Evidence(NamedTuple):
-    """What figures need of a row, float64 arrays of shape (BINS,).
-
-    pooled: pixel counts of all images, foreground and background. typical: mean over images of each image's own
-    histogram in percent of its pixels of that kind; NaN where no image has such pixels. by_image: PxAP in percent of
-    every image on its own, (N,), NaN without foreground. labels: (N,) class indices.
-    """
-
-    pooled: Histograms
-    typical: Histograms
-    by_image: np.ndarray
-    labels: np.ndarray
+        return jsonable(asdict(self))
 
 
 @dataclass
@@ -171,32 +174,52 @@ def collect(store: Store, keys: Iterable[str] | None = None) -> Findings:
         try:
             if record["labels"]["split"] == "test":
                 found.rows.append(reader.row(key, record))
-        except _DamageError as problem:
+        except DamageError as problem:
             found.problems.append(f"A row is left out: {problem} Run the same `bench run` again.")
         except (KeyError, TypeError, AttributeError) as problem:
             what = f"{type(problem).__name__}: {problem}"
             path = store.run_dir(key) / "record.json"
             found.problems.append(f"A row is left out: {path} or a record it builds on lacks something ({what}).")
-    found.rows.sort(key=sort_key)
+    found.rows = sorted(with_drops(found.rows), key=sort_key)
     return found
+
+
+def with_drops(rows: Iterable[Row]) -> list[Row]:
+    """The rows in their order; each out-of-domain row gets its `drop_*` against the in-domain row of its checkpoint."""
+    rows = list(rows)
+    at_home = {_checkpoint(r): r for r in rows if not r.ood}
+    return [_dropped(r, at_home[_checkpoint(r)]) if r.ood and _checkpoint(r) in at_home else r for r in rows]
+
+
+def _dropped(row: Row, home: Row) -> Row:
+    names = ("pxap", "skill", "accuracy")
+    return replace(row, **{f"drop_{n}": getattr(home, n) - getattr(row, n) for n in names})
+
+
+def _checkpoint(row: Row) -> tuple[Any, ...]:
+    """What a row has in common with the rows of the same model, map and rules on other sets."""
+    what = (row.method, row.options, row.settings, row.map_class, row.selection, row.protocol)
+    return (row.train, row.backbone, row.stage_train, str(row.fold), row.seed, *what)
 
 
 def sort_key(row: Row) -> tuple[Any, ...]:
     """Evaluation set, protocol, then what the row is; folds by number where they are numbers."""
     fold = (isinstance(row.fold, str), row.fold if isinstance(row.fold, int) else 0, str(row.fold))
     what = (row.method, row.options, row.settings, row.map_class, row.selection)
-    return (row.eval, row.protocol, row.synthetic, row.train, row.backbone, *what, fold, row.seed, row.stage)
-
-
-class _DamageError(Exception):
-    """A file a row needs is missing or unusable."""
-
-
-class _Scores(NamedTuple):
-    labels: np.ndarray
-    groups: np.ndarray
-    logits: np.ndarray
-    maps: Histograms  # no rows for a method without maps, or a split without masks
+    return (
+        row.dataset,
+        row.shift,
+        row.level,
+        row.eval,
+        row.protocol,
+        row.synthetic,
+        row.train,
+        row.backbone,
+        *what,
+        fold,
+        row.seed,
+        row.stage,
+    )
 
 
 class _Reader:
@@ -208,9 +231,9 @@ class _Reader:
         self._flat: dict[str, dict[str, str]] = {}
 
     def row(self, key: str, record: dict[str, Any]) -> Row:
-        """One row. Raises _DamageError, or KeyError/TypeError for a record that lacks a field."""
+        """One row. Raises DamageError, or KeyError/TypeError for a record that lacks a field."""
         facts, labels, parents = record["facts"], record["labels"], record["parents"]
-        scores = self._scores(key)
+        scores = read_scores(self.store.run_dir(key))
         tau, masks = self._tau(parents["val"])
         trained = parents.get("checkpoint", "")
         seconds = _seconds(self._parent(trained)) if trained else 0.0
@@ -219,25 +242,26 @@ class _Reader:
         self.found.settings[key] = settings
         region = np.asarray(facts["region_classes"], bool)
         if not len(scores.labels):
-            raise _DamageError(f"{self.store.run_dir(key) / 'scores.npz'} holds no images; remove its folder.")
+            raise DamageError(f"{self.store.run_dir(key) / 'scores.npz'} holds no images; remove its folder.")
         if not 0 <= scores.labels.min() <= scores.labels.max() < len(region):
-            raise _DamageError(f"{self.store.run_dir(key) / 'scores.npz'} has labels outside its classes.")
-        quality = _map_quality(scores, region[scores.labels], tau, labels["eval"])
+            raise DamageError(f"{self.store.run_dir(key) / 'scores.npz'} has labels outside its classes.")
+        quality = map_quality(scores, region[scores.labels], tau, labels["eval"])
         if len(scores.maps.foreground):
-            self.found.evidence[key] = _evidence(scores.maps, scores.labels)
+            self.found.evidence[key] = evidence_of(scores.maps, scores.labels)
         return Row(
             **{k: labels[k] for k in _LABELS}, **{k: facts[k] for k in _FACTS},
-            **quality, **_class_quality(scores, labels["eval"]),
+            **quality, **class_quality(scores, labels["eval"]), **_evaluation(facts, labels),
             options=labels.get("options", ""), fold=_fold(labels["fold"]), tau_val=tau, validation_masks=masks,
             images=len(scores.labels), images_positive=int(region[scores.labels].sum()),
             groups=len(set(scores.groups.tolist())), classes=tuple(facts["classes"]), notes=tuple(facts["notes"]),
+            by_class=by_class(scores, facts["classes"]),
             seconds_train=seconds, seconds_parents=self._seconds_before(trained), seconds_score=_seconds(record),
             stage=key, stage_train=trained, stage_val=parents["val"], settings=short, versions=record["environment"],
         )  # fmt: skip
 
     def _parent(self, key: str) -> dict[str, Any]:
         if key not in self.found.records:
-            raise _DamageError(f"stage {key}, which it builds on, is not in {self.store.root / 'runs'}.")
+            raise DamageError(f"stage {key}, which it builds on, is not in {self.store.root / 'runs'}.")
         return self.found.records[key]
 
     def _seconds_before(self, key: str) -> float:
@@ -269,26 +293,10 @@ class _Reader:
         """The threshold a validation stage chose and the number of masks behind it."""
         if key not in self._taus:
             self._parent(key)
-            maps = self._scores(key).maps
+            maps = read_scores(self.store.run_dir(key)).maps
             rows = len(maps.foreground)
             self._taus[key] = (best_tau(maps) if rows else NAN, rows)
         return self._taus[key]
-
-    def _scores(self, key: str) -> _Scores:
-        path = self.store.run_dir(key) / "scores.npz"
-        try:
-            with np.load(path, allow_pickle=False) as data:
-                labels, groups, logits, fg, bg = (
-                    data[k] for k in ("labels", "groups", "logits", "foreground", "background")
-                )
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as problem:
-            raise _DamageError(f"{path} is missing or damaged ({problem}); remove {path.parent}.") from None
-        if fg.shape != bg.shape or fg.shape not in ((len(labels), BINS), (len(labels), 0), (0, 0)):
-            raise _DamageError(f"{path} has histograms of shape {fg.shape} and {bg.shape} for {len(labels)} images.")
-        if not len(labels) == len(groups) == len(logits) or logits.ndim != 2:
-            raise _DamageError(f"{path} has labels, groups and logits of different lengths.")
-        maps = Histograms(fg, bg) if fg.shape[1] else Histograms(np.zeros((0, BINS)), np.zeros((0, BINS)))
-        return _Scores(labels, groups, logits, maps)
 
 
 _LABELS = ("method", "backbone", "train", "eval", "seed", "selection", "protocol", "map_class")
@@ -303,6 +311,17 @@ def _seconds(record: Mapping[str, Any]) -> float:
     return NAN if record["seconds"] is None else float(record["seconds"])
 
 
+def _evaluation(facts: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[str, Any]:
+    """What was scored; records from before there were shifts say no more than its name."""
+    found = facts.get("evaluation") or {"dataset": labels["eval"]}
+    severity = found.get("severity")
+    return {
+        "dataset": found["dataset"], "shift": found.get("shift", ""), "level": int(found.get("level", 0)),
+        "severity": NAN if severity is None else float(severity), "axis": found.get("axis", ""),
+        "ood": found["dataset"] != labels["train"] or bool(found.get("shift")),
+    }  # fmt: skip
+
+
 def _flatten(value: Any, path: str) -> Iterable[tuple[str, str]]:
     if isinstance(value, Mapping):
         for name in sorted(value):
@@ -314,40 +333,6 @@ def _flatten(value: Any, path: str) -> Iterable[tuple[str, str]]:
 def _fold(text: str | int) -> int | str:
     """Fold numbers as numbers, names as they are."""
     return int(text) if str(text).isdecimal() and str(text).isascii() else str(text)
-
-
-def _map_quality(scores: _Scores, positive: np.ndarray, tau: float, where: str) -> dict[str, Any]:
-    """Everything told by the histograms; all NaN for a method without maps."""
-    maps = scores.maps
-    if not len(maps.foreground):
-        maps, positive = Histograms(np.zeros((1, BINS)), np.zeros((1, BINS))), np.array([True])
-        interval = (NAN, NAN)
-    else:
-        interval = pxap_interval(maps, scores.groups, seed_for("interval", where))
-    some = maps.select(positive)
-    tau_oracle = best_tau(maps)
-    val, half, oracle = (at_tau(maps, t) for t in (tau, 0.5, tau_oracle))
-    return {
-        "pxap": pxap(maps), "pxap_low": interval[0], "pxap_high": interval[1], "chance": chance_level(maps),
-        "pxap_positives": pxap(some), "chance_positives": chance_level(some), "tau_oracle": tau_oracle,
-        "dice_half": half["dice"], **{f"{k}_tau_val": val[k] for k in ("dice", "iou", "miou")},
-        **{f"{k}_oracle": oracle[k] for k in ("dice", "iou", "miou")},
-    }  # fmt: skip
-
-
-def _class_quality(scores: _Scores, where: str) -> dict[str, Any]:
-    low, high = accuracy_interval(scores.logits, scores.labels, scores.groups, seed_for("interval", where))
-    return {"accuracy": accuracy(scores.logits, scores.labels), "accuracy_low": low, "accuracy_high": high}
-
-
-def _evidence(maps: Histograms, labels: np.ndarray) -> Evidence:
-    typical = []
-    for counts in maps:
-        total = counts.sum(1, dtype=np.float64)
-        share = counts[total > 0] / total[total > 0, None]
-        typical.append(100 * share.mean(0) if len(share) else np.full(BINS, NAN))
-    pooled = Histograms(*(h.sum(0, dtype=np.float64) for h in maps))
-    return Evidence(pooled, Histograms(*typical), pxap_rows(maps), labels)
 
 
 def need_rows(found: Findings, store: Store) -> None:

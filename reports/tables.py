@@ -15,28 +15,25 @@ _TERMINAL_COLUMNS = (
 )  # fmt: skip
 
 
-def label_titles(table: Table) -> list[str]:
-    """Headings of the columns that name a line."""
-    return ["Method", "Backbone", *(["Train"] if table.several_train_sets else []), "Map", "n"]
+LABEL_TITLES = ("Method", "Backbone", "Map", "n")
 
 
-def label_values(table: Table, line: Line) -> list[str]:
-    """What names a line, in the order of `label_titles`."""
-    r = line.first
-    return [line.marked, r.backbone, *([r.train] if table.several_train_sets else []), r.map_class, str(len(line.runs))]
+def label_values(line: Line) -> list[str]:
+    """What names a line, in the order of LABEL_TITLES."""
+    return [line.marked, line.first.backbone, line.first.map_class, str(len(line.runs))]
 
 
 # -- Markdown --------------------------------------------------------------------------------------------------------
 def markdown_table(table: Table) -> str:
     """A heading, the caption, one Markdown table per block and the footnotes."""
     parts = [f"## {markdown_escape(table.title)}", markdown_escape(table.caption)]
-    heads = [*label_titles(table), *(c.title for c in table.columns)]
-    aligned = ["---"] * (len(label_titles(table)) - 1) + ["---:"] * (1 + len(table.columns))
+    heads = [*LABEL_TITLES, *(c.title for c in table.columns)]
+    aligned = ["---"] * (len(LABEL_TITLES) - 1) + ["---:"] * (1 + len(table.columns))
     for block in table.blocks:
         lines = [_pipes(h.replace("_", r"\_") for h in heads), _pipes(aligned)]
         for line in block.lines:
             cells = [_markdown_cell(line.cells[c.key]) for c in table.columns]
-            lines.append(_pipes([*(markdown_escape(v) for v in label_values(table, line)), *cells]))
+            lines.append(_pipes([*(markdown_escape(v) for v in label_values(line)), *cells]))
         parts += [f"**{markdown_escape(block.title)}**", "\n".join(lines)]
     parts.append("\n".join(f"- {markdown_escape(note)}" for note in table.footnotes))
     return "\n\n".join(parts) + "\n"
@@ -60,9 +57,8 @@ def markdown_escape(text: str) -> str:
 # -- LaTeX -----------------------------------------------------------------------------------------------------------
 def latex_table(table: Table, number: int) -> str:
     """A floating booktabs table; needs the packages booktabs and graphicx."""
-    labels = label_titles(table)
-    spec = "l" * (len(labels) - 1) + "r" * (1 + len(table.columns))
-    heads = [latex_escape(t) for t in labels] + [c.tex or latex_escape(c.title) for c in table.columns]
+    spec = "l" * (len(LABEL_TITLES) - 1) + "r" * (1 + len(table.columns))
+    heads = [latex_escape(t) for t in LABEL_TITLES] + [c.tex or latex_escape(c.title) for c in table.columns]
     body: list[str] = []
     for block in table.blocks:
         body.append(r"\midrule")
@@ -81,7 +77,7 @@ def latex_table(table: Table, number: int) -> str:
 
 def _latex_line(table: Table, line: Line) -> str:
     # The empty group keeps a name's leading bracket from being read as an optional argument of the line break above.
-    cells = ["{}" * (v[:1] in "[*") + latex_escape(v) for v in label_values(table, line)]
+    cells = ["{}" * (v[:1] in "[*") + latex_escape(v) for v in label_values(line)]
     for column in table.columns:
         cell = line.cells[column.key]
         value = rf"\textbf{{{cell.value}}}" if cell.best else cell.value

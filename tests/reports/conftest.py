@@ -1,6 +1,7 @@
 """A results folder as finished stages leave it, with smooth made-up maps, so that tables and figures look real."""
 
 import json
+import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,39 @@ ENVIRONMENT = {
 
 
 @dataclass(frozen=True)
+class Target:
+    """Another set to score every model on. ease: how much of a map's quality is left there."""
+
+    dataset: str
+    shift: str = ""
+    level: int = 0
+    severity: float | None = None
+    axis: str = ""
+    ease: float = 0.6
+    classes: tuple[str, str] = ("benign", "malignant")
+    regions: tuple[bool, bool] = (True, True)
+    foreground: str = "every gland"
+
+    @property
+    def name(self) -> str:
+        return self.dataset + (f":{self.shift}-{self.level}" if self.shift else "")
+
+
+def lymph(name: str = "camelyon16", ease: float = 0.5, **more) -> Target:
+    """A set whose first class is all background."""
+    look = {"classes": ("normal", "tumor"), "regions": (False, True), "foreground": "tumour tissue, nothing else"}
+    return Target(name, ease=ease, **{**look, **more})
+
+
+def ladder(dataset: str, shift: str, severities: tuple[float | None, ...], axis: str, **more) -> tuple[Target, ...]:
+    """The levels of one shift, the mildest first."""
+    return tuple(
+        Target(dataset, shift, level, severity, axis, 1 - 0.13 * level, **more)
+        for level, severity in enumerate(severities, 1)
+    )
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What to write: sizes, names and how much of it."""
 
@@ -37,7 +71,8 @@ class Recipe:
     protocols: tuple[str, ...] = ("fair", "paper")
     backbones: tuple[str, ...] = ("resnet18",)
     synthetic: bool = True
-    eval_set: str = "glas"
+    dataset: str = "glas"
+    targets: tuple[Target, ...] = ()
     epochs: int = 8
     train_setting: int = 20
     region_classes: tuple[bool, bool] = (True, True)
@@ -56,15 +91,21 @@ class Writer:
         self.groups = np.array([f"patient-{k // 2}" for k in range(recipe.images)])
         pairs = [picture(recipe.size, bool(label), rng) for label in self.labels]
         self.images, self.masks = (np.stack(a) for a in zip(*pairs, strict=True))
-        self.masks[~np.asarray(recipe.region_classes)[self.labels]] = False
         self.val = slice(0, 6)
         self.shown = np.arange(min(6, recipe.images))
-        self.stem = key_of([recipe.eval_set, recipe.size])
-        path = root / "examples" / f"{self.stem}.npz"
-        s = self.shown
-        write_npz(
-            path, {"ids": self.ids[s], "images": self.images[s], "masks": self.masks[s], "labels": self.labels[s]}
-        )
+        self.home = Target(recipe.dataset, ease=1.0, regions=recipe.region_classes)
+        for target in (self.home, *recipe.targets):
+            s = self.shown
+            arrays = {"images": self.images[s], "masks": self.masks_of(target)[s], "labels": self.labels[s]}
+            write_npz(root / "examples" / f"{self.stem(target)}.npz", {"ids": self.ids[s], **arrays})
+
+    def stem(self, target: Target) -> str:
+        """The name of the file of example images."""
+        return key_of([target.name, self.recipe.size])
+
+    def masks_of(self, target: Target) -> np.ndarray:
+        """The masks as that set would draw them: nothing where its class has no region."""
+        return self.masks & np.asarray(target.regions)[self.labels][:, None, None]
 
     def all(self) -> None:
         """Every method of the recipe."""
@@ -96,7 +137,7 @@ class Writer:
     def train(self, name: str, fold: str, seed: int, backbone: str, parents: dict[str, str]) -> str:
         """A training's record and history."""
         r = self.recipe
-        labels = {"method": name, "options": "", "backbone": backbone, "train": "glas", "fold": fold, "seed": seed}
+        labels = {"method": name, "options": "", "backbone": backbone, "train": r.dataset, "fold": fold, "seed": seed}
         identity = {
             "method": {"name": name, "version": 1},
             "train": {"epochs": r.train_setting},
@@ -143,10 +184,16 @@ class Writer:
         quality: float,
     ) -> str:
         """A test score and the validation score it builds on; returns the key of the former."""
-        val = self._score(name, trained, protocol, selection, fold, seed, backbone, quality, "val", {})
-        return self._score(name, trained, protocol, selection, fold, seed, backbone, quality, "test", {"val": val})
+        what = (name, trained, protocol, selection, fold, seed, backbone, quality)
+        val = self._score(*what, "val", {}, self.home)
+        wanted = [t for t in self.recipe.targets if selection in ("cl", "-") or not t.shift]  # keeps the folder small
+        for target in wanted:
+            self._score(*what, "test", {"val": val}, target)
+        return self._score(*what, "test", {"val": val}, self.home)
 
-    def _score(self, name, trained, protocol, selection, fold, seed, backbone, quality, split, parents) -> str:
+    def _score(
+        self, name, trained, protocol, selection, fold, seed, backbone, quality, split, parents, target: Target
+    ) -> str:
         r = self.recipe
         kind = "none" if name == "classifier" else "prob" if name in ("pixelcam", "unet") else "score"
         map_class = (
@@ -157,18 +204,19 @@ class Writer:
             else {"fair": "pred"}.get(protocol, "true")
         )
         labels = {
-            "method": name, "options": "", "backbone": backbone, "train": "glas", "eval": r.eval_set, "split": split,
-            "fold": fold, "seed": seed, "selection": selection, "protocol": protocol, "map_class": map_class,
+            "method": name, "options": "", "backbone": backbone, "train": r.dataset, "eval": target.name,
+            "split": split, "fold": fold, "seed": seed, "selection": selection, "protocol": protocol,
+            "map_class": map_class,
         }  # fmt: skip
         parents = {**parents, **({"checkpoint": trained} if trained else {})}
         key = key_of(["score", labels, parents])
         rng = np.random.default_rng(int(key[:8], 16))
         rows = self.val if split == "val" else slice(None)
-        masks, labels_of = self.masks[rows], self.labels[rows]
-        factor = {"loc": 1.0, "cl": 0.85, "last": 0.7, "-": 1.0}[selection]
+        masks, labels_of = self.masks_of(target)[rows], self.labels[rows]
+        factor = {"loc": 1.0, "cl": 0.85, "last": 0.7, "-": 1.0}[selection] * target.ease
         maps = None if kind == "none" else np.stack([score_map(m, quality * factor, name, rng) for m in masks])
         fg, bg = histograms(maps, masks)
-        logits = rng.normal(0, 1, (len(masks), 2)) + 2.2 * np.eye(2)[labels_of]
+        logits = rng.normal(0, 1, (len(masks), 2)) + 2.2 * target.ease * np.eye(2)[labels_of]
         logits = logits if trained else np.full_like(logits, np.nan)
         folder = self.store.run_dir(key)
         write_npz(folder / "scores.npz", {
@@ -185,12 +233,16 @@ class Writer:
             "identity": {"method": {"name": name, "version": 1}, "protocol": {"name": protocol}, "seed": seed},
             "facts": {
                 "synthetic": r.synthetic, "supervision": supervision(name, trained), "kind": kind,
-                "classes": ["benign", "malignant"], "region_classes": list(r.region_classes),
-                "foreground": "every gland", "group": "patient",
+                "classes": list(target.classes), "region_classes": list(target.regions),
+                "foreground": target.foreground, "group": "patient", "evaluation": {
+                    "dataset": target.dataset, "shift": target.shift, "level": target.level,
+                    "severity": target.severity, "axis": target.axis,
+                },
                 "licence": "CC BY 4.0", "notes": list(r.notes), "parameters": 11_177_538 if trained else 0,
                 "epoch": epoch + seed if epoch and selection != "last" else epoch, "images": len(masks),
                 "degenerate": 0, "weights_sha256": key * 3 if trained else "",
-                "family": "gradient" if trained else "baseline", "examples": self.stem if split == "test" else "",
+                "family": "gradient" if trained else "baseline",
+                "examples": self.stem(target) if split == "test" else "",
             },
         })  # fmt: skip
         return key
@@ -248,8 +300,10 @@ def histograms(maps: np.ndarray | None, masks: np.ndarray) -> tuple[np.ndarray, 
 
 def make_results(root: Path, recipe: Recipe | None = None) -> Store:
     """A whole results folder."""
-    writer = Writer(root, recipe or Recipe())
-    writer.all()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)  # made-up results need not survive a power cut
+        writer = Writer(root, recipe or Recipe())
+        writer.all()
     return writer.store
 
 
@@ -281,6 +335,33 @@ def small(_small: Store, tmp_path: Path) -> Store:
 def write_results():
     """`make_results`, for tests that want a folder of their own."""
     return make_results
+
+
+TARGETS = (
+    lymph(), lymph("camelyon17:centre-2", 0.4),
+    *ladder("glas", "stain", (0.02, 0.06, 0.1), "standard deviation of the HED shift"),
+    *ladder("glas", "blur", (0.5, 1, 2), "sigma [px]"),
+    *ladder("glas", "restain", (None,) * 3, "target stain"),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A folder with out-of-domain sets and shifted ones, shared by the tests: do not write to it."""
+    recipe = Recipe(images=8, targets=TARGETS, protocols=("fair",))
+    store = make_results(tmp_path_factory.mktemp("wide"), recipe)
+    back = Recipe(
+        dataset="camelyon16", seeds=(0,), region_classes=(False, True), protocols=("fair",), train_setting=30,
+        targets=(Target("glas", ease=0.7),),
+    )  # fmt: skip
+    make_results(store.root, back)
+    return store
+
+
+@pytest.fixture(scope="session")
+def wide_found(wide: Store) -> Findings:
+    """All that a report reads of that folder."""
+    return collect(wide)
 
 
 @pytest.fixture

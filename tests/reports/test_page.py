@@ -108,7 +108,7 @@ def test_page_holds_the_numbers_of_the_tables(html, found):
     for table, grid in zip(tables, page.tables, strict=False):
         lines = [[c.strip() for c in row] for row in grid if len(row) > 3][1:]
         assert lines == [
-            [*label_values(table, line), *(line.cells[c.key].text for c in table.columns)] for line in table.lines
+            [*label_values(line), *(line.cells[c.key].text for c in table.columns)] for line in table.lines
         ]
         assert "SYNTHETIC DATA" in table.caption
     words = " ".join(page.text)
@@ -126,7 +126,7 @@ def test_sort_values_are_numbers_or_empty(html):
 
 def test_hostile_text_is_shown_not_run(tmp_path, write_results, recipe, monkeypatch):
     monkeypatch.setattr(draw, "FIGURES", {"curves": "PR"})
-    change = {"eval_set": HOSTILE, "notes": (HOSTILE,), "extra_methods": {HOSTILE: 2.0}}
+    change = {"dataset": HOSTILE, "notes": (HOSTILE,), "extra_methods": {HOSTILE: 2.0}}
     store = write_results(tmp_path / "r", recipe(seeds=(0,), protocols=("fair",), **change))
     store.fail("f" * 20, {"kind": "train", "labels": {"method": HOSTILE}, "error": HOSTILE, "traceback": ""})
     build_report(store, tmp_path / "out")

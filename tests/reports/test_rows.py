@@ -3,15 +3,17 @@
 import json
 import logging
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
 from wsolbench.benchmark.errors import BenchError
-from wsolbench.benchmark.metrics import THRESHOLDS
+from wsolbench.benchmark.metrics import THRESHOLDS, Histograms
 from wsolbench.benchmark.store import Store, write_json, write_npz
-from wsolbench.reports.rows import collect, load_report_rows, load_rows
+from wsolbench.reports.quality import Scores, by_class
+from wsolbench.reports.rows import collect, load_report_rows, load_rows, with_drops
 
 WANTED = {
     "method", "backbone", "train", "eval", "fold", "seed", "selection", "protocol", "map_class", "pxap", "chance",
@@ -201,3 +203,76 @@ def test_nothing_to_report_says_what_to_do(tmp_path):
     Store(tmp_path).fail("k" * 20, {"kind": "train", "labels": {"method": "cam"}, "error": "boom"})
     with pytest.raises(BenchError, match="1 stages failed"):
         load_report_rows(Store(tmp_path))
+
+
+# -- other sets ------------------------------------------------------------------------------------------------------
+def test_what_was_scored_stands_in_fields(wide_found):
+    seen = {(r.train, r.eval): r for r in wide_found.rows if r.method == "cam" and r.selection == "cl"}
+    own, other, shifted = seen["glas", "glas"], seen["glas", "camelyon17:centre-2"], seen["glas", "glas:stain-3"]
+    assert (own.dataset, own.shift, own.level, own.ood, own.pair) == ("glas", "", 0, False, False)
+    assert math.isnan(own.severity)
+    assert (other.dataset, other.shift, other.ood, other.pair) == ("camelyon17:centre-2", "", True, True)
+    assert (shifted.dataset, shifted.shift, shifted.level, shifted.severity) == ("glas", "stain", 3, 0.1)
+    assert (shifted.axis, shifted.ood, shifted.pair) == ("standard deviation of the HED shift", True, False)
+    assert other.validation_masks == own.validation_masks
+    assert (other.tau_val, other.stage_val) == (own.tau_val, own.stage_val)  # chosen at home, never on the other set
+
+
+def test_a_record_without_evaluation_is_its_eval_set_unshifted(small):
+    for path in small.root.glob("runs/*/record.json"):
+        record = json.loads(path.read_text())
+        record["facts"].pop("evaluation", None)
+        write_json(path, record)
+    for row in load_rows(small):
+        assert (row.dataset, row.shift, row.level, row.ood) == ("glas", "", 0, False)
+
+
+def test_drops_are_against_the_same_checkpoint_at_home(wide_found):
+    rows = wide_found.rows
+    for eval_set in ("camelyon16", "glas:blur-2"):
+        for seed in (0, 1):
+            place = {"train": "glas", "method": "pixelcam", "selection": "cl", "seed": seed}
+            home, away = pick(rows, eval="glas", **place), pick(rows, eval=eval_set, **place)
+            assert away.drop_pxap == pytest.approx(home.pxap - away.pxap)
+            assert away.drop_accuracy == pytest.approx(home.accuracy - away.accuracy)
+            assert away.drop_skill == pytest.approx(home.skill - away.skill)
+            assert away.skill == pytest.approx(100 * (away.pxap - away.chance) / (100 - away.chance))
+            assert math.isnan(home.drop_pxap)
+    back = pick(rows, train="camelyon16", eval="glas", method="cam", selection="cl", seed=0)
+    assert back.drop_pxap == pytest.approx(
+        pick(rows, train="camelyon16", eval="camelyon16", method="cam", selection="cl", seed=0).pxap - back.pxap
+    )
+    orphan = with_drops([replace(back, drop_pxap=math.nan)])
+    assert math.isnan(orphan[0].drop_pxap)  # its in-domain row is not there
+
+
+def test_results_by_class(wide, wide_found):
+    row = pick(wide_found.rows, train="glas", eval="camelyon16", method="layercam", selection="cl", seed=0)
+    data = arrays(wide, row.stage)
+    assert [c.name for c in row.by_class] == ["normal", "tumor"]
+    assert sum(c.images for c in row.by_class) == row.images
+    for index, found in enumerate(row.by_class):
+        own = data["labels"] == index
+        assert found.images == own.sum()
+        right = data["logits"][own].argmax(1) == index
+        assert found.accuracy == pytest.approx(100 * right.mean())
+    normal, tumour = row.by_class
+    assert math.isnan(normal.pxap)
+    assert math.isnan(normal.chance)
+    assert (tumour.pxap, tumour.chance) == pytest.approx((row.pxap_positives, row.chance_positives))
+    value = row.to_json()
+    assert value["by_class"][0] == {"name": "normal", "images": 4, "accuracy": normal.accuracy} | dict.fromkeys(
+        ("pxap", "chance")
+    )
+
+
+def test_a_class_without_images(found):
+    row = pick(found.rows, method="cam", selection="cl", protocol="fair", seed=0)
+    scores = Scores(
+        np.zeros(3, int), np.array(["a", "b", "b"]), np.eye(2)[[0, 0, 1]], Histograms(*np.ones((2, 3, 1001)))
+    )
+    filled, empty = by_class(scores, row.classes)
+    assert (filled.images, empty.images) == (3, 0)
+    assert filled.accuracy == pytest.approx(200 / 3)
+    assert filled.pxap == pytest.approx(50)
+    assert all(math.isnan(v) for v in (empty.accuracy, empty.pxap, empty.chance))

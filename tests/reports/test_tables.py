@@ -137,7 +137,7 @@ def test_positives_have_their_columns_where_they_differ(tmp_path, write_results,
 # -- formats ---------------------------------------------------------------------------------------------------------
 def expected_grid(table):
     return [
-        [*label_values(table, line), *(line.cells[c.key].text for c in table.columns)] for line in table.lines
+        [*label_values(line), *(line.cells[c.key].text for c in table.columns)] for line in table.lines
     ]  # fmt: skip
 
 
@@ -192,7 +192,9 @@ def test_nothing_prints_nan(rows, tables):
 
 
 def test_hostile_names_stay_text(rows):
-    evil = [replace(r, method=HOSTILE, eval=HOSTILE, backbone="-=cmd", notes=(HOSTILE,)) for r in rows[:4]]
+    evil = [
+        replace(r, method=HOSTILE, train=HOSTILE, eval=HOSTILE, backbone="-=cmd", notes=(HOSTILE,)) for r in rows[:4]
+    ]
     table = build_tables(evil)[0]
     text = markdown_table(table)
     assert "<script" not in text

@@ -1,0 +1,290 @@
+"""The gallery of the page: example images and score maps, packed so that the browser can redraw and score them.
+
+Maps are not pictures here but numbers: the histogram bin (metrics.THRESHOLDS) of every pixel, so that "score >= tau"
+and the Dice of it are exact at every step of the slider. Images and masks stand once, whatever the number of maps.
+"""
+
+import base64
+import io
+import itertools
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..benchmark.errors import BenchError
+from ..benchmark.metrics import BINS
+from ..benchmark.store import Store, read_npz
+from .aggregate import Line, Table
+from .rows import Findings, Row
+
+LIMIT = 24_000_000  # characters of packed images, masks and maps on one page
+QUALITY = 85  # of the WebP or JPEG images; the overlays on them lose nothing
+STEPS = BINS - 1
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What the gallery shows.
+
+    payload: JSON value read by gallery.js. cards: maps on the page; total: maps there are; left_out: sentences on the
+    difference. size: characters of packed data.
+    """
+
+    payload: dict[str, Any]
+    cards: int
+    total: int
+    left_out: tuple[str, ...]
+    size: int
+
+    @property
+    def any(self) -> bool:
+        """Whether there is anything to show or to say."""
+        return bool(self.cards or self.left_out)
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether any card shows synthetic data."""
+        return any(line["synthetic"] for line in self.payload["lines"])
+
+    @property
+    def sized(self) -> str:
+        """The size of the packed data as text."""
+        return f"{self.size / 1e6:.1f} MB"
+
+
+class _UnusableError(Exception):
+    """The examples of a line cannot be shown; the message is the reason."""
+
+
+@dataclass
+class _Pool:
+    """Texts that stand once on the page, whoever asks for them; `size` counts their characters."""
+
+    texts: list[str] = field(default_factory=list)
+    size: int = 0
+    _index: dict[str, int] = field(default_factory=dict)
+
+    def cost(self, text: str) -> int:
+        """Characters that adding a text would cost."""
+        return 0 if text in self._index else len(text)
+
+    def add(self, text: str) -> int:
+        """The index of a text, added if it is new."""
+        self.size += self.cost(text)
+        if text not in self._index:
+            self._index[text] = len(self.texts)
+            self.texts.append(text)
+        return self._index[text]
+
+
+class _Scene(NamedTuple):
+    """The images that several lines share: arrays (n, S, S, 3) uint8, (n, S, S) bool, (n,) class indices."""
+
+    ids: list[str]
+    images: np.ndarray
+    masks: np.ndarray
+    labels: np.ndarray
+
+
+class _Candidate(NamedTuple):
+    """One map that may become a card. rank: of its image in its set."""
+
+    rank: int
+    line: int
+    stem: str
+    packed: str
+    predicted: int | None
+
+
+def build_gallery(store: Store, findings: Findings, tables: Sequence[Table], limit: int = LIMIT) -> Gallery:
+    """The example maps of every line of some tables, each line by its first run.
+
+    Where all would take more than `limit` characters, the checkpoints the protocols choose themselves come first,
+    among them the sets of the same kind as those trained on, and there one image of every set after the other, so that
+    what is shown is shown for every method. Lines without sound files are left out and named, never guessed.
+    """
+    return _Builder(store, findings, limit).build(tables)
+
+
+def pack_map(scores: np.ndarray) -> str:
+    """A map (H, W) in [0, 1] as text: its bins, predicted from three neighbours, deflated, base64.
+
+    Residuals of left + above - above left are folded to 0, 1, 2, … for 0, -1, 1, …; all low bytes stand before all
+    high bytes. `floor(1000 * score)` in float64 is the bin that the scorer counts.
+    """
+    bins = (scores.astype(np.float64) * STEPS).astype(np.int32)
+    padded = np.pad(bins, ((1, 0), (1, 0)))
+    residual = bins - (padded[1:, :-1] + padded[:-1, 1:] - padded[:-1, :-1])
+    folded = np.where(residual >= 0, 2 * residual, -2 * residual - 1)
+    planes = np.stack([folded & 255, folded >> 8]).astype(np.uint8)
+    return base64.b64encode(zlib.compress(planes.tobytes(), 6)).decode()
+
+
+def pack_mask(mask: np.ndarray) -> str:
+    """A mask (H, W) as text: one bit a pixel, row by row, highest bit first; deflated, base64."""
+    return base64.b64encode(zlib.compress(np.packbits(mask.astype(bool)).tobytes(), 9)).decode()
+
+
+def pack_image(pixels: np.ndarray) -> str:
+    """An image (H, W, 3) uint8 as a data URI: WebP, or JPEG where this Pillow writes no WebP."""
+    from PIL import Image, features
+
+    form = "webp" if features.check("webp") else "jpeg"
+    out = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(out, form, quality=QUALITY)
+    return f"data:image/{form};base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+class _Builder:
+    def __init__(self, store: Store, findings: Findings, limit: int) -> None:
+        self.store, self.findings, self.limit = store, findings, limit
+        self.maps, self.images, self.masks = _Pool(), _Pool(), _Pool()
+        self._scenes: dict[str, _Scene] = {}
+        self._pictures: dict[tuple[str, int], tuple[str, str]] = {}
+        self._lines: list[dict[str, Any]] = []
+        self._shown: dict[tuple[str, int], int] = {}
+        self._facts: list[dict[str, Any]] = []
+        self._cards: list[list[int | None]] = []
+        self._full = False
+        self.total = 0
+        self.reasons: dict[str, list[str]] = {}
+
+    def build(self, tables: Sequence[Table]) -> Gallery:
+        """Takes the lines tier by tier, as long as there is room."""
+        tiers: dict[tuple[int, bool], list[tuple[Line, bool]]] = {}
+        for table in tables:
+            shown = {line.first.stage for line in table.shown}
+            for order, block in enumerate(table.blocks):
+                for line in block.lines:
+                    own = line.first.stage in shown
+                    if line.first.kind != "none":
+                        tiers.setdefault((0 if own else order, line.first.ood), []).append((line, own))
+        for tier in sorted(tiers):
+            self._place(sorted(self._candidates(tiers[tier]), key=lambda c: (c.rank, c.line)))
+        payload = {
+            "lines": self._lines, "images": self._facts, "cards": self._cards, "colours": _viridis(),
+            "sources": self.images.texts, "masks": self.masks.texts, "maps": self.maps.texts,
+        }  # fmt: skip
+        return Gallery(payload, len(self._cards), self.total, tuple(self._left_out()), self.size)
+
+    @property
+    def size(self) -> int:
+        """Characters taken so far."""
+        return self.maps.size + self.images.size + self.masks.size
+
+    def _candidates(self, lines: Sequence[tuple[Line, bool]]) -> Iterator[_Candidate]:
+        for line, own in lines:
+            try:
+                stem, scene, maps, predicted = self._read(line.first)
+            except _UnusableError as reason:
+                self.reasons.setdefault(str(reason), []).append(line.marked)
+                continue
+            self.total += len(maps)
+            if self._full:  # packing what cannot be shown would take minutes
+                continue
+            self._lines.append(_line_facts(line, own))
+            for name, one in maps.items():
+                row = scene.ids.index(name)
+                yield _Candidate(row, len(self._lines) - 1, stem, pack_map(one), predicted.get(name))
+
+    def _place(self, candidates: Sequence[_Candidate]) -> None:
+        """Adds cards until one would not fit; nothing is added after it, so that no gaps arise."""
+        if self._full:
+            return
+        for c in candidates:
+            image, mask = self._picture(c.stem, c.rank)
+            cost = self.maps.cost(c.packed) + self.images.cost(image) + self.masks.cost(mask)
+            if self.size + cost > self.limit:
+                self._full = True
+                return
+            if (c.stem, c.rank) not in self._shown:
+                self._shown[c.stem, c.rank] = len(self._facts)
+                self._facts.append(self._image_facts(c, image, mask))
+            self._cards.append([c.line, self._shown[c.stem, c.rank], self.maps.add(c.packed), c.predicted])
+
+    def _image_facts(self, c: _Candidate, image: str, mask: str) -> dict[str, Any]:
+        scene = self._scenes[c.stem]
+        return {
+            "id": scene.ids[c.rank], "size": scene.masks.shape[1], "label": int(scene.labels[c.rank]),
+            "source": self.images.add(image), "mask": self.masks.add(mask), "set": self._lines[c.line]["eval"],
+        }  # fmt: skip
+
+    def _picture(self, stem: str, row: int) -> tuple[str, str]:
+        if (stem, row) not in self._pictures:
+            scene = self._scenes[stem]
+            self._pictures[stem, row] = pack_image(scene.images[row]), pack_mask(scene.masks[row])
+        return self._pictures[stem, row]
+
+    def _read(self, row: Row) -> tuple[str, _Scene, dict[str, np.ndarray], dict[str, int]]:
+        """Everything of one run: the stem of its images, the images, maps by id, predicted classes by id."""
+        stem = self.findings.records[row.stage]["facts"].get("examples", "")
+        folder = self.store.run_dir(row.stage)
+        if not stem:
+            raise _UnusableError("no example images are stored")
+        scene = self._scene(stem, len(row.classes))
+        found = _arrays(folder / "examples.npz", "ids", "maps")
+        maps = dict(zip(found["ids"].tolist(), found["maps"], strict=False))
+        size = scene.masks.shape[1:]
+        known = len(maps) == len(found["maps"]) == len(found["ids"]) and set(maps) <= set(scene.ids)
+        known = known and found["maps"].shape[1:] == size
+        if not (known and ((found["maps"] >= 0) & (found["maps"] <= 1)).all()):  # NaN is neither
+            raise _UnusableError(f"{folder / 'examples.npz'} does not fit its images; remove {folder}")
+        scores = _arrays(folder / "scores.npz", "ids", "logits")
+        predicted: dict[str, int] = {}
+        if not np.isnan(scores["logits"]).any():
+            predicted = dict(zip(scores["ids"].tolist(), scores["logits"].argmax(1).tolist(), strict=True))
+        return stem, scene, maps, predicted
+
+    def _scene(self, stem: str, classes: int) -> _Scene:
+        if stem not in self._scenes:
+            path = self.store.root / "examples" / f"{stem}.npz"
+            found = _arrays(path, "ids", "images", "masks", "labels")
+            images, masks, labels = found["images"], found["masks"], found["labels"]
+            n, same = len(found["ids"]), images.shape == (*masks.shape, 3) and masks.ndim == 3
+            if not (same and n == len(masks) == len(labels) > 0 and 0 <= labels.min() <= labels.max() < classes):
+                raise _UnusableError(f"{path} holds no sound images and masks; remove it")
+            self._scenes[stem] = _Scene(found["ids"].tolist(), images, masks.astype(bool), labels)
+        return self._scenes[stem]
+
+    def _left_out(self) -> Iterator[str]:
+        missing = self.total - len(self._cards)
+        if missing:
+            yield (
+                f"{missing} of {self.total} maps, because the page holds at most {self.limit / 1e6:g} MB of them. "
+                "Checkpoints that the protocols choose themselves come first, in-domain sets before others, image by "
+                "image."
+            )
+        for reason, names in self.reasons.items():
+            yield f"{', '.join(dict.fromkeys(names))}: {reason}."
+
+
+def _arrays(path: Any, *names: str) -> dict[str, np.ndarray]:
+    try:
+        found = read_npz(path)
+        return {name: found[name] for name in names}
+    except FileNotFoundError:
+        raise _UnusableError("no example maps are stored") from None
+    except (OSError, BenchError, KeyError) as problem:
+        raise _UnusableError(f"{path} cannot be read ({problem})") from None
+
+
+def _line_facts(line: Line, own: bool) -> dict[str, Any]:
+    """What every card of a line says; thresholds as bins, None where undefined."""
+    r = line.first
+    taus = {k: None if math.isnan(t) else round(t * STEPS) for k, t in (("val", r.tau_val), ("oracle", r.tau_oracle))}
+    return {
+        "method": line.marked, "backbone": r.backbone, "selection": r.selection, "own": own, "protocol": r.protocol,
+        "train": r.train, "eval": r.eval, "synthetic": r.synthetic, "tau": taus, "run": f"fold {r.fold}, seed {r.seed}",
+        "map": r.map_class, "classes": list(r.classes),
+    }  # fmt: skip
+
+
+def _viridis() -> str:
+    """The colours of the maps, as in the figures: 256 times RRGGBB."""
+    from matplotlib import colormaps
+
+    return bytes(itertools.chain.from_iterable(colormaps["viridis"](np.arange(256), bytes=True)[:, :3])).hex()
