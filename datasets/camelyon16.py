@@ -9,7 +9,7 @@ import numpy as np
 
 from ..benchmark.errors import BenchError
 from .base import Dataset, DatasetCard, Item, Manifest, check_manifest, register, shared_groups
-from .camelyon_files import as_items, check_masks, find_root, read_patch_mask, scan
+from .camelyon_files import ItemMaker, check_masks, find_root, read_patch_mask, scan
 from .camelyon_lists import (
     PARTS,
     FoldRows,
@@ -70,6 +70,10 @@ class Camelyon16(Dataset):
     )
     folds: ClassVar[tuple[str, ...]] = tuple([str(k) for k in range(PARTS)] + [f"grouped-{k}" for k in range(PARTS)])
 
+    def __init__(self, data_root: Path, variant: str = "") -> None:
+        super().__init__(data_root, variant)
+        self._items = ItemMaker()
+
     def manifest(self, fold: str) -> Manifest:
         """The rows of a fold. Raises BenchError for a missing, incomplete or contradictory copy, or an unknown fold."""
         if fold not in self.folds:
@@ -80,9 +84,9 @@ class Camelyon16(Dataset):
         scheme, _, number = fold.rpartition("-")
         rows = grouped_rows(root, self.data_root, int(number)) if scheme else self._published(int(number))
         items = [
-            *as_items(root, rows.train, "train", _slide),
-            *as_items(root, rows.val, "val", _slide, rows.pixel_val),
-            *as_items(root, rows.test, "test", _slide),
+            *self._items(root, rows.train, "train", _slide),
+            *self._items(root, rows.val, "val", _slide, rows.pixel_val),
+            *self._items(root, rows.test, "test", _slide),
         ]
         where = f"{self.card.name}, fold {fold}"
         _check_test_slides(items, where)

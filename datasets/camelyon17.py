@@ -10,7 +10,7 @@ import numpy as np
 
 from ..benchmark.errors import BenchError
 from .base import Dataset, DatasetCard, Manifest, check_manifest, register
-from .camelyon_files import LAYOUT, as_items, check_masks, find_root, read_patch_mask, scan
+from .camelyon_files import LAYOUT, ItemMaker, check_masks, find_root, read_patch_mask, scan
 from .camelyon_lists import Patch, PatchName, find_lists, read_part
 from .marker import Marker, read_marker
 
@@ -64,6 +64,7 @@ class Camelyon17(Dataset):
 
     def __init__(self, data_root: Path, variant: str = "") -> None:
         super().__init__(data_root, variant)
+        self._items = ItemMaker()
         if variant:  # each centre is an evaluation set of its own, in every table
             named = replace(self.card, name=f"{self.card.name}:{variant}")
             self.card = named  # pyright: ignore[reportAttributeAccessIssue]
@@ -82,7 +83,7 @@ class Camelyon17(Dataset):
         if not rows:
             looked = "\n  ".join(str(p) for p in (*places, root / HOME / LAYOUT))
             raise BenchError(f"No patches of {self.card.name}, perhaps of other centres. Looked in:\n  {looked}")
-        items = as_items(root, rows, "test", patient)
+        items = self._items(root, rows, "test", patient)
         where = f"{self.card.name}, fold {fold}"
         check_masks(items, where)
         return check_manifest(Manifest(self.card, fold, tuple(items), marker is not None, (*_marked(marker), *notes)))

@@ -58,26 +58,38 @@ def scan(root: Path, home: str, patterns: Sequence[str]) -> tuple[Patch, ...]:
     return tuple(found)
 
 
-def as_items(
-    root: Path,
-    rows: Iterable[Patch],
-    split: str,
-    group: Callable[[PatchName], str],
-    pixel_val: frozenset[str] = frozenset(),
-) -> list[Item]:
-    """Rows as items of a split; `pixel_val` holds the paths whose masks may be read."""
-    return [
-        Item(
-            id=row.name.id,
-            image=Path(f"{root}/{row.path}"),
-            mask=Path(f"{root}/{row.mask}") if row.mask else None,
-            label=row.label,
-            group=group(row.name),
-            split=split,
-            pixel_val=row.path in pixel_val,
-        )
-        for row in rows
-    ]
+class ItemMaker:
+    """Rows to items. A file has one Path however many folds are opened: `bench data verify` holds all of them."""
+
+    def __init__(self) -> None:
+        self._paths: dict[str, Path] = {}
+
+    def __call__(
+        self,
+        root: Path,
+        rows: Iterable[Patch],
+        split: str,
+        group: Callable[[PatchName], str],
+        pixel_val: frozenset[str] = frozenset(),
+    ) -> list[Item]:
+        """Items of a split, files below `root`; `pixel_val` holds the paths of the rows whose masks may be read."""
+        return [
+            Item(
+                id=row.name.id,
+                image=self._path(f"{root}/{row.path}"),
+                mask=self._path(f"{root}/{row.mask}") if row.mask else None,
+                label=row.label,
+                group=group(row.name),
+                split=split,
+                pixel_val=row.path in pixel_val,
+            )
+            for row in rows
+        ]
+
+    def _path(self, whole: str) -> Path:
+        if whole not in self._paths:
+            self._paths[whole] = Path(whole)
+        return self._paths[whole]
 
 
 def check_masks(items: Sequence[Item], where: str) -> None:

@@ -126,7 +126,8 @@ def _show_report(report: "Report", path: Path) -> None:
     kind = " (SYNTHETIC)" if report.synthetic else ""
     click.echo(f"{report.dataset}{kind}: {report.files} files read, {len(report.problems)} problems")
     for fold in report.folds:
-        parts = [f"{split} {' + '.join(map(str, counts.values()))}" for split, counts in fold.counts.items()]
+        held = {split: counts for split, counts in fold.counts.items() if any(counts.values())}
+        parts = [f"{split} {' + '.join(map(str, counts.values()))}" for split, counts in held.items()]
         click.echo(f"  fold {fold.fold:<10} {', '.join(parts)}")
     folds_of: dict[str, list[str]] = {}
     for fold in report.folds:
@@ -145,6 +146,8 @@ def _show_info(info: "Info") -> None:
     header = ["split", *classes, "all", groups, "foreground"]
     rows = []
     for split, counts in info.counts.items():
+        if not any(counts.values()):
+            continue  # a set for evaluation has a test split alone
         share = f"{100 * info.foreground[split]:.1f} %" if split in info.foreground else ""
         rows.append([split, *map(str, counts.values()), str(sum(counts.values())), str(info.groups[split]), share])
     widths = [max(len(r[k]) for r in [header, *rows]) for k in range(len(header))]
