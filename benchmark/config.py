@@ -103,6 +103,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 class Request:
     """What the user asked for, as typed; names are resolved by the plan.
 
+    ood: what models are scored on beside their own test set, in the words of `evalsets.read_targets`.
     overrides: section -> settings from the file and `--set`; sections are `train`, `protocol`, or a method's name,
     whose settings may be its options or `train.KEY` for this method alone.
     """
@@ -115,11 +116,12 @@ class Request:
     seeds: tuple[int, ...] = (0,)
     protocols: tuple[str, ...] = ("fair",)
     preset: str = "quick"
+    ood: tuple[str, ...] = ("all",)
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     run: RunConfig = field(default_factory=RunConfig)
 
 
-REQUEST_LISTS = ("methods", "datasets", "backbones", "folds", "seeds", "protocols")
+REQUEST_LISTS = ("methods", "datasets", "backbones", "folds", "seeds", "protocols", "ood")
 
 
 def train_config(preset: str, *layers: Mapping[str, Any]) -> TrainConfig:

@@ -12,7 +12,10 @@ from ..methods.base import Batch
 from .augment import augment, crop, crop_maps, draw
 from .config import TrainConfig
 from .images import Frames
+from .pixelstore import Rows
 from .seeds import seed_for
+
+UPLOAD = 1024  # images copied to a GPU at once
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,38 @@ class TrainingSet:
             size = self.frames.images.nbytes + (self.frames.masks.nbytes if self.frames.masks is not None else 0)
             free, _ = torch.cuda.mem_get_info(self.device)
             target = self.device if size < free // 4 else target
-        masks = None if self.frames.masks is None else _tensor(self.frames.masks).to(target)
+        masks = None if self.frames.masks is None else Pixels.of(self.frames.masks, target)
         maps = None if self.maps is None else torch.from_numpy(self.maps).to(self.device)
         labels = torch.from_numpy(self.frames.labels)
-        return DeviceSet(_tensor(self.frames.images).to(target), labels, maps, masks, self.config, self.device)
+        return DeviceSet(Pixels.of(self.frames.images, target), labels, maps, masks, self.config, self.device)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Rows of a store as tensors: all its arrays (on the CPU the memory map itself), and where each row stands."""
+
+    arrays: Tensor
+    rows: Tensor
+
+    @classmethod
+    def of(cls, rows: Rows, target: torch.device) -> "Pixels":
+        """On the CPU without a copy; on a GPU only the rows asked for are uploaded, piece by piece."""
+        if target.type == "cpu":
+            return cls(_tensor(rows.mapped()), torch.from_numpy(rows.rows))
+        arrays = torch.empty(rows.shape, dtype=torch.bool if rows.dtype == np.bool_ else torch.uint8, device=target)
+        for start in range(0, len(rows), UPLOAD):
+            arrays[start : start + UPLOAD] = torch.from_numpy(rows[start : start + UPLOAD]).to(target)
+        return cls(arrays, torch.arange(len(rows), device=target))
+
+    def take(self, chosen: Tensor, device: torch.device) -> Tensor:
+        """The arrays of some rows on the device; a row without an array (maskless) is zeros."""
+        places = self.rows[chosen.to(self.rows.device)]
+        if len(self.arrays):
+            found = self.arrays[places.clamp(min=0)].to(device, non_blocking=True)
+        else:
+            found = self.arrays.new_zeros((len(places), *self.arrays.shape[1:]), device=device)
+        bare = places < 0
+        return found.masked_fill(bare.to(device).view(-1, *[1] * (found.ndim - 1)), 0) if bare.any() else found
 
 
 def _tensor(array: np.ndarray) -> Tensor:
@@ -51,10 +82,10 @@ def _tensor(array: np.ndarray) -> Tensor:
 class DeviceSet:
     """Training arrays as tensors; `epoch_batches` yields an epoch in its deterministic order."""
 
-    pixels: Tensor
+    pixels: Pixels
     labels: Tensor
     maps: Tensor | None
-    masks: Tensor | None
+    masks: Pixels | None
     config: TrainConfig
     device: torch.device
 
@@ -71,11 +102,10 @@ class DeviceSet:
     def batch(self, rows: Tensor, generator: torch.Generator) -> Batch:
         """One augmented batch of the given rows."""
         drawn = draw(len(rows), self.config, generator)
-        there = rows.to(self.pixels.device)
-        pixels = self.pixels[there].to(self.device, non_blocking=True)
+        pixels = self.pixels.take(rows, self.device)
         masks = maps = None
         if self.masks is not None:
-            masks = crop(self.masks[there].to(self.device), drawn, self.config.image_size)
+            masks = crop(self.masks.take(rows, self.device), drawn, self.config.image_size)
         if self.maps is not None:
             maps = crop_maps(self.maps[rows.to(self.device)], drawn, self.config).clamp_(0, 1)
         labels = self.labels[rows].to(self.device)

@@ -1,7 +1,7 @@
-"""Decoded images: every file is decoded once, squashed to the sizes needed, and kept as uint8 in memory-mapped files.
+"""Decoded images: every file is decoded once, squashed to the sizes needed, and kept as uint8 on disk.
 
-The arrays are shared by all stages and processes. Masks live in files of their own, which only scoring opens, and
-training of methods declared pixel-supervised.
+The arrays are shared by all folds, stages and processes. Masks live in files of their own, which only scoring opens,
+and training of methods declared pixel-supervised.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,8 @@ from joblib import Parallel, delayed
 from ..datasets.base import Dataset, Item
 from ..datasets.decode import decode_image, resize_image, resize_mask
 from .errors import BenchError
-from .store import Store, atomic_path, key_of
+from .pixelstore import Growth, PixelStore, Rows
+from .store import Store, key_of
 
 DECODER_VERSION = 1
 
@@ -30,11 +31,14 @@ class Need(NamedTuple):
 
 @dataclass(frozen=True)
 class Frames:
-    """Rows of a dataset with their decoded pixels. images (N, S, S, 3) uint8; masks (N, P, P) bool or None."""
+    """Rows of a dataset with their decoded pixels, read from disk when indexed.
+
+    images (N, S, S, 3) uint8; masks (N, P, P) bool or None.
+    """
 
     items: tuple[Item, ...]
-    images: np.ndarray
-    masks: np.ndarray | None = None
+    images: Rows
+    masks: Rows | None = None
 
     @property
     def labels(self) -> np.ndarray:
@@ -55,77 +59,66 @@ class ImageCache:
         self.store, self.dataset, self._hashes = store, dataset, hashes
         self.folder = store.cache_dir / "images"
 
-    def _path(self, need: Need) -> Path:
-        files = [(i.id, self._hashes[str(self._file(i, need))]) for i in need.items]
-        what = "masks" if need.masks else "images"
-        key = key_of([DECODER_VERSION, self.dataset.card.name, files, need.size])
-        return self.folder / f"{key}-{what}-{need.size}.npy"
+    def _store(self, size: int, masks: bool) -> PixelStore:
+        card = self.dataset.card
+        rule = [DECODER_VERSION, card.name, card.version] if masks else [DECODER_VERSION, card.name.partition(":")[0]]
+        stem = self.folder / f"{key_of(rule)[:12]}-{'masks' if masks else 'images'}-{size}"
+        return PixelStore(stem, (size, size), np.bool_) if masks else PixelStore(stem, (size, size, 3), np.uint8)
 
     def prepare(self, needs: Sequence[Need]) -> None:
         """Makes the arrays that are missing, decoding each file once for all sizes.
 
-        Raises BenchError listing the images that cannot be decoded, before anything is written under their name.
+        Raises BenchError listing the files that cannot be decoded; then none of the missing arrays is kept.
         """
         with self.store.lock("images"):
-            todo = [n for n in needs if n.items and not self._path(n).is_file()]
-            self._build([n for n in todo if not n.masks], decode_image, resize_image)
-            self._build([n for n in todo if n.masks], self.dataset.read_mask, resize_mask)
+            self._build([n for n in needs if not n.masks], decode_image, resize_image)
+            self._build([n for n in needs if n.masks], self.dataset.read_mask, resize_mask)
 
     def _build(self, needs: Sequence[Need], decode: Callable, resize: Callable) -> None:
-        if not needs:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        files = {self._file(i, n): None for n in needs for i in n.items}
-        places: dict[Path, list[tuple[np.memmap, int, int]]] = {f: [] for f in files}
-        building = []
+        missing: dict[tuple[int, bool], dict[str, Path]] = {}
         for need in needs:
-            context = atomic_path(self._path(need))
-            temporary = context.__enter__()
-            array = self._empty(temporary, need)
-            building.append((context, array))
-            for row, item in enumerate(need.items):
-                places[self._file(item, need)].append((array, row, need.size))
-        jobs = (delayed(_fill)(f, p, decode, resize) for f, p in places.items())
-        bad = [str(p) for p in Parallel(n_jobs=-1, prefer="threads")(jobs) if p]
-        error = BenchError(_unreadable(bad, len(files))) if bad else None
-        for context, array in building:
-            array.flush()
-            if error:
-                context.__exit__(BenchError, error, None)
-            else:
-                context.__exit__(None, None, None)
-        if error:
-            raise error
+            place = (need.size, need.masks)
+            files = {self._digest(path): path for path in (_file(i, need) for i in need.items)}
+            missing.setdefault(place, {}).update(files)
+        growing: dict[tuple[int, bool], Growth] = {}
+        jobs: dict[str, tuple[Path, list[tuple[Growth, int]]]] = {}
+        for place, files in missing.items():
+            target = self._store(*place)
+            known = target.known()
+            fresh = {digest: path for digest, path in files.items() if digest not in known}
+            if not fresh:
+                continue
+            growing[place] = target.begin(list(fresh))
+            for digest, path in fresh.items():
+                jobs.setdefault(digest, (path, []))[1].append((growing[place], place[0]))
+        if not jobs:
+            return
+        done = False
+        try:
+            work = (delayed(_fill)(path, digest, places, decode, resize) for digest, (path, places) in jobs.items())
+            bad = [str(p) for p in Parallel(n_jobs=-1, prefer="threads")(work) if p]
+            if bad:
+                raise BenchError(_unreadable(bad, len(jobs)))
+            done = True
+        finally:
+            for growth in growing.values():
+                growth.commit() if done else growth.abandon()
 
-    @staticmethod
-    def _file(item: Item, need: Need) -> Path:
-        path = item.mask if need.masks else item.image
-        if path is None:
-            raise BenchError(f"Image '{item.id}' is declared maskless; its mask cannot be read.")
-        return path
-
-    @staticmethod
-    def _empty(path: Path, need: Need) -> np.memmap:
-        shape = (len(need.items), need.size, need.size) + (() if need.masks else (3,))
-        return np.lib.format.open_memmap(path, "w+", np.bool_ if need.masks else np.uint8, shape)
+    def _digest(self, path: Path) -> str:
+        return self._hashes[str(path)]
 
     def frames(self, items: Sequence[Item], size: int, mask_size: int = 0) -> Frames:
-        """The rows of prepared arrays; with `mask_size`, their masks too (declared maskless: all background)."""
+        """The rows of prepared arrays; with `mask_size`, their masks too (declared maskless: all background).
+
+        Raises KeyError for a file whose present content was never prepared.
+        """
         items = tuple(items)
-        images = np.load(self._path(Need(items, size)), mmap_mode="r", allow_pickle=False)
+        images = self._store(size, masks=False).rows([self._digest(i.image) for i in items])
         return Frames(items, images, self.masks(items, mask_size) if mask_size else None)
 
-    def masks(self, items: Sequence[Item], size: int) -> np.ndarray:
-        """(N, size, size) bool in row order."""
-        have = tuple(i for i in items if i.mask is not None)
-        if not have:
-            return np.zeros((len(items), size, size), np.bool_)
-        stored = np.load(self._path(Need(have, size, masks=True)), mmap_mode="r", allow_pickle=False)
-        if len(have) == len(items):
-            return stored
-        masks = np.zeros((len(items), size, size), np.bool_)
-        masks[[k for k, i in enumerate(items) if i.mask is not None]] = stored
-        return masks
+    def masks(self, items: Sequence[Item], size: int) -> Rows:
+        """(N, size, size) bool in row order; zeros for the declared maskless."""
+        return self._store(size, masks=True).rows([self._digest(i.mask) if i.mask else None for i in items])
 
 
 def mask_need(items: Sequence[Item], size: int) -> Need:
@@ -133,14 +126,21 @@ def mask_need(items: Sequence[Item], size: int) -> Need:
     return Need(tuple(i for i in items if i.mask is not None), size, masks=True)
 
 
-def _fill(path: Path, places: list, decode: Callable, resize: Callable) -> str:
+def _file(item: Item, need: Need) -> Path:
+    path = item.mask if need.masks else item.image
+    if path is None:
+        raise BenchError(f"Image '{item.id}' is declared maskless; its mask cannot be read.")
+    return path
+
+
+def _fill(path: Path, digest: str, places: list[tuple[Growth, int]], decode: Callable, resize: Callable) -> str:
     """Decodes one file into all its places; returns what is wrong with it, or nothing."""
     try:
         array = decode(path)
     except BenchError as problem:
         return str(problem)
-    for target, row, size in places:
-        target[row] = resize(array, size)
+    for growth, size in places:
+        growth.put(digest, resize(array, size))
     return ""
 
 

@@ -6,15 +6,18 @@ the very code that computes the table.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..datasets.shift import Shift
 from .images import Frames
 from .maps import histogram, resize_maps, scale_constants, scale_maps
-from .metrics import Histograms
+from .metrics import BINS, Histograms
 from .protocols import Protocol
+from .spill import Spill
 from .views import Reader, View, batches
 
 
@@ -32,10 +35,16 @@ class Scored:
 class _Parts:
     """Histograms and examples of one view while a pass is under way."""
 
-    foreground: list[Tensor] = field(default_factory=list)
-    background: list[Tensor] = field(default_factory=list)
+    foreground: Spill
+    background: Spill
     examples: list[Tensor] = field(default_factory=list)
     degenerate: int = 0
+
+    @classmethod
+    def of(cls, protocol: Protocol, folder: Path | None) -> "_Parts":
+        """Empty parts; a folder keeps the counts on its disk instead of in memory."""
+        counts = np.min_scalar_type(protocol.size**2)
+        return cls(Spill(BINS, counts, folder), Spill(BINS, counts, folder))
 
 
 @dataclass(frozen=True)
@@ -94,7 +103,7 @@ def validation_pass(
         scale = (0.0, 1.0)
         if task.uses_constants:
             scale = scale_constants([native[r] for r in sorted(chosen[task.name])], task.protocol.scale_quantiles)
-        parts = _Parts()
+        parts = _Parts.of(task.protocol, None)
         if masked and task.view.map_class != "-":
             truth = torch.from_numpy(np.stack([masks[r] for r in masked])).to(device)
             few = torch.stack([native[r] for r in masked])
@@ -103,26 +112,43 @@ def validation_pass(
     return torch.cat(logits).numpy(), scored
 
 
+@dataclass(frozen=True)
+class Target:
+    """The evaluation set of a pass.
+
+    frames: its images and masks, labels in its own classes. label_map: for each of its classes the model's class of the
+    same meaning. examples: rows whose scaled maps are kept. change: what is done to the images on the fly. spill:
+    folder for the counts of many images.
+    """
+
+    frames: Frames
+    label_map: tuple[int, ...]
+    examples: Sequence[int] = ()
+    change: Shift | None = None
+    spill: Path | None = None
+
+
 def evaluation_pass(
     reader: Reader,
     tasks: Sequence[Task],
-    frames: Frames,
+    target: Target,
     scales: Mapping[str, tuple[float, float]],
     device: torch.device,
     batch_size: int = 32,
-    examples: Sequence[int] = (),
 ) -> tuple[np.ndarray, dict[str, Scored]]:
-    """Logits (N, K) and scores of a whole evaluation set; `examples` are rows whose scaled maps are kept."""
+    """Logits (N, K) in the classes of the evaluation set, and scores of all its images under every task."""
+    frames = target.frames
     if frames.masks is None:
         raise ValueError("scoring needs the masks of the evaluation set")
     evaluation_mode(reader.model)
-    parts = {t.name: _Parts() for t in tasks}
+    parts = {t.name: _Parts.of(t.protocol, target.spill) for t in tasks}
+    mapping = torch.tensor(target.label_map, device=device)
     logits = []
-    for rows, images, labels, ids in batches(frames, batch_size, device):
-        found, maps = reader.read(images, labels, ids)
-        logits.append(found.cpu())
-        truth = torch.from_numpy(frames.masks[rows].copy()).to(device)
-        shown = [r - rows.start for r in examples if rows.start <= r < rows.start + len(ids)]
+    for rows, images, labels, ids in batches(frames, batch_size, device, change=target.change):
+        found, maps = reader.read(images, mapping[labels], ids)
+        logits.append(found[:, mapping].cpu())
+        truth = torch.from_numpy(frames.masks[rows]).to(device)
+        shown = [r - rows.start for r in target.examples if rows.start <= r < rows.start + len(ids)]
         for task in tasks:
             if task.view.map_class != "-":
                 _score(parts[task.name], task, scales[task.name], maps[task.view.name], truth, ids, shown)
@@ -141,18 +167,18 @@ def _score(
     scaled, degenerate = scale_maps(native, task.view.method.spec.kind, task.protocol.scale, scale, ids=ids)
     full = resize_maps(scaled, truth.shape[-1])
     foreground, background = histogram(full, truth)
-    parts.foreground.append(foreground.cpu())
-    parts.background.append(background.cpu())
+    parts.foreground.append(foreground.cpu().numpy())
+    parts.background.append(background.cpu().numpy())
     parts.degenerate += int(degenerate.sum())
     if shown:
         parts.examples.append(full[list(shown)].half().cpu())
 
 
 def _collect(parts: _Parts, scale: tuple[float, float]) -> Scored:
-    if not parts.foreground:
+    if not len(parts.foreground):
         empty = np.zeros((0, 0), np.uint16)
         return Scored(Histograms(empty, empty), 0, scale)
-    histograms = Histograms(*(torch.cat(p).numpy() for p in (parts.foreground, parts.background)))
+    histograms = Histograms(parts.foreground.rows(), parts.background.rows())
     shown = torch.cat(parts.examples).numpy() if parts.examples else None
     return Scored(histograms, parts.degenerate, scale, shown)
 

@@ -12,9 +12,10 @@ from ..methods import METHODS
 from ..methods.backbones import Backbone, check_weights_fit, create_backbone
 from .build import choose_device, options
 from .errors import BenchError, did_you_mean
+from .images import Need
 from .plan import Stage
 from .resolve import MethodRef
-from .stages import Desk, know_files, needs_of
+from .stages import Desk, know_files, needs_of, place_of
 
 if TYPE_CHECKING:
     from .plan import Planner
@@ -35,11 +36,16 @@ def preflight(stages: Sequence[Stage], planner: "Planner") -> None:
     _check_backbones(stages, planner)
     _check_training_masks(stages, planner)
     desk = Desk(planner.request.run, planner.sources)
-    places = {(s.work["cell"].dataset, s.work["cell"].fold): s.work["cell"] for s in stages}
-    for (dataset, fold), cell in places.items():
-        quick_checks(desk.manifest(cell))
-        mine = [s for s in stages if (s.work["cell"].dataset, s.work["cell"].fold) == (dataset, fold)]
-        desk.images(cell).prepare(list(dict.fromkeys(n for s in mine for n in needs_of(s, desk))))
+    needed: dict[tuple[str, str], dict[Need, None]] = {}
+    places = {}
+    for stage in stages:
+        place = place_of(stage)
+        key = (place.dataset, place.fold)
+        places.setdefault(key, place)
+        needed.setdefault(key, {}).update(dict.fromkeys(needs_of(stage, desk)))
+    for key, needs in needed.items():
+        quick_checks(desk.manifest(places[key]))
+        desk.images(places[key]).prepare(list(needs))
 
 
 def _check_backend(name: str) -> None:

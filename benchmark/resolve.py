@@ -1,7 +1,7 @@
 """From what the user typed to methods with settled options: names, variants, files, and the needs between methods."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,20 @@ class MethodRef:
     spec: MethodSpec
     options: Mapping[str, Any]
     train: Mapping[str, Any]  # training settings for this method alone
+    chosen: frozenset[str] = frozenset()  # options the user set
+
+    def at(self, preset: str, dataset: str, backbone: str) -> "MethodRef":
+        """With the options its recipe gives for a dataset and backbone, where the user set none.
+
+        Raises BenchError for a recipe with an option that does not exist.
+        """
+        base = self.spec.name.removesuffix(":*")
+        wanted = self.spec.recipe(preset, dataset, backbone).options
+        fresh = {k: _option(self.spec, base, k, v) for k, v in wanted.items() if k not in self.chosen}
+        if not fresh:
+            return self
+        options = {**self.options, **fresh}
+        return replace(self, label=_label(self.spec, options), options=options)
 
     @property
     def changed(self) -> str:
@@ -63,6 +77,7 @@ class Resolver:
         spec = method_spec(name)
         base, _, variant = name.partition(":")
         options, train = dict(spec.options), {}
+        chosen: set[str] = set()
         sections = [s for s in (base, name) if s in self._overrides]
         for section in dict.fromkeys(sections):
             self._used.add(section)
@@ -71,11 +86,13 @@ class Resolver:
                     train[key.removeprefix("train.")] = value
                 else:
                     options[key] = _option(spec, base, key, value)
+                    chosen.add(key)
         if variant and name != spec.name:
             if not spec.variant:
                 raise BenchError(f"Method '{base}' has no variants, so '{name}' means nothing; write '{base}'.")
             options[spec.variant] = _option(spec, base, spec.variant, variant)
-        return MethodRef(_label(spec, options), spec, options, train)
+            chosen.add(spec.variant)
+        return MethodRef(_label(spec, options), spec, options, train, frozenset(chosen))
 
     def check_sections(self, known: Iterable[str]) -> None:
         """Raises BenchError for a section of settings that belongs to nothing in this request."""

@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from ..datasets.base import Item, Manifest
+from ..datasets.base import Item
+from ..datasets.shift import SHIFTS, make_shift
+from .evalsets import mapping_text
 from .metrics import BINS
-from .passes import Scored, Task, evaluation_pass, validation_pass
+from .passes import Scored, Target, Task, evaluation_pass, validation_pass
 from .plan import Stage
+from .shifted import severity
 from .stages import Desk, common_facts, example_rows, load_model, pixel_masks
 from .store import key_of, read_npz, write_npz
 from .views import Reader, View
@@ -35,44 +38,49 @@ def _epoch(stage: Stage, desk: Desk) -> Any:
 
 def _score_checkpoint(stages: Sequence[Stage], desk: Desk) -> None:
     first = stages[0]
-    cell, config, split = first.work["cell"], first.work["config"], first.labels["split"]
-    manifest = desk.manifest(cell)
+    cell, on, split = first.work["cell"], first.work["on"], first.labels["split"]
     model, entry = load_model(first, desk, first.work["role"])
     tasks = {s.key: Task(View(s.work["method"], s.labels["map_class"]), s.work["protocol"]) for s in stages}
     distinct = tuple(dict.fromkeys(tasks.values()))
-    card = manifest.card
+    card = desk.manifest(cell).card  # of the set the model knows; the classes of the other are mapped to it
     views = tuple(dict.fromkeys(t.view for t in distinct))
     reader = Reader(model, views, card.positive_class, len(card.classes), cell.seed)
-    items = manifest.split(split)
+    items = desk.manifest(on).split(split)
     desk.report({"kind": "score", "stage": first, "images": len(items), "methods": len(reader.views)})
     began = time.monotonic()
     if split == "val":
         rows = [k for k, i in enumerate(items) if i.pixel_val]
         logits, scored = _validate(reader, distinct, items, desk, first)
-        shown: list[int] = []
+        shown, unchanged = list[int](), list[str]()
     else:
-        rows = list(range(len(items)))
-        shown = example_rows(items)
+        rows, shown = list(range(len(items))), example_rows(items)
         scales = {tasks[s.key].name: _scale(s, desk) for s in stages}
-        frames = desk.images(cell).frames(items, config.image_size, distinct[0].protocol.size)
-        logits, scored = evaluation_pass(reader, distinct, frames, scales, desk.device, desk.run.score_batch, shown)
+        target = _target(first, desk, items, shown)
+        logits, scored = evaluation_pass(reader, distinct, target, scales, desk.device, desk.run.score_batch)
+        unchanged = sorted(target.change.unchanged) if target.change else []
     seconds = (time.monotonic() - began) / len(distinct)
     parameters = sum(p.numel() for p in model.parameters()) if model is not None else 0
+    extra = {
+        "seconds": seconds,
+        "facts": {
+            "parameters": parameters,
+            "epoch": entry["epoch"],
+            "weights_sha256": entry["sha256"],
+            "left_unshifted": unchanged,
+        },
+    }
     for stage in stages:
         found = scored[tasks[stage.key].name]
-        _write(
-            stage,
-            desk,
-            manifest,
-            [items[r] for r in rows],
-            logits[rows],
-            found,
-            shown,
-            {
-                "seconds": seconds,
-                "facts": {"parameters": parameters, "epoch": entry["epoch"], "weights_sha256": entry["sha256"]},
-            },
-        )
+        _write(stage, desk, [items[r] for r in rows], logits[rows], found, shown, extra)
+
+
+def _target(stage: Stage, desk: Desk, items: Sequence[Item], shown: Sequence[int]) -> Target:
+    """The images a test score looks at, and what is done to them."""
+    on, size = stage.work["on"], stage.work["config"].image_size
+    images = desk.images(on)
+    frames = images.frames(items, size, stage.work["protocol"].size)
+    change = make_shift(on.shift, on.level, desk.pool(on, size)) if on.shift else None
+    return Target(frames, stage.work["label_map"], shown, change, desk.store.cache_dir / "spill")
 
 
 def _validate(
@@ -93,14 +101,14 @@ def _scale(stage: Stage, desk: Desk) -> tuple[float, float]:
 def _write(
     stage: Stage,
     desk: Desk,
-    manifest: Manifest,
     items: Sequence[Item],
     logits: np.ndarray,
     scored: Scored,
     shown: Sequence[int],
     extra: dict[str, Any],
 ) -> None:
-    folder, card, spec = desk.store.run_dir(stage.key), manifest.card, stage.work["method"].spec
+    manifest, spec = desk.manifest(stage.work["on"]), stage.work["method"].spec
+    folder, card = desk.store.run_dir(stage.key), manifest.card
     histograms = {n: _packed(getattr(scored.histograms, n), len(items)) for n in ("foreground", "background")}
     write_npz(
         folder / "scores.npz",
@@ -127,6 +135,7 @@ def _write(
         "region_classes": list(card.region_classes),
         "foreground": card.foreground,
         "group": card.group,
+        "evaluation": _evaluation_facts(stage, desk),
         "licence": card.licence,
         "images": len(items),
         "degenerate": scored.degenerate,
@@ -134,6 +143,22 @@ def _write(
         "examples": stem,
     }
     desk.store.finish(stage.key, {**common, **extra, "facts": facts})
+
+
+def _evaluation_facts(stage: Stage, desk: Desk) -> dict[str, Any]:
+    """What the images of a score are: which set, how they were changed, how classes were matched."""
+    on, cell = stage.work["on"], stage.work["cell"]
+    card, home = (desk.manifest(place).card for place in (on, cell))
+    shift = SHIFTS.get(on.shift)
+    return {
+        "dataset": card.name,
+        "shift": on.shift,
+        "level": on.level,
+        "severity": severity(on, desk.pool(on, stage.work["config"].image_size)),
+        "axis": shift.severity if shift else "",
+        "label_map": mapping_text(home, card, stage.work["label_map"]) if on.dataset != cell.dataset else "",
+        "train_foreground": home.foreground,
+    }
 
 
 def _packed(histogram: np.ndarray, rows: int) -> np.ndarray:
@@ -147,19 +172,20 @@ def _packed(histogram: np.ndarray, rows: int) -> np.ndarray:
 
 def _write_pictures(stage: Stage, desk: Desk, items: Sequence[Item]) -> str:
     """Images and masks of the examples, once per evaluation set and size; returns the name of their file."""
-    size, cell = stage.work["protocol"].size, stage.work["cell"]
+    size, on = stage.work["protocol"].size, stage.work["on"]
     stem = key_of([stage.identity["eval"], size, [i.id for i in items]])
     path = desk.store.root / "examples" / f"{stem}.npz"
     if not path.is_file():
-        split = desk.manifest(cell).split(stage.labels["split"])
-        row = {i.id: k for k, i in enumerate(split)}
-        masks = desk.images(cell).masks(split, size)[[row[i.id] for i in items]]
+        images = desk.images(on)
+        frames = images.frames(items, size, size)
+        change = make_shift(on.shift, on.level, desk.pool(on, size)) if on.shift else None
+        pixels = np.asarray(frames.images)
         write_npz(
             path,
             {
                 "ids": np.array([i.id for i in items]),
-                "masks": np.asarray(masks),
-                "images": np.asarray(desk.images(cell).frames(items, size).images),
+                "masks": np.asarray(frames.masks),
+                "images": pixels if change is None else change(pixels, frames.ids),
                 "labels": np.array([i.label for i in items], np.int64),
             },
         )

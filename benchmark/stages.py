@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ..datasets.base import Item, Manifest
+from ..datasets.stain import StainPool
 from ..methods import METHODS
 from ..methods.backbones import Backbone, load_weights
 from ..methods.base import Method, TrainContext
@@ -20,17 +22,21 @@ from .config import RunConfig, TrainConfig
 from .data import TrainingSet
 from .environment import compute, environment, peak_memory_mb
 from .errors import BenchError
+from .evalsets import EvalSet
 from .images import ImageCache, Need, mask_need
 from .maps import scale_maps
 from .passes import Task, evaluation_mode
-from .plan import Cell, Source, Stage, selecting_maps
+from .plan import Cell, Stage, selecting_maps
 from .protocols import PROTOCOLS
 from .resolve import MethodRef, Resolver
+from .shifted import make_pool, pool_items, pooled
+from .sources import Source
 from .store import Store, read_npz, write_npz
 from .train import Training, Validation, train
 from .views import Reader, View, batches
 
 EXAMPLES_PER_CLASS = 4
+MAPS_SIDE = 56  # px; stored teacher maps are at most so large
 SELECTION_SIZE = max(p.size for p in PROTOCOLS.values())
 
 
@@ -42,6 +48,7 @@ class Desk:
     sources: dict[str, Source]
     report: Callable[[dict[str, Any]], None] = lambda event: None
     _caches: dict[tuple[str, str], ImageCache] = field(default_factory=dict)
+    _pools: dict[tuple[str, str, int], StainPool] = field(default_factory=dict)
 
     @property
     def store(self) -> Store:
@@ -53,30 +60,48 @@ class Desk:
         """The device asked for."""
         return choose_device(self.run.device)
 
-    def manifest(self, cell: Cell) -> Manifest:
-        """The manifest of a cell's fold."""
-        return self.sources[cell.dataset].manifest(cell.fold)
+    def manifest(self, place: Cell | EvalSet) -> Manifest:
+        """The manifest of the fold a cell trains on, or an evaluation set belongs to."""
+        return self.sources[place.dataset].manifest(place.fold)
 
-    def images(self, cell: Cell) -> ImageCache:
-        """Decoded arrays of a cell's dataset."""
-        place = (cell.dataset, cell.fold)
-        if place not in self._caches:
-            source = self.sources[cell.dataset]
-            self._caches[place] = ImageCache(self.store, source.dataset, source.hashes(cell.fold))
-        return self._caches[place]
+    def images(self, place: Cell | EvalSet) -> ImageCache:
+        """Decoded arrays of that dataset."""
+        key = (place.dataset, place.fold)
+        if key not in self._caches:
+            source = self.sources[place.dataset]
+            self._caches[key] = ImageCache(self.store, source.dataset, source.hashes(place.fold))
+        return self._caches[key]
+
+    def pool(self, on: EvalSet, size: int) -> StainPool | None:
+        """The target stains of a shifted set whose shift needs them, for images of `size` px."""
+        if not pooled(on.shift):
+            return None
+        key = (on.dataset, on.fold, size)
+        if key not in self._pools:
+            self._pools[key] = make_pool(self.manifest(on), self.images(on), size)
+        return self._pools[key]
+
+
+def place_of(stage: Stage) -> Cell | EvalSet:
+    """The dataset and fold whose files a stage reads."""
+    return stage.work["on"] if stage.kind == "score" else stage.work["cell"]
 
 
 def needs_of(stage: Stage, desk: Desk) -> list[Need]:
-    """The decoded arrays a stage will read."""
-    manifest, config = desk.manifest(stage.work["cell"]), stage.work["config"]
+    """The decoded arrays a stage will read, all of `place_of(stage)`."""
+    manifest, config = desk.manifest(place_of(stage)), stage.work["config"]
     if stage.kind == "maps":
-        return [Need(tuple(manifest.split("train")), config.image_size)]
+        return [Need(tuple(manifest.split("train")), config.load_size)]
     if stage.kind == "score":
         items, size = manifest.split(stage.labels["split"]), stage.work["protocol"].size
         if stage.labels["split"] == "val":
             return [Need(tuple(items), config.image_size), mask_need(manifest.split("valpx"), size)]
         shown = tuple(items[row] for row in example_rows(items))
-        return [Need(tuple(items), config.image_size), mask_need(items, size), Need(shown, size)]
+        needs = [Need(tuple(items), config.image_size), mask_need(items, size), Need(shown, size)]
+        if not pooled(stage.work["on"].shift):
+            return needs
+        # the pool at both sizes: for the images that are scored and for the pictures on the page
+        return needs + [Need(tuple(pool_items(manifest)), side) for side in {config.image_size, size}]
     needs = [
         Need(tuple(manifest.split("train")), config.load_size),
         Need(tuple(manifest.split("val")), config.image_size),
@@ -202,7 +227,7 @@ def pixel_masks(items: Sequence[Item], desk: Desk, cell: Cell, size: int) -> dic
     """Row -> mask of the validation images whose masks may be read."""
     rows = [k for k, item in enumerate(items) if item.pixel_val]
     masks = desk.images(cell).masks([items[k] for k in rows], size)
-    return dict(zip(rows, masks, strict=True))
+    return dict(zip(rows, np.asarray(masks), strict=True))
 
 
 def teacher_maps(stage: Stage, desk: Desk, ids: Sequence[str]) -> np.ndarray | None:
@@ -248,29 +273,39 @@ def load_model(stage: Stage, desk: Desk, role: str) -> tuple[Method | None, dict
 # -- teacher maps ----------------------------------------------------------------------------------------------------
 def run_maps(stages: Sequence[Stage], desk: Desk) -> None:
     """Maps of the training images for their own label, at native resolution, scaled to [0, 1] per image, as float16."""
-    alike: dict[tuple[str, int], list[Stage]] = {}
+    alike: dict[tuple[str, int, int], list[Stage]] = {}
     for stage in stages:
-        alike.setdefault((stage.work["role"], stage.work["config"].image_size), []).append(stage)
-    for (role, _), todo in alike.items():
+        config = stage.work["config"]
+        alike.setdefault((stage.work["role"], config.image_size, config.load_size), []).append(stage)
+    for (role, *_), todo in alike.items():
         first = todo[0]
         cell, config = first.work["cell"], first.work["config"]
         manifest = desk.manifest(cell)
         model, entry = load_model(first, desk, role)
         views = tuple(View(s.work["method"], "true" if s.work["method"].spec.class_specific else "any") for s in todo)
         reader = Reader(model, views, manifest.card.positive_class, len(manifest.card.classes), cell.seed)
-        frames = desk.images(cell).frames(manifest.split("train"), config.image_size)
+        # the copy that trainings read, squashed to the network's size on the device: no second decoded copy
+        frames = desk.images(cell).frames(manifest.split("train"), config.load_size)
         began, parts = time.monotonic(), {v.name: [] for v in views}
-        for _, images, labels, ids in batches(frames, desk.run.score_batch, desk.device):
+        for _, images, labels, ids in batches(frames, desk.run.score_batch, desk.device, config.image_size):
             _, maps = reader.read(images, labels, ids)
             for view in views:
                 scaled, _ = scale_maps(maps[view.name], view.method.spec.kind, "image", None, ids=ids)
-                parts[view.name].append(scaled.half().cpu())
+                parts[view.name].append(_shrunk(scaled).half().cpu())
         seconds = (time.monotonic() - began) / len(todo)
         for stage, view in zip(todo, views, strict=True):
             arrays = {"ids": np.array(frames.ids), "maps": torch.cat(parts[view.name]).numpy()}
             write_npz(desk.store.run_dir(stage.key) / "maps.npz", arrays)
             record = {**common_facts(stage, desk, manifest), "seconds": seconds, "epoch": entry["epoch"]}
             desk.store.finish(stage.key, record)
+
+
+def _shrunk(maps: torch.Tensor) -> torch.Tensor:
+    """Maps of decoders, as large as the image, cut down: seeds are drawn from smooth maps, and 26,000 must fit."""
+    if max(maps.shape[-2:]) <= MAPS_SIDE:
+        return maps
+    small = F.interpolate(maps[:, None], (MAPS_SIDE, MAPS_SIDE), mode="bilinear", align_corners=False, antialias=True)
+    return small[:, 0].clamp(0, 1)
 
 
 def common_facts(stage: Stage, desk: Desk, manifest: Manifest) -> dict[str, Any]:

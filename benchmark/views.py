@@ -1,10 +1,12 @@
 """Score maps of many methods in one pass: one forward of the shared model, then each method's reading of it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..methods.base import Evidence, Explainable, Method, Prediction
@@ -109,10 +111,24 @@ def _checked(native: Any, images: Tensor, view: View) -> Tensor:
     return native.detach().float()
 
 
-def batches(frames: Frames, size: int, device: torch.device) -> Iterator[tuple[slice, Tensor, Tensor, list[str]]]:
-    """Rows, normalised images, labels and ids of evaluation batches in order."""
+def batches(
+    frames: Frames,
+    size: int,
+    device: torch.device,
+    side: int = 0,
+    change: Callable[[np.ndarray, Sequence[str]], np.ndarray] | None = None,
+) -> Iterator[tuple[slice, Tensor, Tensor, list[str]]]:
+    """Rows, normalised images, labels and ids of evaluation batches in order.
+
+    side: squash the images to this size in px on the device, 0 leaves them as they are. change: applied to the uint8
+    images (B, S, S, 3) with their ids before anything else.
+    """
     labels, ids = torch.from_numpy(frames.labels), frames.ids
     for start in range(0, len(ids), size):
         rows = slice(start, start + size)
-        pixels = torch.from_numpy(frames.images[rows].copy()).to(device)
-        yield rows, normalise(pixels), labels[rows].to(device), ids[rows]
+        raw = frames.images[rows]
+        pixels = torch.from_numpy(raw if change is None else change(raw, ids[rows])).to(device)
+        images = normalise(pixels)
+        if side and images.shape[-1] != side:
+            images = F.interpolate(images, (side, side), mode="bilinear", align_corners=False, antialias=True)
+        yield rows, images, labels[rows].to(device), ids[rows]

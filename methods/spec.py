@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..benchmark.errors import BenchError, did_you_mean
 from ..benchmark.registry import Entry
@@ -10,6 +10,14 @@ from . import METHODS
 
 ABILITIES = ("grid", "pyramid", "tokens", "attention", "batchnorm")
 SUPERVISIONS = ("none", "image", "pixel")
+
+
+class Recipe(NamedTuple):
+    """A recipe at one dataset and backbone: training settings, the method's own options, and where they are from."""
+
+    train: dict[str, Any]
+    options: dict[str, Any]
+    source: str
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,17 @@ class MethodSpec:
     origin: str = "built-in"
     module: str = ""
     source_hash: str = ""
+
+    def recipe(self, preset: str, dataset: str, backbone: str) -> Recipe:
+        """The settings of a preset for a dataset and backbone, the more particular place winning."""
+        places = self.recipes.get(preset, {})
+        found: dict[str, Any] = {}
+        options: dict[str, Any] = {}
+        for place in ("*", dataset, f"*/{backbone}", f"{dataset}/{backbone}"):
+            settings = places.get(place, {})
+            options.update(settings.get("options", {}))
+            found.update({k: v for k, v in settings.items() if k != "options"})
+        return Recipe({k: v for k, v in found.items() if k != "source"}, options, found.get("source", ""))
 
     def identity(self, options: dict[str, Any] | None = None) -> dict[str, Any]:
         """What of the method enters a stage key: name, version, options and, for a user's file, its content."""

@@ -24,6 +24,11 @@ _RUN_FLAGS = ("data_root", "results", "device", "jobs", "backend")
 @click.command()
 @click.option("--methods", help="Names or Python files, separated by commas: layercam,pixelcam,./mine.py")
 @click.option("--datasets", help="Names or CSV manifests, separated by commas: glas,my.csv")
+@click.option(
+    "--ood",
+    help="What else models are scored on: all, none, glas,camelyon17:centre-2, shifts of their own set (stain, jpeg-3, "
+    "ladder) or of a named one (glas:stain).  [default: all, every other dataset of the command]",
+)
 @click.option("--backbones", help="timm names, separated by commas.  [default: resnet18]")
 @click.option("--weights", help="none, imagenet, or a file (safetensors).  [default: imagenet]")
 @click.option("--folds", help="Fold names, or `grouped` for the patient-disjoint folds.  [default: 0]")

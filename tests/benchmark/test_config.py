@@ -28,7 +28,8 @@ def test_every_field_is_marked_identity_or_runtime(config):
 
 def test_every_field_of_a_request_is_accounted_for():
     """A new field of Request must be thought about: does it reach the plan's identities?"""
-    in_keys = {"methods", "datasets", "backbones", "weights", "folds", "seeds", "protocols", "preset", "overrides"}
+    in_keys = {"methods", "datasets", "backbones", "weights", "folds", "seeds", "protocols", "preset", "ood"}
+    in_keys |= {"overrides"}
     assert {f.name for f in dataclasses.fields(Request)} == in_keys | {"run"}
 
 

@@ -75,8 +75,13 @@ def test_unreadable_files_leave_no_array_behind(blobs, tmp_path):
     with pytest.raises(BenchError, match="7 of 32 files cannot be read") as caught:
         cache.prepare([Need(items, 16)])
     assert str(caught.value).count("train_") == 5
-    assert not list((tmp_path / "r" / "cache").rglob("*.npy"))
-    assert not list((tmp_path / "r" / "cache").rglob("*.tmp"))
+    assert not list((tmp_path / "r" / "cache").rglob("*.idx")), "no array counts"
+    assert all(p.stat().st_size == 0 for p in (tmp_path / "r" / "cache").rglob("*.bin"))
+    good = items[7:]
+    cache.prepare([Need(good, 16)])
+    assert np.array_equal(
+        cache.frames(good, 16).images[-1], module.resize_image(module.decode_image(good[-1].image), 16)
+    )
 
 
 def test_a_changed_file_never_meets_its_old_pixels(data, tmp_path):
@@ -84,5 +89,30 @@ def test_a_changed_file_never_meets_its_old_pixels(data, tmp_path):
     items = tuple(manifest.split("val"))
     cache.prepare([Need(items, 16)])
     other = ImageCache(cache.store, dataset, {str(i.image): "changed" for i in items})
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(KeyError):
         other.frames(items, 16)
+
+
+def test_folds_and_users_share_one_copy_of_a_file(data):
+    """Two needs with common images, asked for one after the other, store each image once."""
+    _, manifest, cache = data
+    train = tuple(manifest.split("train"))
+    cache.prepare([Need(train[:20], 16)])
+    cache.prepare([Need(train[10:], 16), Need(train[::-1], 16)])
+    stored = sum(p.stat().st_size for p in cache.folder.glob("*-images-16.bin"))
+    assert stored == len({cache._digest(i.image) for i in train}) * 16 * 16 * 3
+    backwards = cache.frames(train[::-1], 16)
+    assert np.array_equal(np.asarray(backwards.images), np.asarray(cache.frames(train, 16).images)[::-1])
+
+
+def test_the_maps_of_a_teacher_are_read_off_the_copy_that_trains(world):
+    """No second decoded copy of the training images at the size of the network."""
+    plan, outcome = world.run("layercam,pixelcam")
+    assert outcome.exit_code == 0
+    train = plan.kinds("maps")[0].identity["data"]["images"]
+    sizes = {p.name.split("-")[-1]: p for p in (world.results / "cache" / "images").glob("*-images-*.bin")}
+    load = sizes["36.bin"].stat().st_size // (36 * 36 * 3)
+    assert load == train
+    manifest = CsvDataset(world.csv, world.csv.parent).manifest("0")
+    others = {file_sha256(i.image) for i in manifest.items if i.split != "train"}
+    assert sizes["32.bin"].stat().st_size // (32 * 32 * 3) == len(others)

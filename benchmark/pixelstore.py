@@ -1,0 +1,161 @@
+"""Equal arrays in one growing file, found by what they were made from: one copy for all folds, stages and processes.
+
+A store is two files: `NAME.bin` holds the arrays one after the other, `NAME.idx` one line an array, the SHA-256 of the
+file it was decoded from. Arrays are written and flushed before their lines, so that a line stands for a whole array
+whatever happens in between; an array without a line is overwritten by the next call.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_LINE = 65  # 64 hexadecimal digits and a line break
+
+
+class Rows:
+    """Rows of a store in a given order, read from the file when asked for: memory does not grow with their number.
+
+    rows: (N,) int64 positions in the store; -1 stands for an array of zeros. Indexing with an integer, a slice or an
+    array of integers gives numpy arrays of shape (…, *shape), which belong to the caller.
+    """
+
+    def __init__(self, path: Path, rows: np.ndarray, item_shape: tuple[int, ...], dtype: Any) -> None:
+        self.path, self.rows, self.item_shape, self.dtype = (
+            path,
+            np.asarray(rows, np.int64),
+            item_shape,
+            np.dtype(dtype),
+        )
+        self.item_bytes = int(np.prod(item_shape)) * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, *item_shape)."""
+        return (len(self.rows), *self.item_shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows together."""
+        return len(self.rows) * self.item_bytes
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        chosen = self.rows[key]
+        if chosen.ndim == 0:
+            return self._read(chosen[None])[0]
+        return self._read(chosen)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("rows of a store are read from disk, which is a copy")
+        found = self._read(self.rows)
+        return found if dtype is None else found.astype(dtype)
+
+    def _read(self, chosen: np.ndarray) -> np.ndarray:
+        found = np.zeros((len(chosen), *self.item_shape), self.dtype)
+        if not found.size or chosen.max() < 0:
+            return found
+        flat = memoryview(found.reshape(-1).view(np.uint8).data)
+        with self.path.open("rb", buffering=0) as handle:
+            for start, stop in _runs(chosen):
+                if chosen[start] >= 0:
+                    part = flat[start * self.item_bytes : stop * self.item_bytes]
+                    handle.seek(int(chosen[start]) * self.item_bytes)
+                    _fill(handle, part, self.path)
+        return found
+
+    def mapped(self) -> np.ndarray:
+        """The whole store as one read-only memory map, (M, *item_shape); index it with `rows`. Nothing is copied."""
+        count = self.path.stat().st_size // self.item_bytes if self.path.is_file() else 0
+        if not count:
+            return np.zeros((0, *self.item_shape), self.dtype)
+        return np.memmap(self.path, self.dtype, "r", shape=(count, *self.item_shape))
+
+
+def _runs(chosen: np.ndarray) -> list[tuple[int, int]]:
+    """Stretches of consecutive positions (or of -1), as slices of `chosen`."""
+    step = np.diff(chosen)
+    joined = np.where(chosen[1:] < 0, step == 0, (step == 1) & (chosen[:-1] >= 0))
+    cuts = np.flatnonzero(~joined) + 1
+    return list(zip([0, *cuts.tolist()], [*cuts.tolist(), len(chosen)], strict=True))
+
+
+def _fill(handle: Any, part: memoryview, path: Path) -> None:
+    done = 0
+    while done < len(part):
+        got = handle.readinto(part[done:])
+        if not got:
+            raise OSError(f"{path} ends in the middle of an array; delete the folder of decoded images")
+        done += got
+
+
+class PixelStore:
+    """One store of arrays of one shape and type."""
+
+    def __init__(self, stem: Path, item_shape: tuple[int, ...], dtype: Any) -> None:
+        self.data, self.index = stem.with_name(f"{stem.name}.bin"), stem.with_name(f"{stem.name}.idx")
+        self.item_shape, self.dtype = item_shape, np.dtype(dtype)
+        self.item_bytes = int(np.prod(item_shape)) * self.dtype.itemsize
+
+    def known(self) -> dict[str, int]:
+        """SHA-256 -> position of every array that is there whole."""
+        try:
+            text = self.index.read_bytes()
+        except FileNotFoundError:
+            return {}
+        whole = len(text) // _LINE
+        there = self.data.stat().st_size // self.item_bytes if self.data.is_file() else 0
+        lines = text[: min(whole, there) * _LINE].decode("ascii").split("\n")
+        return {digest.strip(): position for position, digest in enumerate(lines[:-1])}
+
+    def rows(self, digests: Sequence[str | None]) -> Rows:
+        """The rows of these files in this order, None for zeros. Raises KeyError for a file that is not decoded."""
+        known = self.known()
+        places = np.fromiter((-1 if d is None else known[d] for d in digests), np.int64, len(digests))
+        return Rows(self.data, places, self.item_shape, self.dtype)
+
+    def begin(self, digests: Sequence[str]) -> "Growth":
+        """Room for the arrays of files that are not in the store yet. The caller holds a lock and then commits."""
+        self.data.parent.mkdir(parents=True, exist_ok=True)
+        return Growth(self, list(dict.fromkeys(digests)))
+
+
+class Growth:
+    """Arrays being added; threads may `put` at the same time. Without `commit` nothing has happened."""
+
+    def __init__(self, store: PixelStore, digests: list[str]) -> None:
+        self.store, self.digests = store, digests
+        self._first = len(store.known())
+        self._place = {digest: self._first + k for k, digest in enumerate(digests)}
+        self._handle = os.open(store.data, os.O_RDWR | os.O_CREAT, 0o666)
+        os.ftruncate(self._handle, self._first * store.item_bytes)
+
+    def put(self, digest: str, array: np.ndarray) -> None:
+        """Writes one array at its place."""
+        store = self.store
+        if array.shape != store.item_shape:
+            raise ValueError(f"an array of shape {array.shape} cannot join a store of {store.item_shape}")
+        data = np.ascontiguousarray(array, store.dtype).tobytes()
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._handle, data[done:], self._place[digest] * store.item_bytes + done)
+
+    def commit(self) -> None:
+        """Flushes the arrays, then adds their lines to the index."""
+        os.fsync(self._handle)
+        os.close(self._handle)
+        with self.store.index.open("ab") as handle:
+            handle.truncate(self._first * _LINE)
+            handle.write(b"".join(f"{digest:>64}\n".encode("ascii") for digest in self.digests))
+            handle.flush()
+            os.fsync(handle.fileno())
+
+    def abandon(self) -> None:
+        """Leaves the store as it was."""
+        os.ftruncate(self._handle, self._first * self.store.item_bytes)
+        os.close(self._handle)
