@@ -20,14 +20,13 @@ HED_FROM_RGB = np.linalg.inv(RGB_FROM_HED)
 # Macenko et al., ISBI 2009, with the settings that the field's stain studies share.
 LIGHT = 240.0  # Io: light through empty glass, in grey levels + 1
 ALPHA = 1.0  # percent of the tissue pixels beyond each of the two stain directions
-BETA = 0.15  # a pixel is tissue if its density reaches this in every channel
+BETA = 0.15  # a pixel is tissue if its density, the mean of its channels, reaches this
 TOP = 99.0  # the percentile of the amounts that is matched
-# Below these an image has no stain matrix. The 165 GlaS images at 224 px lie between 10.6 and 34.2
+# Below these an image has no stain matrix. The 165 GlaS images at 224 px lie between 16.9 and 40.6
 # degrees; with nearly parallel stains the amounts of both become huge and cancel.
 LEAST_SHARE, LEAST_PIXELS, LEAST_ANGLE, LEAST_TOP = 0.02, 100, 5.0, 0.02
 
 _DENSITY = -np.log((np.arange(256) + 1) / LIGHT).astype(np.float32)
-_TISSUE = int(np.floor(LIGHT * np.exp(-BETA) - 1))  # the lightest value whose density reaches BETA
 _HED_DENSITY = -np.log(np.maximum(np.arange(256), 1) / 255).astype(np.float32)  # 0 counts as 1: black is not infinite
 
 
@@ -66,15 +65,18 @@ def macenko(image: np.ndarray) -> StainMatrix | None:
     """Macenko's stain matrix of an image (H, W, 3) uint8: the extreme directions in the plane of its tissue's colours.
 
     None where it is undefined: less than 2 % tissue (or 100 px), directions less than 5 or more than 90 degrees apart
-    (a single colour, noise), or hardly an amount of one stain.
-    The column with more red density is haematoxylin. Unlike the original code, the 99th percentile is taken over tissue
-    only: over all pixels it is a matter of how much empty glass an image holds, and scales thin tissue to black. Eosin
-    so pale that it lets nearly all red light pass is no tissue by this rule; the eosin found then leans to haematoxylin.
+    (a single colour, grey), or hardly an amount of one stain. The column with more red density is haematoxylin.
+
+    As the paper says and unlike the code that circulates: the plane is that of the singular vectors of the densities,
+    through the origin, not of their covariance, whose plane may miss all tissue; a pixel's density is one number, where
+    a floor for every channel drops the eosin that lets red light pass. Re-staining the GlaS images to their own stain
+    changes them by 3.0 grey levels in the worst case instead of 15.7. The 99th percentile is taken over tissue: over
+    all pixels it depends on how much empty glass there is, and scales thin tissue to black.
     """
     density = _tissue_density(image)
     if len(density) < max(LEAST_PIXELS, LEAST_SHARE * image.shape[0] * image.shape[1]):
         return None
-    _, axes = np.linalg.eigh(np.cov(density.T))
+    _, axes = np.linalg.eigh(density.T.astype(float) @ density.astype(float))
     plane = axes[:, 1:]  # of the two largest eigenvalues
     flat = density @ plane.astype(np.float32)
     # Angles are taken from the mean colour, so that they never wrap around; their percentiles do not depend on it.
@@ -219,9 +221,9 @@ def _one_group_more(
 
 
 def _tissue_density(image: np.ndarray) -> np.ndarray:
-    """(n, 3) float32 optical densities of the pixels that are dark enough in every channel."""
-    pixels = image.reshape(-1, 3)
-    return _DENSITY[pixels[(pixels <= _TISSUE).all(1)]]
+    """(n, 3) float32 optical densities of the pixels that are dark enough."""
+    density = _DENSITY[image.reshape(-1, 3)]
+    return density[density[:, 0] + density[:, 1] + density[:, 2] >= 3 * BETA]
 
 
 def _matrices(images: Iterable[np.ndarray]) -> tuple[list[StainMatrix], int]:
