@@ -314,11 +314,16 @@
     const tau = tauOf(card);
     if (tau !== null) stroke([[px(tau), top], [px(tau), bottom]], ink("--ink"), 2, [6, 5]);
   };
+  const CAPTIONS = {
+    heat: "heat map, 0 to 1; orange: score at the threshold", region: "blue: hits; orange: false alarms",
+    outline: "orange: score at the threshold",
+  };
   const paintLarge = (card) => {
     paint(plain, card, LARGE_PX, false);
     paint(overlaid, card, LARGE_PX);
     curve(card);
     const tau = tauOf(card);
+    dialog.querySelector(".g-caption").textContent = CAPTIONS[state.mode] + (state.truth ? "; white: the mask" : "");
     dialog.querySelector(".g-dice").textContent = quality(card) + (tau === null ? "" : ` at threshold ${(tau / STEPS).toFixed(3)}`);
   };
   const factsOf = ({ line, image, kind }) => ({
