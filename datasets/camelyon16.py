@@ -10,17 +10,7 @@ import numpy as np
 from ..benchmark.errors import BenchError
 from .base import Dataset, DatasetCard, Item, Manifest, check_manifest, register, shared_groups
 from .camelyon_files import ItemMaker, check_masks, find_root, read_patch_mask, scan
-from .camelyon_lists import (
-    PARTS,
-    FoldRows,
-    Patch,
-    PatchName,
-    find_lists,
-    published_rows,
-    read_part,
-    read_test,
-    read_valcl,
-)
+from .camelyon_lists import PARTS, FoldRows, Lists, PatchName, find_lists
 from .folds import choose_pixel_val, divide_groups
 from .marker import Marker, read_marker
 
@@ -73,6 +63,7 @@ class Camelyon16(Dataset):
     def __init__(self, data_root: Path, variant: str = "") -> None:
         super().__init__(data_root, variant)
         self._items = ItemMaker()
+        self._lists: dict[Path, Lists] = {}
 
     def manifest(self, fold: str) -> Manifest:
         """The rows of a fold. Raises BenchError for a missing, incomplete or contradictory copy, or an unknown fold."""
@@ -82,7 +73,7 @@ class Camelyon16(Dataset):
         root = find_root(self.data_root, HOME, LISTS)
         marker = read_marker(root / HOME)
         scheme, _, number = fold.rpartition("-")
-        rows = grouped_rows(root, self.data_root, int(number)) if scheme else self._published(int(number))
+        rows = self._rows(root, int(number), bool(scheme))
         items = [
             *self._items(root, rows.train, "train", _slide),
             *self._items(root, rows.val, "val", _slide, rows.pixel_val),
@@ -102,8 +93,11 @@ class Camelyon16(Dataset):
         """(H, W) bool, True in metastases; only grey PNGs of 0 and 255 are taken."""
         return read_patch_mask(path)
 
-    def _published(self, fold: int) -> FoldRows:
-        lists, places = find_lists(self.data_root, LISTS, HOME)
+    def _rows(self, root: Path, fold: int, grouped: bool) -> FoldRows:
+        folder, places = find_lists(self.data_root, LISTS, HOME)
+        lists = self._lists.setdefault(folder, Lists(folder, HOME)) if folder else None
+        if grouped:
+            return grouped_rows(root, lists, fold)
         if lists is None:
             looked = "\n  ".join(str(p) for p in places)
             raise BenchError(
@@ -111,16 +105,12 @@ class Camelyon16(Dataset):
                 f"  {looked}\nCopy the folder {LISTS[0]} with fold-0 to fold-4 from the repository of the papers there "
                 "(docs/datasets.md), or use --folds grouped, which needs no lists."
             )
-        return published_rows(lists, fold, HOME)
+        return lists.rows(fold)
 
 
-def grouped_rows(root: Path, data_root: Path, fold: int) -> FoldRows:
-    """A slide-disjoint division of the training patches; those of the lists, or all in the folders where none are."""
-    lists, _ = find_lists(data_root, LISTS, HOME)
-    if lists:
-        pool, test = _listed_pool(lists), read_test(lists, 0, HOME)
-    else:
-        pool, test = scan(root, HOME, TRAINING), scan(root, HOME, TESTING)
+def grouped_rows(root: Path, lists: Lists | None, fold: int) -> FoldRows:
+    """A slide-disjoint division of the training patches: those of the lists or, without any, all in the folders."""
+    pool, test = (lists.pool(), lists.test()) if lists else (scan(root, HOME, TRAINING), scan(root, HOME, TESTING))
     part = divide_groups(((row.label, row.name.slide_id) for row in pool), PARTS)
     val = tuple(row for row in pool if part[row.name.slide_id] == fold)
     chosen = choose_pixel_val(((row.name.id, row.label, row.name.slide_id) for row in val), PIXEL_VAL)
@@ -130,18 +120,6 @@ def grouped_rows(root: Path, data_root: Path, fold: int) -> FoldRows:
         test=test,
         pixel_val=frozenset(row.path for row in val if row.name.id in chosen),
     )
-
-
-def _listed_pool(lists: Path) -> tuple[Patch, ...]:
-    """All patches outside the test set: five validation lists, or one of them with its training list."""
-    validation = read_valcl(lists, HOME)
-    if len(validation) == PARTS:
-        return tuple(row for rows in validation.values() for row in rows)
-    for k in validation:
-        if read_part(lists / f"fold-{k}" / "train", HOME) is not None:
-            rows = published_rows(lists, k, HOME)
-            return (*rows.train, *rows.val)
-    return published_rows(lists, 0, HOME).train  # raises, naming the lists that are missing
 
 
 def _slide(name: PatchName) -> str:

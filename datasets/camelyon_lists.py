@@ -236,57 +236,86 @@ def check_patches(rows: Iterable[Patch], where: str) -> None:
         )
 
 
+class Lists:
+    """The lists of one folder, which holds `fold-0` to `fold-4`; each is read once, when asked for."""
+
+    def __init__(self, folder: Path, home: str) -> None:
+        self.folder, self.home = folder, home
+        self._parts: dict[str, tuple[Patch, ...] | None] = {}
+
+    def part(self, fold: int, part: str) -> tuple[Patch, ...] | None:
+        """The rows of train, valcl, valpx or test of a fold; None without a list. Raises BenchError as `read_part`."""
+        name = f"fold-{fold}/{part}"
+        if name not in self._parts:
+            self._parts[name] = read_part(self.folder / name, self.home)
+        return self._parts[name]
+
+    def rows(self, fold: int) -> FoldRows:
+        """The rows of a published fold.
+
+        The training lists are not distributed: training patches are those of the valcl lists of the other folds. A
+        training list that is there must agree, and serves alone where not all valcl lists are there.
+        Raises BenchError for a list that is missing, or at odds with others.
+        """
+        validation, train = self.validation(), self.part(fold, "train")
+        missing = [k for k in range(PARTS) if k not in validation]
+        if fold in missing or (missing and train is None):
+            gone = ", ".join(f"fold-{k}/valcl/{LABELS}" for k in missing)
+            raise BenchError(
+                f"{self.folder} lacks {gone}. The training list of a fold is not distributed but made of the valcl "
+                "lists of the other folds, so all five are needed: copy the whole folder."
+            )
+        val = validation[fold]
+        if not missing:
+            rest = tuple(row for k in range(PARTS) if k != fold for row in validation[k])
+            if train is not None and (unequal := sorted({r.path for r in set(train) ^ set(rest)})):
+                raise BenchError(
+                    f"{self.folder}/fold-{fold}/train does not hold the patches of the other folds' valcl lists: "
+                    f"{_some(unequal, 'patches')} in one only, or with another mask."
+                )
+            train = rest
+        elif both := sorted({r.path for r in train or ()} & {r.path for r in val}):
+            raise BenchError(f"{self.folder}/fold-{fold}: {_some(both, 'patches')} both in train and in valcl.")
+        return FoldRows(train or (), val, self.test(fold), self._pixel_val(fold, val))
+
+    def validation(self) -> dict[int, tuple[Patch, ...]]:
+        """Fold to its valcl rows, of those that are there. Raises BenchError if a patch is in two of them."""
+        found = {k: rows for k in range(PARTS) if (rows := self.part(k, "valcl")) is not None}
+        seen: dict[str, int] = {}
+        for k, rows in found.items():
+            if both := [r.path for r in rows if r.path in seen]:
+                folds = f"fold {seen[both[0]]} and fold {k}"
+                raise BenchError(f"{self.folder}: {_some(both, 'patches')} in the valcl lists of both {folds}.")
+            seen.update((r.path, k) for r in rows)
+        return found
+
+    def pool(self) -> tuple[Patch, ...]:
+        """All patches outside the test set, from the five valcl lists or one of them with its training list."""
+        validation = self.validation()
+        whole = [k for k in validation if len(validation) == PARTS or self.part(k, "train") is not None]
+        rows = self.rows(whole[0] if whole else 0)  # without any, it raises and names the lists that are missing
+        return (*rows.val, *rows.train)
+
+    def test(self, fold: int = 0) -> tuple[Patch, ...]:
+        """The official test set: the list of the fold or, as all folds share it, of the first that has one."""
+        for k in (fold, *range(PARTS)):
+            if (rows := self.part(k, "test")) is not None:
+                return rows
+        raise BenchError(f"{self.folder} has no test list: fold-0/test/{LABELS} is needed. Copy the whole folder.")
+
+    def _pixel_val(self, fold: int, val: Sequence[Patch]) -> frozenset[str]:
+        folder, rows = self.folder / f"fold-{fold}" / "valpx", self.part(fold, "valpx")
+        if rows is None:
+            raise BenchError(f"{folder} lacks {LABELS}, the validation patches whose masks may be read. Copy it too.")
+        inside: Mapping[str, Patch] = {r.path: r for r in val}
+        if outside := [r.path for r in rows if inside.get(r.path) != r]:
+            raise BenchError(f"{folder}: {_some(outside, 'patches')} that valcl does not hold, or holds otherwise.")
+        return frozenset(r.path for r in rows)
+
+
 def published_rows(folder: Path, fold: int, home: str = "camelyon16") -> FoldRows:
-    """The rows of a published fold, from the folder that holds `fold-0` to `fold-4`.
-
-    The training lists are not distributed: training patches are those of the valcl lists of the other folds. A training
-    list that is there must agree, and serves alone where not all valcl lists are there.
-    Raises BenchError for a list that is missing, or at odds with others.
-    """
-    validation = read_valcl(folder, home)
-    train = read_part(folder / f"fold-{fold}" / "train", home)
-    missing = [k for k in range(PARTS) if k not in validation]
-    if fold in missing or (missing and train is None):
-        gone = ", ".join(f"fold-{k}/valcl/{LABELS}" for k in missing)
-        raise BenchError(
-            f"{folder} lacks {gone}. The training list of a fold is not distributed but made of the valcl lists of the "
-            "other folds, so all five are needed: copy the whole folder."
-        )
-    val = validation[fold]
-    if not missing:
-        rest = tuple(row for k in range(PARTS) if k != fold for row in validation[k])
-        if train is not None and (unequal := sorted({r.path for r in set(train) ^ set(rest)})):
-            raise BenchError(
-                f"{folder}/fold-{fold}/train does not hold the patches of the other folds' valcl lists: "
-                f"{_some(unequal, 'patches')} in one only, or with another mask."
-            )
-        train = rest
-    elif both := sorted({r.path for r in train or ()} & {r.path for r in val}):
-        raise BenchError(f"{folder}/fold-{fold}: {_some(both, 'patches')} both in train and in valcl.")
-    pixel_val = _pixel_val(folder / f"fold-{fold}" / "valpx", val, home)
-    return FoldRows(train or (), val, read_test(folder, fold, home), pixel_val)
-
-
-def read_valcl(folder: Path, home: str) -> dict[int, tuple[Patch, ...]]:
-    """Fold to its validation rows, of those that are there. Raises BenchError if a patch is in two of them."""
-    parts = {k: read_part(folder / f"fold-{k}" / "valcl", home) for k in range(PARTS)}
-    found = {k: rows for k, rows in parts.items() if rows is not None}
-    seen: dict[str, int] = {}
-    for k, rows in found.items():
-        if both := [r.path for r in rows if r.path in seen]:
-            raise BenchError(
-                f"{folder}: {_some(both, 'patches')} in the valcl lists of both fold {seen[both[0]]} and fold {k}."
-            )
-        seen.update((r.path, k) for r in rows)
-    return found
-
-
-def read_test(folder: Path, fold: int, home: str) -> tuple[Patch, ...]:
-    """The rows of the official test set: the list of the fold or, as all folds share it, of the first that has one."""
-    for k in (fold, *range(PARTS)):
-        if (rows := read_part(folder / f"fold-{k}" / "test", home)) is not None:
-            return rows
-    raise BenchError(f"{folder} has no test list: fold-0/test/{LABELS} is needed. Copy the whole folder.")
+    """The rows of one published fold, from a folder of lists; no image is needed. Raises BenchError as `Lists.rows`."""
+    return Lists(folder, home).rows(fold)
 
 
 def write_part(folder: Path, rows: Sequence[Patch]) -> None:
@@ -294,16 +323,6 @@ def write_part(folder: Path, rows: Sequence[Patch]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / LABELS).write_text("".join(f"{r.path},{r.label}\n" for r in rows), encoding="utf-8")
     (folder / MASKS).write_text("".join(f"{r.path},{r.mask or ''},\n" for r in rows), encoding="utf-8")
-
-
-def _pixel_val(folder: Path, val: Sequence[Patch], home: str) -> frozenset[str]:
-    rows = read_part(folder, home)
-    if rows is None:
-        raise BenchError(f"{folder} lacks {LABELS}, the validation patches whose masks may be read. Copy it too.")
-    inside: Mapping[str, Patch] = {r.path: r for r in val}
-    if outside := [r.path for r in rows if inside.get(r.path) != r]:
-        raise BenchError(f"{folder}: {_some(outside, 'patches')} that valcl does not hold, or holds otherwise.")
-    return frozenset(r.path for r in rows)
 
 
 def _lines(file: Path) -> Iterator[tuple[str, list[str]]]:
