@@ -136,7 +136,7 @@
   };
   const trace = ({ pixels, side }, size, inside, paint) => {
     // The border of a region: a coloured line inside it and a dark one outside, so that it shows on any picture.
-    const f = side / size, wide = Math.ceil(side / 280);
+    const f = side / size, wide = Math.round(2 + side / 500);
     const box = (x0, y0, x1, y1, c) => {
       for (let y = Math.max(0, y0); y < Math.min(side, y1); y++) pixels.fill(c, y * side + Math.max(0, x0), y * side + Math.min(side, x1));
     };

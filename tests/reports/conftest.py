@@ -368,3 +368,9 @@ def wide_found(wide: Store) -> Findings:
 def recipe():
     """The class Recipe, for tests that change something."""
     return Recipe
+
+
+@pytest.fixture
+def other_set():
+    """A set whose first class is all background, for recipes of one's own."""
+    return lymph()
