@@ -104,9 +104,7 @@ def listed_rows(lists: Path, wanted: Sequence[int]) -> tuple[list[Patch], list[s
                 notes.append(f"no test list of centre {k} in {lists.name}: its patches are left out")
             continue
         if len(part) != TEST_IMAGES[k]:
-            notes.append(
-                f"centre {k}: {len(part):,} test patches, {TEST_IMAGES[k]:,} in the published list of this size"
-            )
+            notes.append(f"centre {k}: {len(part):,} test patches; {TEST_IMAGES[k]:,} are known from publications")
         strangers = sorted({row.name.slide_id for row in part if centre(row.name) != k})
         if strangers:
             some = ", ".join(strangers[:3])
@@ -117,7 +115,7 @@ def listed_rows(lists: Path, wanted: Sequence[int]) -> tuple[list[Patch], list[s
 
 def _found_rows(root: Path, wanted: Sequence[int]) -> tuple[list[Patch], list[str]]:
     """The patches in the folders: those for testing or, where a copy has none, all of them."""
-    testing = any((root / HOME / LAYOUT).glob(f"{pattern}/Patch_*") for pattern in TESTING)
+    testing = any(True for pattern in TESTING for _ in (root / HOME / LAYOUT).glob(f"{pattern}/Patch_*"))
     rows = [r for r in scan(root, HOME, TESTING if testing else TRAINING) if centre(r.name) in wanted]
     which = "those in the folders for testing" if testing else "all of them, as none lie in a folder for testing"
     return rows, [f"no published lists: patches taken from the folders ({which}), centres from patient numbers"]
