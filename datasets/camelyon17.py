@@ -75,14 +75,14 @@ class Camelyon17(Dataset):
         root = find_root(self.data_root, HOME, LISTS)
         marker = read_marker(root / HOME)
         wanted = [self.variants.index(self.variant)] if self.variant else list(range(CENTRES))
-        lists, places = find_lists(self.data_root, LISTS, HOME)
-        if lists:
-            rows, notes = listed_rows(lists, wanted)
-        else:
-            rows, notes = _found_rows(root, wanted)
+        lists, _ = find_lists(self.data_root, LISTS, HOME)
+        rows, notes = listed_rows(lists, wanted) if lists else found_rows(root, wanted)
         if not rows:
-            looked = "\n  ".join(str(p) for p in (*places, root / HOME / LAYOUT))
-            raise BenchError(f"No patches of {self.card.name}, perhaps of other centres. Looked in:\n  {looked}")
+            there = listed_rows(lists, range(CENTRES))[0] if lists else found_rows(root, range(CENTRES))[0]
+            held = ", ".join(f"centre-{k}" for k in sorted({centre(row.name) for row in there})) or "none"
+            raise BenchError(
+                f"No test patches of {self.card.name} in {lists or root / HOME / LAYOUT}. There are those of: {held}."
+            )
         items = self._items(root, rows, "test", patient)
         where = f"{self.card.name}, fold {fold}"
         check_masks(items, where)
@@ -113,7 +113,7 @@ def listed_rows(lists: Path, wanted: Sequence[int]) -> tuple[list[Patch], list[s
     return rows, notes
 
 
-def _found_rows(root: Path, wanted: Sequence[int]) -> tuple[list[Patch], list[str]]:
+def found_rows(root: Path, wanted: Sequence[int]) -> tuple[list[Patch], list[str]]:
     """The patches in the folders: those for testing or, where a copy has none, all of them."""
     testing = any(True for pattern in TESTING for _ in (root / HOME / LAYOUT).glob(f"{pattern}/Patch_*"))
     rows = [r for r in scan(root, HOME, TESTING if testing else TRAINING) if centre(r.name) in wanted]
