@@ -22,7 +22,7 @@ class Column:
     key: field of Row. title, tex: heading as plain text and as LaTeX. digits: decimals. scale: factor for display.
     interval: prefix of the fields that bound a single run, empty without. sd: whether the spread over runs is shown.
     best: whether the highest value is bold. oracle: whether the number has seen what it is judged on.
-    optional: left out where it says nothing new.
+    optional: left out where it says nothing new. brief: heading where room is scarce, empty to leave it out there.
     """
 
     key: str
@@ -36,6 +36,7 @@ class Column:
     best: bool = False
     oracle: bool = False
     optional: bool = False
+    brief: str = ""
 
 
 COLUMNS = (
@@ -174,12 +175,15 @@ def _table(place: tuple[str, str, bool, str], rows: tuple[Row, ...], settings: S
     by_selection: dict[str, list[Line]] = defaultdict(list)
     for line in _told_apart(lines, settings):
         by_selection["-" if line.first.baseline else line.first.selection].append(line)
-    known = list(_BLOCK_TITLES)
-    own = _own_selection(protocol)
-    order = sorted(by_selection, key=lambda s: (s == "-", s != own, known.index(s) if s in known else len(known), s))
-    blocks = tuple(_block(s, by_selection[s], columns) for s in order)
+    blocks = tuple(_block(s, by_selection[s], columns) for s in block_order(by_selection, protocol))
     caption, notes = _caption(evaluated, synthetic, protocol, rows), _footnotes(rows)
     return Table(trained, evaluated, protocol, synthetic, columns, blocks, caption, notes, rows)
+
+
+def block_order(selections: Iterable[str], protocol: str) -> list[str]:
+    """Selections in the order of a table: the protocol's own first, baselines last."""
+    known, own = list(BLOCK_TITLES), _own_selection(protocol)
+    return sorted(selections, key=lambda s: (s == "-", s != own, known.index(s) if s in known else len(known), s))
 
 
 def _own_selection(protocol: str) -> str:
@@ -226,7 +230,7 @@ def _told_apart(lines: Sequence[Line], settings: Settings) -> list[Line]:
     return sorted(out, key=lambda line: (line.first.backbone, line.first.upper_bound, line.name, line.first.map_class))
 
 
-_BLOCK_TITLES = {  # in the order of the table, but for the protocol's own selection, which comes first
+BLOCK_TITLES = {  # in the order of the table, but for the protocol's own selection, which comes first
     "cl": "Checkpoint cl: best validation accuracy",
     "loc": "Checkpoint loc: best PxAP on the validation masks",
     "last": "Checkpoint last: end of training",
@@ -239,7 +243,12 @@ def _block(selection: str, lines: Sequence[Line], columns: Sequence[Column]) -> 
     for column in columns:
         if column.best and selection != "-":
             marked = _mark_best(marked, column.key)
-    return Block(selection, _BLOCK_TITLES.get(selection, f"Checkpoint {selection}"), tuple(marked))
+    return Block(selection, block_title(selection), tuple(marked))
+
+
+def block_title(selection: str) -> str:
+    """The heading of the lines of one selection, `-` for the baselines."""
+    return BLOCK_TITLES.get(selection, f"Checkpoint {selection}")
 
 
 def _mark_best(lines: list[Line], key: str) -> list[Line]:
@@ -263,37 +272,41 @@ def _cells(runs: Sequence[Row], columns: Iterable[Column]) -> dict[str, Cell]:
 
 def make_cell(runs: Sequence[Row], column: Column) -> Cell:
     """Mean over the runs where it is defined; a single run has its interval instead of a standard deviation."""
-    values = [float(getattr(r, column.key)) * column.scale for r in runs]
+    cell = mean_cell([float(getattr(r, column.key)) * column.scale for r in runs], column)
+    if len(runs) == 1 and column.interval and not math.isnan(cell.number):
+        low, high = (getattr(runs[0], f"{column.interval}_{end}") for end in ("low", "high"))
+        if not math.isnan(low):
+            return replace(cell, spread=f"[{_number(low, column)}, {_number(high, column)}]")
+    return cell
+
+
+def mean_cell(values: Sequence[float], column: Column) -> Cell:
+    """Mean over the defined values, as many as there are runs, with their standard deviation."""
     defined = [v for v in values if not math.isnan(v)]
     if not defined:
         return Cell(UNDEFINED)
     mean = statistics.fmean(defined)
-    spread = ""
-    if len(runs) == 1 and column.interval:
-        low, high = (getattr(runs[0], f"{column.interval}_{end}") for end in ("low", "high"))
-        if not math.isnan(low):
-            spread = f"[{_number(low, column)}, {_number(high, column)}]"
-    elif len(defined) > 1 and column.sd:
-        spread = f"± {_number(statistics.stdev(defined), column)}"
-    if len(defined) < len(runs):
-        spread = f"{spread} ({len(defined)} of {len(runs)})".strip()
+    spread = f"± {_number(statistics.stdev(defined), column)}" if len(defined) > 1 and column.sd else ""
+    if len(defined) < len(values):
+        spread = f"{spread} ({len(defined)} of {len(values)})".strip()
     return Cell(_number(mean, column), spread, mean)
 
 
 def _number(value: float, column: Column) -> str:
     if not column.key.startswith(("seconds", "parameters")):
-        return f"{value:.{column.digits}f}"
+        text = f"{value:.{column.digits}f}"
+        return text.removeprefix("-") if float(text) == 0 else text  # no minus before a zero
     # Amounts span many orders of magnitude, and a plain 0 says that there is nothing, not that there is little.
     return f"{value:.{0 if value == 0 or value >= 100 else 1 if value >= 10 else 2}f}"
 
 
 def _caption(evaluated: str, synthetic: bool, protocol: str, rows: Sequence[Row]) -> str:
     trained = sorted({r.train for r in rows})
-    masks = _span(r.validation_masks for r in rows if r.kind != "none")
+    masks = span(r.validation_masks for r in rows if r.kind != "none")
     group = rows[0].group or "group"
     text = f"{SYNTHETIC}. " if synthetic else ""
     text += f"Evaluated on {evaluated}, protocol {protocol}, trained on {', '.join(trained)}: "
-    text += f"{_span(r.images for r in rows)} test images of {_span(r.groups for r in rows)} {group}s. "
+    text += f"{span(r.images for r in rows)} test images of {span(r.groups for r in rows)} {group}s. "
     text += f"tau_val was chosen on {masks} validation masks. " if masks else ""
     spread = {len(runs) for runs in _groups(rows)}
     if 1 in spread:
@@ -303,7 +316,8 @@ def _caption(evaluated: str, synthetic: bool, protocol: str, rows: Sequence[Row]
     return text.rstrip()
 
 
-def _span(numbers: Iterable[int]) -> str:
+def span(numbers: Iterable[int]) -> str:
+    """One number, or the lowest and the highest; nothing without any."""
     found = sorted(set(numbers))
     if not found:
         return ""
@@ -323,6 +337,6 @@ def _footnotes(rows: Sequence[Row]) -> tuple[str, ...]:
     flat = [r for r in rows if r.degenerate and not r.baseline]
     for method, runs in itertools.groupby(sorted(flat, key=lambda r: r.method), key=lambda r: r.method):
         notes.append(
-            f"{method}: {_span(r.degenerate for r in runs)} of {_span(r.images for r in flat)} maps are constant."
+            f"{method}: {span(r.degenerate for r in runs)} of {span(r.images for r in flat)} maps are constant."
         )
     return (*notes, *dict.fromkeys(note for r in rows for note in r.notes))

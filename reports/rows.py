@@ -41,7 +41,8 @@ class Row:
     seconds_train: of the training whose checkpoint is read; seconds_parents: of everything that training builds on.
     skill: PxAP above chance in percent of what chance leaves. drop_*: percentage points lost against the row of the
     same checkpoint on the set it was trained for (negative: gained); NaN in domain and without such a row.
-    by_class: the images of each class alone.
+    by_class: the images of each class alone. label_map: how the classes of another set were read, in words.
+    train_foreground: what a mask marks in the set trained on. unshifted: images that a shift could not change.
     settings: short hash of all that identifies the run but data, fold and seed; different ones are never averaged.
     """
 
@@ -105,6 +106,9 @@ class Row:
     drop_pxap: float = NAN
     drop_skill: float = NAN
     drop_accuracy: float = NAN
+    label_map: str = ""
+    train_foreground: str = ""
+    unshifted: int = 0
     classes: tuple[str, ...] = ()
     by_class: tuple[ClassResult, ...] = ()
     notes: tuple[str, ...] = ()
@@ -318,6 +322,8 @@ def _evaluation(facts: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[str
     return {
         "dataset": found["dataset"], "shift": found.get("shift", ""), "level": int(found.get("level", 0)),
         "severity": NAN if severity is None else float(severity), "axis": found.get("axis", ""),
+        "label_map": found.get("label_map", ""), "train_foreground": found.get("train_foreground", ""),
+        "unshifted": len(facts.get("left_unshifted", ())),
         "ood": found["dataset"] != labels["train"] or bool(found.get("shift")),
     }  # fmt: skip
 

@@ -6,8 +6,12 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from .aggregate import SYNTHETIC, Block, Cell, Column, Line, Table, build_tables
+from .aggregate import SYNTHETIC, Block, Column, Line, Table, build_tables
+from .escape import fit, latex_cell, latex_escape, latex_name, markdown_cell, markdown_escape, pipes, printable
+from .grid_text import terminal_grid
+from .ood import build_away
 from .rows import Row
+from .shifts import build_shifted
 
 _TERMINAL_COLUMNS = (
     "pxap", "chance", "accuracy", "dice_tau_val", "iou_tau_val", "tau_val", "dice_oracle", "seconds_train",
@@ -30,28 +34,13 @@ def markdown_table(table: Table) -> str:
     heads = [*LABEL_TITLES, *(c.title for c in table.columns)]
     aligned = ["---"] * (len(LABEL_TITLES) - 1) + ["---:"] * (1 + len(table.columns))
     for block in table.blocks:
-        lines = [_pipes(h.replace("_", r"\_") for h in heads), _pipes(aligned)]
+        lines = [pipes(h.replace("_", r"\_") for h in heads), pipes(aligned)]
         for line in block.lines:
-            cells = [_markdown_cell(line.cells[c.key]) for c in table.columns]
-            lines.append(_pipes([*(markdown_escape(v) for v in label_values(line)), *cells]))
+            cells = [markdown_cell(line.cells[c.key]) for c in table.columns]
+            lines.append(pipes([*(markdown_escape(v) for v in label_values(line)), *cells]))
         parts += [f"**{markdown_escape(block.title)}**", "\n".join(lines)]
     parts.append("\n".join(f"- {markdown_escape(note)}" for note in table.footnotes))
     return "\n\n".join(parts) + "\n"
-
-
-def _pipes(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _markdown_cell(cell: Cell) -> str:
-    value = f"**{cell.value}**" if cell.best else cell.value
-    return f"{value} {cell.spread}".rstrip()
-
-
-def markdown_escape(text: str) -> str:
-    """Text that Markdown shows as it is: no markup, no HTML, one line."""
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", text)
 
 
 # -- LaTeX -----------------------------------------------------------------------------------------------------------
@@ -76,27 +65,9 @@ def latex_table(table: Table, number: int) -> str:
 
 
 def _latex_line(table: Table, line: Line) -> str:
-    # The empty group keeps a name's leading bracket from being read as an optional argument of the line break above.
-    cells = ["{}" * (v[:1] in "[*") + latex_escape(v) for v in label_values(line)]
-    for column in table.columns:
-        cell = line.cells[column.key]
-        value = rf"\textbf{{{cell.value}}}" if cell.best else cell.value
-        cells.append(value + (rf" {{\scriptsize {latex_escape(cell.spread)}}}" if cell.spread else ""))
+    cells = [latex_name(v) for v in label_values(line)]
+    cells += [latex_cell(line.cells[column.key]) for column in table.columns]
     return " & ".join(cells) + r" \\"
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", "\"": "''{}", "±": r"$\pm$", "†": r"$^\dagger$", "‡": r"$^\ddagger$", "·": r"$\cdot$",
-    "×": r"$\times$",
-    "≥": r"$\geq$", "≤": r"$\leq$", "τ": r"$\tau$", "µ": r"$\mu$", "→": r"$\rightarrow$", "…": r"\dots{}",
-}  # fmt: skip
-
-
-def latex_escape(text: str) -> str:
-    """Text that LaTeX prints as it is, on one line."""
-    return "".join(_LATEX.get(c, c) for c in " ".join(text.split()))
 
 
 # -- CSV -------------------------------------------------------------------------------------------------------------
@@ -120,13 +91,18 @@ def _csv_value(value: object) -> object:
 
 # -- terminal --------------------------------------------------------------------------------------------------------
 def terminal_table(rows: Sequence[Row], width: int = 120) -> str:
-    """A compact aligned table for the end of a run: the protocol's own selection and the baselines.
+    """Compact aligned tables for the end of a run: in domain, out of domain, shifted.
+
+    Each shows the protocol's own selection and the baselines.
 
     Long names are cut to keep within `width` columns. Other selections are named below and stand in the report.
     """
     if not rows:
         return "No finished row yet."
-    return "\n\n".join(_terminal_one(table, width) for table in build_tables(rows))
+    out = [_terminal_one(table, width) for table in build_tables(rows)]
+    out += [terminal_grid(away.grid, width) for away in build_away(rows)]
+    out += [terminal_grid(shifted.grid, width) for shifted in build_shifted(rows)]
+    return "\n\n".join(out)
 
 
 def _terminal_one(table: Table, width: int) -> str:
@@ -141,15 +117,15 @@ def _terminal_one(table: Table, width: int) -> str:
         excess = max(0, sum(widths) + 2 * (len(widths) - 1) - width)
         widths[k] = min(widths[k], max(10, widths[k] - excess))
     out = [
-        _fit(table.title, width, True).rstrip(),
-        "  ".join(_fit(h, w, k < 2) for k, (h, w) in enumerate(zip(heads, widths, strict=True))).rstrip(),
+        fit(table.title, width, True).rstrip(),
+        "  ".join(fit(h, w, k < 2) for k, (h, w) in enumerate(zip(heads, widths, strict=True))).rstrip(),
     ]
     for block, lines in zip(shown, grid, strict=True):
         out.append(f"-- {block.title}")
         out += [
-            "  ".join(_fit(v, w, k < 2) for k, (v, w) in enumerate(zip(r, widths, strict=True))).rstrip() for r in lines
+            "  ".join(fit(v, w, k < 2) for k, (v, w) in enumerate(zip(r, widths, strict=True))).rstrip() for r in lines
         ]
-    return "\n".join([*out, *(_printable(note) for note in _terminal_notes(table, shown))])
+    return "\n".join([*out, *(printable(note) for note in _terminal_notes(table, shown))])
 
 
 def _short(column: Column) -> str:
@@ -161,17 +137,6 @@ def _short(column: Column) -> str:
 def _terminal_line(line: Line, columns: Iterable[Column], single: bool) -> list[str]:
     numbers = [line.cells[c.key].text if c.key == "pxap" else line.cells[c.key].value for c in columns]
     return [line.marked, line.first.backbone, *([] if single else [str(len(line.runs))]), *numbers]
-
-
-def _fit(text: str, width: int, left: bool) -> str:
-    text = _printable(text)
-    text = text if len(text) <= width else text[: width - 1] + "…"
-    return text.ljust(width) if left else text.rjust(width)
-
-
-def _printable(text: str) -> str:
-    """Text without control characters, which could rewrite the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _terminal_notes(table: Table, shown: Sequence[Block]) -> list[str]:

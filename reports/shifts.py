@@ -1,0 +1,146 @@
+"""Shifted copies of a test set: one table per data set and protocol, a group of columns a shift and metric."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from .aggregate import BOUND, UNDEFINED, Cell, Column, Line, Settings, Table, make_cell, mean_cell, tables_of
+from .grid import BLANK, Grid, Group, Head, Place, make_blocks, place_of
+from .rows import Row
+
+METRICS = (
+    Column("pxap", "PxAP", "Pixel average precision in percent, the pixels of all images pooled.", sd=False, best=True),
+    Column("accuracy", "Accuracy", "Share of images classified right, in percent.", sd=False, best=True),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The levels of one shift of one data set for models of one training set under one protocol.
+
+    levels: level -> its table; level 0 is the unchanged set, and missing where that was not scored.
+    """
+
+    shift: str
+    axis: str
+    levels: Mapping[int, Table]
+
+    @property
+    def severities(self) -> dict[int, float]:
+        """Level -> its number on the axis; NaN where it has none."""
+        return {k: next((r.severity for r in t.rows), math.nan) for k, t in self.levels.items()}
+
+    def lines(self, level: int) -> dict[Place, Line]:
+        """The lines of a level by place; none where the level was not scored."""
+        table = self.levels.get(level)
+        return {place_of(line): line for line in table.lines} if table else {}
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """All shifts of one data set for models of one training set under one protocol."""
+
+    train: str
+    dataset: str
+    protocol: str
+    synthetic: bool
+    ladders: tuple[Ladder, ...]
+    grid: Grid
+
+    @property
+    def sets(self) -> str:
+        """The data set; for models trained on another one, both."""
+        return self.dataset if self.train == self.dataset else f"{self.train} → {self.dataset}"
+
+
+def build_shifted(rows: Iterable[Row], settings: Settings | None = None) -> list[Shifted]:
+    """One `Shifted` per training set, data set, protocol and kind of data."""
+    tables: dict[tuple[str, str, str, bool], dict[tuple[str, int], Table]] = defaultdict(dict)
+    for table in tables_of(rows, settings):
+        first = table.rows[0]
+        tables[table.train, first.dataset, table.protocol, table.synthetic][first.shift, first.level] = table
+    out = []
+    for (train, dataset, protocol, synthetic), found in sorted(tables.items()):
+        ladders = tuple(_ladder(shift, found) for shift in sorted({s for s, _ in found} - {""}))
+        if ladders:
+            grid = _grid(train, dataset, protocol, synthetic, ladders)
+            out.append(Shifted(train, dataset, protocol, synthetic, ladders, grid))
+    return out
+
+
+def _ladder(shift: str, found: Mapping[tuple[str, int], Table]) -> Ladder:
+    levels = {level: table for (name, level), table in sorted(found.items()) if name in (shift, "")}
+    axis = next(r.axis for level, t in levels.items() if level for r in t.rows)
+    return Ladder(shift, axis, levels)
+
+
+def _grid(train: str, dataset: str, protocol: str, synthetic: bool, ladders: Sequence[Ladder]) -> Grid:
+    groups: list[Group] = []
+    lines: list[Mapping[Place, tuple[Cell, ...]]] = []
+    runs: dict[Place, set[int]] = defaultdict(set)
+    for ladder in ladders:
+        # Lines of the unchanged set that were not scored on any level of the shift say nothing here.
+        places = dict.fromkeys(p for level in ladder.levels if level for p in ladder.lines(level))
+        for place in places:
+            runs[place] |= {len(ladder.lines(k)[place].runs) for k in ladder.levels if place in ladder.lines(k)}
+        for metric in METRICS:
+            groups.append(Group(f"{ladder.shift} · {metric.title}", _heads(ladder, metric)))
+            lines.append({place: _cells(ladder, place, metric) for place in places})
+    blocks = make_blocks(lines, runs, [g.heads for g in groups], protocol)
+    sets = dataset if train == dataset else f"{train} → {dataset}"
+    text = (
+        "The same test images, changed on purpose and ever more from level to level; level 0 is the images as they are."
+    )
+    return Grid("shift", f"Shifted {sets} · protocol {protocol}", protocol, synthetic, tuple(groups), blocks,
+                _caption(train, dataset, ladders), _footnotes(ladders), text=text, wide=2)  # fmt: skip
+
+
+def _heads(ladder: Ladder, metric: Column) -> tuple[Head, ...]:
+    severities = ladder.severities
+    heads = []
+    for level in sorted({0, *ladder.levels}):
+        severity = severities.get(level, math.nan)
+        hint = "as it is" if not level else f"{ladder.axis}: {severity:g}" if not math.isnan(severity) else ladder.axis
+        brief = str(level) if level in (0, max(ladder.levels)) else ""
+        heads.append(Head(str(level), f"{metric.title}, level {level} ({hint})", metric.best, brief=brief))
+    return (*heads, Head("mean", f"{metric.title}, mean over the shifted levels", metric.best, brief="mean"))
+
+
+def _cells(ladder: Ladder, place: Place, metric: Column) -> tuple[Cell, ...]:
+    levels = sorted({0, *ladder.levels})
+    found = [ladder.lines(level).get(place) for level in levels]
+    cells = [make_cell(line.runs, metric) if line else BLANK for line in found]
+    shifted = [cell.number for cell, level in zip(cells, levels, strict=True) if level]
+    return (*cells, mean_cell(shifted, metric))
+
+
+def _caption(train: str, dataset: str, ladders: Sequence[Ladder]) -> str:
+    scales = "; ".join(f"{x.shift}: {x.axis} {_scale(x)}".rstrip() for x in ladders)
+    return (
+        f"Trained on {train}, scored on shifted test images of {dataset}. Severity of levels 1, 2, …: {scales}. "
+        "Means over the n runs; the spread of each stands in rows.csv. mean: over the shifted levels, level 0 left out."
+    )
+
+
+def _scale(ladder: Ladder) -> str:
+    numbers = [v for level, v in sorted(ladder.severities.items()) if level]
+    return "" if any(math.isnan(v) for v in numbers) else ", ".join(f"{v:.3g}" for v in numbers)
+
+
+def _footnotes(ladders: Sequence[Ladder]) -> tuple[str, ...]:
+    notes = [
+        "The chance level is the same at every level, because the masks are. "
+        "tau_val and the scale of the maps come from the unchanged validation images.",
+    ]
+    for ladder in ladders:
+        left = max((r.unshifted for t in ladder.levels.values() for r in t.rows), default=0)
+        if left:
+            notes.append(
+                f"{ladder.shift}: up to {left} images a level could not be changed and were scored as they are."
+            )
+    rows = [r for x in ladders for t in x.levels.values() for r in t.rows]
+    if any(r.upper_bound for r in rows):
+        notes.append(f"{BOUND} upper bound: trained with pixel masks, so no weakly supervised method.")
+    notes.append(f"{UNDEFINED}: not defined, because the method makes no map or classifies no image.")
+    return tuple(notes)
