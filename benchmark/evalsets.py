@@ -11,17 +11,18 @@ EVERY_OTHER, NOTHING = "all", "none"
 
 
 class EvalSet(NamedTuple):
-    """The test split of a fold of a dataset, perhaps shifted; level 0 is the images as they are."""
+    """The test split of a fold of a dataset, perhaps shifted; level 0 is the images as they are.
 
-    dataset: str  # as the user named it
+    dataset: as the user named it. lender, lender_fold: the dataset whose test images lend their stains, for a shift
+    that needs some; the dataset itself unless the user names another.
+    """
+
+    dataset: str
     fold: str
     shift: str = ""
     level: int = 0
-
-    @property
-    def suffix(self) -> str:
-        """What its name in tables has after the dataset's own, such as `:stain-3`."""
-        return f":{self.shift}-{self.level}" if self.shift else ""
+    lender: str = ""
+    lender_fold: str = ""
 
 
 class Target(NamedTuple):

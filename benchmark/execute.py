@@ -16,7 +16,8 @@ from joblib import Parallel, delayed
 
 from .config import RunConfig
 from .errors import BenchError
-from .plan import Plan, Source, Stage
+from .plan import Plan, Stage
+from .sources import Source
 from .store import Store
 
 log = logging.getLogger(__name__)

@@ -4,26 +4,22 @@ Planning reads no image and imports no torch, so a finished matrix is recognised
 need appears once: its key is the hash of what it is, not of who asked.
 """
 
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..datasets.shift import SHIFTS, shift_identity
 from ..methods.spec import SUPERVISIONS
 from ..methods.strides import takes_preset_stride
 from ..methods.weights import weights_identity
 from .config import Request, TrainConfig, identity_fields, train_config, update
-from .errors import BenchError, did_you_mean
-from .evalsets import EvalSet, Target, fold_of, map_labels, read_targets
+from .errors import BenchError
+from .evalsets import EvalSet
 from .metrics import VERSION as METRICS_VERSION
+from .ood import Evaluated
 from .protocols import PROTOCOLS, Protocol, get_protocol
 from .resolve import MethodRef, Resolver
-from .sources import Source, refuse_namesakes, refuse_overlap
 from .store import key_of
 
-log = logging.getLogger(__name__)
 HARNESS_VERSION = 2  # raised when training or scoring itself gives other numbers
 
 
@@ -81,16 +77,9 @@ class Planner:
         self.methods = self.resolver.expand(request.methods)
         changes = request.overrides.get("protocol", {})
         self.protocols = [_protocol(name, changes) for name in request.protocols]
-        cache = request.run.results / "cache"
-        self.targets = read_targets(request.ood, request.datasets)
-        names = dict.fromkeys([*request.datasets, *(t.dataset for t in self.targets if t.dataset)])
-        self.sources = {name: _open(name, request, cache) for name in names}
-        refuse_namesakes(self.sources)
-        for name in request.datasets:
-            if self.sources[name].dataset.card.evaluation_only:
-                raise BenchError(f"Dataset {name} has no training images; score models of another on it: --ood {name}.")
+        self.evaluated = Evaluated(request)
+        self.sources = self.evaluated.sources
         self._weights: dict[str, dict[str, str]] = {}
-        self._evaluated: dict[tuple[str, str], list[EvalSet]] = {}
         self.plan = Plan()
 
     def _refuse_circles(self, method: MethodRef, cell: Cell, trail: tuple[str, ...] = ()) -> None:
@@ -120,7 +109,7 @@ class Planner:
                 settled = method.at(self.request.preset, cell.dataset, cell.backbone)
                 self._refuse_circles(settled, cell)
                 self._rows(settled, cell)
-        self.resolver.check_sections(("train", "protocol", "run"))
+        self.resolver.check_sections(("train", "protocol", "run", "shift"))
         return self.plan
 
     def _cells(self) -> Iterator[Cell]:
@@ -132,56 +121,6 @@ class Planner:
                         for protocol in self.protocols:
                             yield Cell(name, fold, backbone, seed, protocol)
 
-    # -- what is scored on -------------------------------------------------------------------------------------------
-    def _eval_sets(self, cell: Cell) -> list[EvalSet]:
-        """The cell's own test set first, then every other set asked for."""
-        place = (cell.dataset, cell.fold)
-        if place not in self._evaluated:
-            found = [EvalSet(*place)]
-            for target in self.targets:
-                name = target.dataset or cell.dataset
-                fold = cell.fold if name == cell.dataset else fold_of(cell.fold, self.sources[name].dataset.folds)
-                wanted = EvalSet(name, fold, target.shift, target.level)
-                if wanted not in found and self._fits(cell, wanted, target):
-                    found.append(wanted)
-            self._evaluated[place] = found
-        return self._evaluated[place]
-
-    def _fits(self, cell: Cell, wanted: EvalSet, target: Target) -> bool:
-        """Whether models of a cell may be scored there. Raises BenchError for a set that was named and does not fit."""
-        source, other = self.sources[cell.dataset], self.sources[wanted.dataset]
-        if source is other:
-            return True
-        if map_labels(source.dataset.card, other.dataset.card) is None:
-            text = (
-                f"The classes of {other.title} ({', '.join(other.dataset.card.classes)}) cannot be told by a model of "
-            )
-            text += f"{source.title} ({', '.join(source.dataset.card.classes)})"
-            if target.named:
-                raise BenchError(f"--ood: {text}. Leave it out.")
-            log.warning("%s: not scored there.", text)
-            return False
-        refuse_overlap(source, cell.fold, other, wanted.fold)
-        return True
-
-    def _evaluation(self, cell: Cell, on: EvalSet, split: str) -> dict[str, Any]:
-        """What of an evaluation set enters a stage key."""
-        splits = ("train", "test") if on.shift and SHIFTS[on.shift].pooled else (split,)
-        found = self.sources[on.dataset].identity(on.fold, splits)
-        if on.shift:
-            found = {**found, "shift": shift_identity(on.shift, on.level)}
-        if on.dataset != cell.dataset:
-            found = {**found, "label_map": list(self.label_map(cell, on))}
-        return found
-
-    def label_map(self, cell: Cell, on: EvalSet) -> tuple[int, ...]:
-        """For every class of the evaluation set, the class of the training set that means the same."""
-        cards = (self.sources[name].dataset.card for name in (cell.dataset, on.dataset))
-        mapping = map_labels(*cards)
-        if mapping is None:
-            raise ValueError(f"no label map from {cell.dataset} to {on.dataset}")
-        return mapping
-
     # -- rows and scores ---------------------------------------------------------------------------------------------
     def _rows(self, method: MethodRef, cell: Cell) -> None:
         carrier = self._carrier(method, cell)
@@ -191,7 +130,7 @@ class Planner:
         if carrier and (method.spec.kind == "none" or mapless or not masks):
             selections = ("cl", "last")  # without maps, or masks to judge them by, there is no best map
         home = EvalSet(cell.dataset, cell.fold)
-        for on in self._eval_sets(cell):
+        for on in self.evaluated.sets(cell.dataset, cell.fold):
             for selection in selections:
                 for map_class in self._map_classes(method, cell, on):
                     val = self._score(method, cell, selection, map_class, home, "val", {})
@@ -219,7 +158,7 @@ class Planner:
             "protocol": cell.protocol.identity(),
             "map_class": map_class,
             "image_size": config.image_size,
-            "eval": self._evaluation(cell, on, split),
+            "eval": self.evaluated.identity(cell.dataset, on, split),
         }
         role = ""
         if carrier:
@@ -229,7 +168,7 @@ class Planner:
             identity["seed"] = cell.seed
         labels = {
             **self._labels(method, cell, cell.backbone if carrier else "-"),
-            "eval": self.sources[on.dataset].title + on.suffix,
+            "eval": self.evaluated.title(on),
             "split": split,
             "seed": cell.seed if carrier or method.spec.uses_seed else 0,
             "selection": selection,
@@ -244,11 +183,11 @@ class Planner:
             "config": config,
             "cell": cell,
             "on": on,
-            "label_map": self.label_map(cell, on),
+            "label_map": self.evaluated.label_map(cell.dataset, on),
             "supervision": self._supervision(method, cell),
         }
         model = parents.get("checkpoint") or key_of([cell.dataset, cell.fold, cell.seed])
-        group = ("score", model, split, on.dataset, on.fold, on.suffix)
+        group = ("score", model, split, *(str(part) for part in on))
         return self.plan.add(Stage("score", identity, parents, labels, work, group))
 
     def _labels(self, method: MethodRef, cell: Cell, backbone: str) -> dict[str, Any]:
@@ -354,18 +293,6 @@ class Planner:
         work["supervision"] = self._supervision(teacher, cell)
         model = parents.get("checkpoint") or key_of([cell.dataset, cell.fold, cell.seed])
         return self.plan.add(Stage("maps", identity, parents, labels, work, ("maps", model)))
-
-
-def _open(name: str, request: Request, cache: Path) -> Source:
-    """A dataset by name. Raises BenchError for an unknown one, with the shifts it may have meant."""
-    try:
-        return Source(name, request.run.data_root, cache)
-    except BenchError as problem:
-        last = name.rpartition(":")[2]
-        near = did_you_mean(last, [f"{shift}-{k}" for shift, card in SHIFTS.items() for k in card.levels])
-        if name in request.datasets or ":" not in name or not near:
-            raise
-        raise BenchError(f"--ood {name}: {problem}{near} Shifts: {', '.join(SHIFTS)}, each with its levels.") from None
 
 
 def selecting_maps(carrier: MethodRef) -> tuple[str, ...]:

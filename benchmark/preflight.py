@@ -15,7 +15,7 @@ from .errors import BenchError, did_you_mean
 from .images import Need
 from .plan import Stage
 from .resolve import MethodRef
-from .stages import Desk, know_files, needs_of, place_of
+from .stages import Desk, know_files, needs_of, place_of, pool_needs
 
 if TYPE_CHECKING:
     from .plan import Planner
@@ -39,10 +39,10 @@ def preflight(stages: Sequence[Stage], planner: "Planner") -> None:
     needed: dict[tuple[str, str], dict[Need, None]] = {}
     places = {}
     for stage in stages:
-        place = place_of(stage)
-        key = (place.dataset, place.fold)
-        places.setdefault(key, place)
-        needed.setdefault(key, {}).update(dict.fromkeys(needs_of(stage, desk)))
+        for place, need in [*((place_of(stage), n) for n in needs_of(stage, desk)), *pool_needs(stage, desk)]:
+            key = (place.dataset, place.fold)
+            places.setdefault(key, place)
+            needed.setdefault(key, {})[need] = None
     for key, needs in needed.items():
         quick_checks(desk.manifest(places[key]))
         desk.images(places[key]).prepare(list(needs))

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ..datasets.base import Item, Manifest
+from ..datasets.base import Item
 from ..datasets.shift import SHIFTS, StainPool, stain_pool
 from .evalsets import EvalSet
 from .images import ImageCache
@@ -17,24 +17,19 @@ def pooled(shift: str) -> bool:
     return bool(shift) and SHIFTS[shift].pooled
 
 
-def pool_items(manifest: Manifest) -> list[Item]:
-    """The images whose stains make the pool: some of the test set and some of the training set of the same dataset."""
-    return [*_some(manifest.split("test")), *_some(manifest.split("train"))]
-
-
-def _some(items: Sequence[Item]) -> list[Item]:
+def pool_items(items: Sequence[Item]) -> list[Item]:
+    """The images of a split that speak for its stains."""
     ordered = sorted(items, key=lambda i: i.id)
     picks = np.linspace(0, len(ordered) - 1, min(POOL_IMAGES, len(ordered))).round().astype(int) if ordered else []
     return [ordered[k] for k in picks]
 
 
-def make_pool(manifest: Manifest, images: ImageCache, size: int) -> StainPool:
-    """The target stains of a dataset's fold, from images of its test set against images of its training set."""
-    items = pool_items(manifest)
-    own = [i for i in items if i.split == "test"]
-    other = [i for i in items if i.split != "test"]
+def make_pool(
+    own: tuple[ImageCache, Sequence[Item]], lender: tuple[ImageCache, Sequence[Item]], size: int
+) -> StainPool:
+    """The target stains: those of the lender's images, ordered by their distance to the own training images."""
     clusters = max(max(card.levels) for card in SHIFTS.values() if card.pooled)
-    return stain_pool(_pixels(images, own, size), _pixels(images, other, size), clusters)
+    return stain_pool(_pixels(*own, size), _pixels(*lender, size), clusters)
 
 
 def _pixels(images: ImageCache, items: Sequence[Item], size: int) -> Iterator[np.ndarray]:
@@ -44,6 +39,6 @@ def _pixels(images: ImageCache, items: Sequence[Item], size: int) -> Iterator[np
 
 def severity(on: EvalSet, pool: StainPool | None) -> float | None:
     """The number of a shifted set on the severity axis; None for a set as it is."""
-    if not on.shift:
+    if not on.shift or not on.level:
         return None
     return float(SHIFTS[on.shift].axis[on.level] if pool is None else pool.distances[on.level - 1])

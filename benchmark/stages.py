@@ -48,7 +48,7 @@ class Desk:
     sources: dict[str, Source]
     report: Callable[[dict[str, Any]], None] = lambda event: None
     _caches: dict[tuple[str, str], ImageCache] = field(default_factory=dict)
-    _pools: dict[tuple[str, str, int], StainPool] = field(default_factory=dict)
+    _pools: dict[tuple[Any, ...], StainPool] = field(default_factory=dict)
 
     @property
     def store(self) -> Store:
@@ -76,9 +76,12 @@ class Desk:
         """The target stains of a shifted set whose shift needs them, for images of `size` px."""
         if not pooled(on.shift):
             return None
-        key = (on.dataset, on.fold, size)
+        key = (*on._replace(shift="", level=0), size)
         if key not in self._pools:
-            self._pools[key] = make_pool(self.manifest(on), self.images(on), size)
+            lender = EvalSet(on.lender, on.lender_fold)
+            own = pool_items(self.manifest(on).split("train"))
+            lent = pool_items(self.manifest(lender).split("test"))
+            self._pools[key] = make_pool((self.images(on), own), (self.images(lender), lent), size)
         return self._pools[key]
 
 
@@ -97,11 +100,7 @@ def needs_of(stage: Stage, desk: Desk) -> list[Need]:
         if stage.labels["split"] == "val":
             return [Need(tuple(items), config.image_size), mask_need(manifest.split("valpx"), size)]
         shown = tuple(items[row] for row in example_rows(items))
-        needs = [Need(tuple(items), config.image_size), mask_need(items, size), Need(shown, size)]
-        if not pooled(stage.work["on"].shift):
-            return needs
-        # the pool at both sizes: for the images that are scored and for the pictures on the page
-        return needs + [Need(tuple(pool_items(manifest)), side) for side in {config.image_size, size}]
+        return [Need(tuple(items), config.image_size), mask_need(items, size), Need(shown, size)]
     needs = [
         Need(tuple(manifest.split("train")), config.load_size),
         Need(tuple(manifest.split("val")), config.image_size),
@@ -110,6 +109,18 @@ def needs_of(stage: Stage, desk: Desk) -> list[Need]:
     if stage.work["method"].spec.supervision == "pixel":
         needs.append(mask_need(manifest.split("train"), config.load_size))
     return needs
+
+
+def pool_needs(stage: Stage, desk: Desk) -> list[tuple[EvalSet, Need]]:
+    """What a stage reads beside `needs_of`: images whose stains make a pool, with the set each belongs to."""
+    on: EvalSet | None = stage.work.get("on")
+    if on is None or not pooled(on.shift):
+        return []
+    lender = EvalSet(on.lender, on.lender_fold)
+    own = tuple(pool_items(desk.manifest(on).split("train")))
+    lent = tuple(pool_items(desk.manifest(lender).split("test")))
+    sides = {stage.work["config"].image_size, stage.work["protocol"].size}  # for the scores and for the pictures
+    return [(place, Need(items, side)) for place, items in ((on, own), (lender, lent)) for side in sorted(sides)]
 
 
 def know_files(stages: Sequence[Stage]) -> None:

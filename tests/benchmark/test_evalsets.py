@@ -1,4 +1,4 @@
-"""What models are scored on: the words of --ood, the matching of classes, and that a test set is never a training set."""
+"""What models are scored on: the words of --ood, matched classes, and that no test set is a training set."""
 
 import csv as csv_module
 import shutil
@@ -214,3 +214,15 @@ def test_a_set_of_other_classes_is_refused_when_named_and_left_out_else(world, t
 def test_an_unknown_set(world, word, message):
     with pytest.raises(BenchError, match=message):
         Planner(replace(world.request("cam"), ood=(word,))).build()
+
+
+def test_stains_are_borrowed_from_a_named_set(world, other):
+    request = replace(world.request("cam"), ood=("restain-2",), overrides={**world.request("cam").overrides})
+    own = Planner(request).build()
+    borrowed = Planner(replace(request, overrides={**request.overrides, "shift": {"stains": str(other)}})).build()
+    names = {s.labels["eval"] for s in scores(borrowed)}
+    assert any(n.startswith("blobs:restain-2@") for n in names)
+    shifted = [{k for k in p.rows if p.stages[k].work["on"].shift} for p in (own, borrowed)]
+    assert not shifted[0] & shifted[1]
+    with pytest.raises(BenchError, match=r"no setting shift.stain\b.*Did you mean stains"):
+        Planner(replace(request, overrides={"shift": {"stain": "x"}}))

@@ -22,6 +22,7 @@ from wsolbench.benchmark.build import build_method, choose_device
 from wsolbench.benchmark.config import RunConfig, TrainConfig
 from wsolbench.benchmark.data import TrainingSet
 from wsolbench.benchmark.images import Frames
+from wsolbench.benchmark.pixelstore import PixelStore, Rows
 from wsolbench.benchmark.resolve import Resolver
 from wsolbench.benchmark.train import Training, Validation, _run_epoch, make_optimizer
 from wsolbench.datasets.base import Item
@@ -35,11 +36,23 @@ def job(config: TrainConfig, backbone: str, device: torch.device) -> Training:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (IMAGES, config.load_size, config.load_size, 3), dtype=np.uint8)
     items = tuple(Item(str(k), Path("none"), None, k % 2, "g", "train") for k in range(IMAGES))
-    data = TrainingSet(Frames(items, pixels), config, device).on_device()
+    frames = Frames(items, stored(pixels))
+    data = TrainingSet(frames, config, device).on_device()
     method = build_method(Resolver({}).ref("classifier"), backbone, config, 2, 0).to(device)
     context = TrainContext(1, 9, 2, (True, True), device, torch.Generator(device))
-    empty = Validation(Frames(items, pixels), {}, (), 1)
+    empty = Validation(frames, {}, (), 1)
     return Training(method, data, empty, context, config, RunConfig(), 0, Path(tempfile.gettempdir()))
+
+
+def stored(pixels: np.ndarray) -> Rows:
+    """The images in a store on disk, as the harness has them."""
+    digests = [f"{k:064x}" for k in range(len(pixels))]
+    store = PixelStore(Path(tempfile.mkdtemp()) / "images", pixels.shape[1:], np.uint8)
+    growth = store.begin(digests)
+    for digest, image in zip(digests, pixels, strict=True):
+        growth.put(digest, image)
+    growth.commit()
+    return store.rows(digests)
 
 
 def measure(sides: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, float]:

@@ -1,0 +1,74 @@
+"""Peak memory of scoring 16,000 images against 1,000, each the real command in a process of its own.
+
+Prints one line, or JSON with --json. Both sides train the same tiny model first; they differ in the test set alone.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SMALL, LARGE = 1000, 15664
+
+
+def write_set(folder: Path, test: int) -> Path:
+    """A CSV dataset of 64 px images, half of them declared maskless, with `test` different test images."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    lines = ["# name: many", "# classes: normal, tumor", "# positive: tumor", "# background: normal"]
+    lines.append("id,image,mask,label,group,split")
+    for split, count in (("train", 32), ("val", 16), ("test", test)):
+        for k in range(count):
+            name = f"{split}_{k}"
+            noise = rng.integers(0, 255, (8, 8, 3), np.uint8)
+            Image.fromarray(noise).resize((64, 64)).save(folder / f"{name}.png", compress_level=1)
+            if k % 2:
+                mask = np.zeros((64, 64), np.uint8)
+                mask[k % 32 :, k % 48 :] = 255
+                Image.fromarray(mask).save(folder / f"{name}_mask.png", compress_level=1)
+            mask_name = f"{name}_mask.png" if k % 2 else ""
+            lines.append(f"{name},{name}.png,{mask_name},{('normal', 'tumor')[k % 2]},{split}{k % 50},{split}")
+    path = folder / "many.csv"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def peak_mb(test: int, methods: str) -> float:
+    """Peak resident size in MB of one `bench run` on a fresh folder."""
+    with tempfile.TemporaryDirectory() as place:
+        csv = write_set(Path(place) / "data", test)
+        words = [
+            "run", "--methods", methods, "--datasets", str(csv), "--backbones", "test_resnet", "--weights", "none",
+            "--results", str(Path(place) / "results"), "--device", "cpu", "--preset", "smoke",
+            "--set", "train.epochs=1", "--set", "train.image_size=224", "--set", "train.load_size=224",
+            "--set", "train.stride=0",
+        ]  # fmt: skip
+        code = "import sys; from wsolbench.benchmark.cli import main; main(sys.argv[1:])"
+        subprocess.run([sys.executable, "-c", code, *words], check=True, stdout=subprocess.DEVNULL)
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+
+
+def measure(large: int = LARGE, methods: str = "darkness,cam,layercam") -> dict[str, float]:
+    """Peaks of both sides in MB and their ratio. The larger runs second, as only the highest peak is kept."""
+    small = peak_mb(SMALL, methods)
+    return {"small": SMALL, "large": large, "small_mb": small, "large_mb": (big := peak_mb(large, methods)),
+            "ratio": big / small}  # fmt: skip
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    found = measure()
+    if parser.parse_args().json:
+        print(json.dumps(found))
+    else:
+        print(
+            f"peak memory of scoring {found['large']} images against {found['small']}: {found['ratio']:.3f} "
+            f"({found['large_mb']:.0f} MB, {found['small_mb']:.0f} MB)"
+        )
