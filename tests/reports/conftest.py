@@ -331,7 +331,7 @@ def small(_small: Store, tmp_path: Path) -> Store:
     return Store(tmp_path / "results")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_results():
     """`make_results`, for tests that want a folder of their own."""
     return make_results
@@ -364,13 +364,13 @@ def wide_found(wide: Store) -> Findings:
     return collect(wide)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def recipe():
     """The class Recipe, for tests that change something."""
     return Recipe
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def other_set():
     """A set whose first class is all background, for recipes of one's own."""
     return lymph()

@@ -131,7 +131,8 @@ def test_hostile_text_is_shown_not_run(tmp_path, write_results, recipe, monkeypa
     store.fail("f" * 20, {"kind": "train", "labels": {"method": HOSTILE}, "error": HOSTILE, "traceback": ""})
     build_report(store, tmp_path / "out")
     page = Page((tmp_path / "out" / "index.html").read_text())
-    assert page.tags.count("script") == 1
+    kinds = [v for t, k, v in page.attributes if (t, k) == ("script", "type")]
+    assert (page.tags.count("script"), kinds) == (2, ["application/json"])  # our own, and data that never run
     assert ("img", "src", "x") not in page.attributes
     assert HOSTILE in " ".join(page.text)
     assert any(HOSTILE in row for table in page.tables for row in table)
