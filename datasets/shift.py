@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from ..benchmark.errors import BenchError, did_you_mean
 from .stain import ALPHA, BETA, LIGHT, TOP, StainPool, mix_hed, restain, stain_pool
@@ -226,6 +225,8 @@ def _split(text: str) -> tuple[str, str]:
 
 def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian blur, mirrored at the borders."""
+    from scipy import ndimage  # late: names and levels are listed and planned without it
+
     smooth = ndimage.gaussian_filter(image.astype(np.float32), (sigma, sigma, 0), mode="reflect")
     return np.rint(smooth).astype(np.uint8)
 

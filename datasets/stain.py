@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-from scipy.spatial.distance import cdist
 
 from ..benchmark.errors import BenchError
 
@@ -235,6 +234,8 @@ def _matrices(images: Iterable[np.ndarray]) -> tuple[list[StainMatrix], int]:
 
 def _mean_distances(those: list[np.ndarray], to: list[np.ndarray]) -> np.ndarray:
     """(n,) mean Frobenius distance of each matrix to all of the others; one by one, so that memory stays small."""
+    from scipy.spatial.distance import cdist  # late, as shifts are listed and planned without it
+
     reference = np.stack(to).reshape(len(to), -1)
     return np.array([cdist(m.reshape(1, -1), reference).mean() for m in those], float)
 

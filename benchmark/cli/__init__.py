@@ -11,11 +11,11 @@ from ..errors import BenchError, did_you_mean
 
 VERBS = {
     "run": ("run:run", "Train and score methods on datasets; the same command again continues."),
-    "list": ("listing:list_", "Methods, datasets, backbones, protocols and presets."),
+    "list": ("listing:list_", "Methods, datasets, shifts, backbones, protocols and presets."),
     "status": ("status:status", "What is stored: finished, failed and interrupted stages."),
     "report": ("report:report", "Tables, figures and the HTML page from what is stored."),
     "score": ("score:score", "Score anybody's maps against masks, without a model."),
-    "data": ("data:data", "Verify, describe or synthesise datasets."),
+    "data": ("data:data", "Verify, describe, synthesise or cut datasets."),
     "check": ("check:check", "Test a method against the contract, in under a minute."),
     "new-method": ("new_method:new_method", "Write a commented method file to start from."),
     "demo": ("demo:demo", "Synthetic data, the main job on it, the table and the page."),
@@ -55,11 +55,11 @@ class Verbs(click.Group):
 def bench() -> None:
     """Benchmark weakly supervised object localization on histology images.
 
-    A model sees image labels only (benign or malignant) and must classify the image and show where the evidence is.
+    A model sees image labels only (benign or malignant, normal or tumour) and must classify the image and show where the evidence is.
 
     \b
     Try:      bench demo
-    Real use: bench run --methods layercam,pixelcam,unet --datasets glas --data-root data
+    Real use: bench run --methods pixelcam,negev --datasets glas,camelyon16 --data-root data
     Then:     bench report
     """
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-WHAT = ("methods", "datasets", "backbones", "protocols", "presets")
+WHAT = ("methods", "datasets", "shifts", "backbones", "protocols", "presets")
 
 
 @click.command("list")
@@ -14,10 +14,11 @@ WHAT = ("methods", "datasets", "backbones", "protocols", "presets")
 @click.option("--results", type=click.Path(), default="results", hidden=True, help="As on the other read verbs.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, nothing else.")
 def list_(what: str | None, results: str, as_json: bool) -> None:
-    """Methods, datasets, backbones, protocols and presets. Imports none of them."""
+    """Methods, datasets, shifts, backbones, protocols and presets. Imports no method, no dataset."""
     makers = {
         "methods": _methods,
         "datasets": _datasets,
+        "shifts": _shifts,
         "backbones": _backbones,
         "protocols": _protocols,
         "presets": _presets,
@@ -61,6 +62,23 @@ def _datasets() -> list[dict[str, Any]]:
         for e in DATASETS.entries()
     ]
     return [*rows, {"name": "FILE.csv", "summary": "Your own images: a manifest, see docs/datasets.md.", "error": ""}]
+
+
+def _shifts() -> list[dict[str, Any]]:
+    from ...datasets.shift import SHIFTS
+
+    return [
+        {
+            "name": f"{card.name}-1 … {card.name}-{card.levels[-1]}",
+            "summary": card.about,
+            "error": "",
+            "shift": card.name,
+            "severity": card.severity,
+            "axis": list(card.axis),
+            "levels": list(card.levels),
+        }
+        for card in SHIFTS.values()
+    ]
 
 
 def _backbones() -> list[dict[str, Any]]:
