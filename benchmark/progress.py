@@ -8,9 +8,11 @@ from .plan import Stage
 
 
 def title(stage: Stage) -> str:
-    """A stage in a few words, e.g. `train pixelcam · resnet18 · glas fold 0 seed 0`."""
+    """A stage in a few words, e.g. `score pixelcam · resnet18 · glas fold 0 seed 0 → camelyon16`."""
     labels = stage.labels
     where = f"{labels['train']} fold {labels['fold']} seed {labels['seed']}"
+    if labels.get("eval", labels["train"]) != labels["train"]:
+        where += f" → {labels['eval']}"
     parts = [labels["method"], labels["backbone"], where]
     return f"{stage.kind} " + " · ".join(p for p in parts if p != "-")
 

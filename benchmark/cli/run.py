@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -191,7 +192,10 @@ def _show_plan(plan: "Plan", store: "Store", as_json: bool) -> None:
             for stage in of_kind:
                 mark = "to do " if stage.key in todo else "stored" if store.is_done(stage.key) else "unused"
                 click.echo(f"  {mark}  {stage.key}  {title(stage)}")
-    click.echo(f"{len(plan.rows)} rows of the table, {sum(store.is_done(k) for k in plan.rows)} stored")
+    pairs = Counter((plan.stages[k].labels["train"], plan.stages[k].labels["eval"]) for k in plan.rows)
+    for (train, evaluated), rows in pairs.items():
+        click.echo(f"  {train} → {evaluated}: {rows} rows")
+    click.echo(f"{len(plan.rows)} rows of the tables, {sum(store.is_done(k) for k in plan.rows)} stored")
     if todo:
         text = f"about {_duration(seconds)}" if seconds is not None else "unknown (no finished training to learn from)"
         click.echo(f"estimated time: {text}")
