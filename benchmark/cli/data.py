@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import BenchError
+from .patches import patches
 
 if TYPE_CHECKING:
     from ...datasets.base import Dataset
@@ -30,6 +31,9 @@ def data() -> None:
 
     DATASET is a registered name (see `bench list datasets`) or the path of a CSV manifest (docs/datasets.md).
     """
+
+
+data.add_command(patches)
 
 
 @data.command()
