@@ -1,10 +1,32 @@
 """Losses that several methods share."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .pseudolabels import BACKGROUND, IGNORE
+from .base import TrainContext
+from .pseudolabels import BACKGROUND, IGNORE, SeedRule, draw_seeds
+
+
+class SeedLosses(NamedTuple):
+    """What drawn pixels cost, and what images without region cost where all their pixels are background, else None."""
+
+    seed: Tensor
+    negative: Tensor | None
+
+
+def seed_losses(logits: Tensor, maps: Tensor, rule: SeedRule, labels: Tensor, context: TrainContext) -> SeedLosses:
+    """Draws pixels from teacher maps (B, h, w) and scores pixel logits (B, 2, h, w) on them.
+
+    Under `rule.negatives` "dense" the images without region have a mean of their own over all their pixels, as in that
+    of the drawn pixels they would drown the few of the others; None where every class has a region.
+    """
+    positive = context.has_region(labels)
+    seed = partial_cross_entropy(logits, draw_seeds(maps, rule, context.generator, positive))
+    dense = rule.negatives == "dense" and not all(context.region_classes)
+    return SeedLosses(seed, background_cross_entropy(logits, ~positive) if dense else None)
 
 
 def partial_cross_entropy(logits: Tensor, seeds: Tensor) -> Tensor:

@@ -10,14 +10,14 @@ from .backbones import Backbone
 from .base import Batch, Options, Prediction, TrainContext, register
 from .classifier import Classifier
 from .decoder import linear_head, resize
-from .losses import partial_cross_entropy
-from .pseudolabels import SeedRule, draw_seeds
+from .losses import seed_losses
+from .pseudolabels import SeedRule
 from .teachers import has_known_head, image_head, warm_start
 
 
 @register(
     "pixelcam",
-    version=1,
+    version=2,
     family="pixel head",
     kind="prob",
     supervision="image",
@@ -52,9 +52,12 @@ class PixelCam(Classifier):
     """PixelCAM: an image head and a pixel head (one 1x1 convolution, background and foreground) on one encoder.
 
     loss = CE(image) + lambda_pixel * partial CE(pixels), the pixels drawn anew at every step from the teacher's maps,
-    resized to the grid (low_res) or, with the pixel logits resized instead, at image size. Starts from the teacher's
-    model. `freeze` keeps encoder and image head as they were. The published learning rate is not known: {1e-5 … 1e-2}
-    was searched. Maps are the pixel head's probability of foreground, (B, h, w) on the grid, for any class.
+    resized to the grid (low_res) or, with the pixel logits resized instead, at image size. Images without region of
+    interest give no pixels (negatives=skip), background pixels from anywhere (background, as in the published Camelyon
+    runs), or all their pixels as background, a mean of its own beside that of the drawn pixels (dense). Encoder and
+    image head start as the teacher's model, in its form (`head`); where the teacher has none, as any other model.
+    `freeze` keeps both as they were. Maps are the pixel head's probability of foreground, (B, h, w) on the grid, for
+    any class.
     """
 
     def __init__(self, backbone: Backbone | None, num_classes: int, options: Options) -> None:
@@ -88,7 +91,10 @@ class PixelCam(Classifier):
         return self
 
     def loss(self, batch: Batch, context: TrainContext) -> dict[str, Tensor]:
-        """Losses `image`, `pixel` and their weighted sum `total`. Raises RuntimeError without teacher maps."""
+        """Losses `image`, `pixel`, `negative` where it is on, and the weighted sum `total`.
+
+        Raises RuntimeError without teacher maps.
+        """
         if batch.maps is None:
             raise RuntimeError("pixelcam learns from teacher maps, and the batch has none")
         with torch.no_grad() if self.frozen else nullcontext():
@@ -99,9 +105,12 @@ class PixelCam(Classifier):
             maps = resize(maps[:, None].float(), logits.shape[-2:])[:, 0]
         else:
             logits = resize(logits, maps.shape[-2:])
-        seeds = draw_seeds(maps, self.rule, context.generator, context.has_region(batch.labels))
-        pixel = partial_cross_entropy(logits, seeds)
-        return {"total": image + self.lambda_pixel * pixel, "image": image, "pixel": pixel}
+        pixel, negative = seed_losses(logits, maps, self.rule, batch.labels, context)
+        terms = {"image": image, "pixel": pixel}
+        if negative is not None:
+            terms["negative"] = negative
+            pixel = pixel + negative
+        return {"total": image + self.lambda_pixel * pixel, **terms}
 
     def predict(self, images: Tensor, classes: Tensor | None = None) -> Prediction:
         """Logits of the image head, and the probability of foreground, whatever class is asked for."""

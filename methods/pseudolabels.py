@@ -25,8 +25,8 @@ class SeedRule:
     erosion, dilation: odd sides in px of the squares that shrink Otsu's region and widen the drawn pixels (1: none).
     flat_background: published codes draw the background with weights 1 - m / sum(m), which are the same everywhere to
         a few parts in 100,000; True draws it so, uniformly. False uses 1 - m as the papers describe.
-    negatives: what an image without region of interest gives: nothing, background pixels drawn uniformly from the whole
-        image, or all its pixels as background.
+    negatives: what an image without region of interest gives: `skip` nothing, `background` background pixels drawn
+        uniformly from the whole image, `dense` nothing here, as the loss takes all its pixels as background.
     """
 
     sampler: str = "prob_area"
@@ -68,10 +68,7 @@ def draw_seeds(maps: Tensor, rule: SeedRule, generator: torch.Generator, positiv
     front = _widen(_draw(front_weights * telling, rule.foreground, generator).view(shape), rule.dilation)
     back = _widen(_draw(back_weights, rule.background, generator).view(shape), rule.dilation)
     seeds = torch.full(shape, IGNORE, dtype=torch.int64, device=maps.device)
-    seeds = seeds.masked_fill(front & ~back, FOREGROUND).masked_fill(back & ~front, BACKGROUND)
-    if rule.negatives == "dense":
-        seeds = seeds.masked_fill(~positive[:, None, None], BACKGROUND)
-    return seeds
+    return seeds.masked_fill(front & ~back, FOREGROUND).masked_fill(back & ~front, BACKGROUND)
 
 
 def _weights(flat: Tensor, shape: torch.Size, rule: SeedRule) -> tuple[Tensor, Tensor]:

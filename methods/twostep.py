@@ -3,6 +3,7 @@
 The configurable family of F-CAM, NEGEV and their relatives: teacher x seed sampler x decoder x regularisers.
 """
 
+import math
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,12 +18,14 @@ from .base import Batch, Options, Prediction, TrainContext, register
 from .classifier import Classifier
 from .crf import PUBLISHED_PAIRS, dense_crf, draw_partners, joint_crf
 from .decoder import PyramidDecoder, linear_head, pixel_head, resize
-from .losses import background_cross_entropy, partial_cross_entropy
-from .pseudolabels import SeedRule, draw_seeds
+from .losses import seed_losses
+from .pseudolabels import SeedRule
 from .teachers import image_head, model_behind, warm_start
 
 DECODERS = ("unet", "linear")
-WEIGHTS = ("lambda_seed", "lambda_negative", "lambda_crf", "lambda_joint", "lambda_size")
+TERMS = ("seed", "negative", "crf", "joint", "size")
+REGULARISERS = TERMS[2:]
+SCALES = {"crf": PUBLISHED_PAIRS, "joint": 4 * PUBLISHED_PAIRS}  # what turns a mean over pairs into the published sum
 
 
 @register(
@@ -77,13 +80,12 @@ class TwoStep(Classifier):
     def __init__(self, backbone: Backbone | None, num_classes: int, options: Options) -> None:
         super().__init__(backbone, num_classes, options)
         self._check(options)
+        self.weights = {name: getattr(options, f"lambda_{name}") for name in TERMS}
+        unused = options.negatives == "dense" and not self.weights["negative"]
         self.rule = SeedRule(
             options.sampler, options.foreground, options.background, options.area, options.erosion, options.dilation,
-            options.flat_background, "skip" if options.negatives == "dense" else options.negatives,
+            options.flat_background, "skip" if unused else options.negatives,
         )  # fmt: skip
-        self.weights = {name: getattr(options, name) for name in WEIGHTS}
-        if options.negatives != "dense":
-            self.weights["lambda_negative"] = 0.0
         self.crf_size = options.crf_size
         self.schedule = (options.elb_start, options.elb_max, options.elb_mu)
         self.frozen = options.freeze
@@ -99,8 +101,9 @@ class TwoStep(Classifier):
             )
         if options.decoder not in DECODERS:
             raise BenchError(f"{name}: option decoder='{options.decoder}' must be one of {', '.join(DECODERS)}.")
-        if wrong := [w for w in WEIGHTS if not 0 <= getattr(options, w) < float("inf")]:
-            raise BenchError(f"{name}: option {wrong[0]}={getattr(options, wrong[0])} must be a number of at least 0.")
+        for weight in (f"lambda_{term}" for term in TERMS):
+            if not 0 <= getattr(options, weight) < math.inf:
+                raise BenchError(f"{name}: option {weight}={getattr(options, weight)} must be a number of at least 0.")
         if not options.lambda_seed:
             raise BenchError(f"{name}: without seeds (lambda_seed=0) nothing tells where the foreground is.")
         if options.crf_size < 1:
@@ -162,27 +165,23 @@ class TwoStep(Classifier):
         maps = batch.maps.float()
         if maps.shape[-2:] != logits.shape[-2:]:
             maps = resize(maps[:, None], logits.shape[-2:])[:, 0]
-        positive = context.has_region(batch.labels)
-        seeds = draw_seeds(maps, self.rule, context.generator, positive)
-        terms = {"seed": partial_cross_entropy(logits, seeds)}
-        if self.weights["lambda_negative"] and not all(context.region_classes):
-            terms["negative"] = background_cross_entropy(logits, ~positive)
-        if any(self.weights[w] for w in ("lambda_crf", "lambda_joint", "lambda_size")):
-            terms.update(self._regularisers(logits, batch, positive, context))
-        total = sum(self._weight(name) * value for name, value in terms.items())
+        seed, negative = seed_losses(logits, maps, self.rule, batch.labels, context)
+        terms = {"seed": seed}
+        if negative is not None:
+            terms["negative"] = negative
+        if on := [term for term in REGULARISERS if self.weights[term]]:
+            terms.update(self._regularisers(on, logits, batch, context))
+        total = torch.stack([self.weights[t] * SCALES.get(t, 1.0) * value for t, value in terms.items()]).sum()
         if not self.frozen:
             terms["image"] = F.cross_entropy(self.classify(grid), batch.labels)
             total = total + terms["image"]
-        return {"total": total, **terms}  # pyright: ignore[reportReturnType]
+        return {"total": total, **terms}
 
-    def _weight(self, term: str) -> float:
-        return self.weights[f"lambda_{term}"] * {"crf": PUBLISHED_PAIRS, "joint": 4 * PUBLISHED_PAIRS}.get(term, 1.0)
-
-    def _regularisers(self, logits: Tensor, batch: Batch, positive: Tensor, context: TrainContext) -> dict[str, Tensor]:
+    def _regularisers(self, on: list[str], logits: Tensor, batch: Batch, context: TrainContext) -> dict[str, Tensor]:
         """The terms that are on, over the images with a region; 0 where there is no such image."""
         images, labels = batch.images, batch.labels
-        on = [name for name in ("crf", "joint", "size") if self.weights[f"lambda_{name}"]]
         if not all(context.region_classes):
+            positive = context.has_region(labels)
             logits, images, labels = logits[positive], images[positive], labels[positive]
             if not len(labels):
                 return {name: logits.sum() * 0 for name in on}

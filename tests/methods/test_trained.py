@@ -1,4 +1,4 @@
-"""The trained methods: classifier, PixelCAM and U-Net."""
+"""The trained methods: classifier, Deep MIL, PixelCAM and U-Net. Those on a frozen classifier: test_twostep.py."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from wsolbench.methods.losses import partial_cross_entropy
 from wsolbench.methods.pseudolabels import SeedRule, draw_seeds
 from wsolbench.methods.spec import method_spec
 
-TRAINED = ("classifier", "pixelcam", "unet")
+TRAINED = ("classifier", "deepmil", "pixelcam", "unet")
 
 
 def copied(method):
@@ -40,7 +40,7 @@ def test_contract(make, name, backbone):
     if spec.kind == "none":
         assert first.maps is None
     else:
-        assert torch.equal(first.maps, second.maps)
+        assert torch.equal(first.maps, second.maps) != spec.class_specific
         assert 0 <= first.maps.min() < first.maps.max() <= 1
         assert first.maps.shape == ((4, *make.size) if name == "unet" else (4, *method.features(images).shape[2:]))
     method.loss(make.batch(), make.context())
@@ -148,7 +148,27 @@ def test_pixel_loss_reads_the_maps_at_the_asked_resolution(make, low_res):
     torch.testing.assert_close(pixel, -logits.log_softmax(1)[:, 0].mean())  # every pixel is background here
 
 
-def test_images_without_region_give_no_foreground_pixels(make):
+@pytest.mark.parametrize("negatives", ["skip", "background", "dense"])
+def test_images_without_region(make, negatives):
+    # so many pixels are asked for that all are drawn, foreground and background where Otsu and `area` put them
+    method = make.build("pixelcam", stride=8, classes=2, negatives=negatives, sampler="otsu", foreground=0,
+                        background=10**6, area=0.5, lambda_pixel=2.0)  # fmt: skip
+    batch, context = make.batch(), make.context(regions=(False, True))
+    losses = method.loss(batch, context)
+    maps = torch.nn.functional.interpolate(batch.maps[:, None], (8, 12), mode="bilinear")[:, 0]
+    cost = -method.pixel_head(method.features(batch.images)).log_softmax(1)[:, 0]
+    low = maps <= maps.flatten(1).kthvalue(48, 1).values[:, None, None]
+    drawn, negative = cost[1::2][low[1::2]], cost[::2]
+    wanted = torch.cat([drawn, negative.flatten()]).mean() if negatives == "background" else drawn.mean()
+    torch.testing.assert_close(losses["pixel"], wanted)
+    assert ("negative" in losses) == (negatives == "dense")
+    if negatives == "dense":
+        torch.testing.assert_close(losses["negative"], negative.mean())
+        wanted = wanted + negative.mean()
+    torch.testing.assert_close(losses["total"], losses["image"] + 2 * wanted)
+
+
+def test_a_batch_of_negatives_alone_draws_nothing_when_they_are_skipped(make):
     method, batch = make.build("pixelcam", classes=2, negatives="skip"), make.batch()
     batch.labels[:] = 0
     assert method.loss(batch, make.context(regions=(False, True)))["pixel"].item() == 0
