@@ -72,6 +72,22 @@ def random_stain(rng: np.random.Generator) -> Stain:
     )
 
 
+def blend_stains(one: Stain, other: Stain, share: float) -> Stain:
+    """The first stain with `share`, in [0, 1], of the way to the other."""
+
+    def mix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return a + share * (b - a)
+
+    haematoxylin, eosin = mix(one.haematoxylin, other.haematoxylin), mix(one.eosin, other.eosin)
+    blue, pink = mix(np.array(one.amounts), np.array(other.amounts))
+    return Stain(
+        haematoxylin / np.linalg.norm(haematoxylin),
+        eosin / np.linalg.norm(eosin),
+        (float(blue), float(pink)),
+        mix(one.light, other.light),
+    )
+
+
 def paint_glands(rng: np.random.Generator, style: GlandStyle, stain: Stain, size: int) -> tuple[np.ndarray, np.ndarray]:
     """One image: (size, size, 3) uint8 RGB and its (size, size) uint8 gland numbers, 0 for stroma."""
     canvas = Canvas(rng, size)
@@ -96,10 +112,10 @@ class Shapes:
 class Canvas:
     """Amounts of haematoxylin and eosin on the oversampled grid, and the tools to paint them."""
 
-    def __init__(self, rng: np.random.Generator, size: int) -> None:
+    def __init__(self, rng: np.random.Generator, size: int, units: float = UNIT_SIDE) -> None:
         self.rng = rng
         self.side = size * OVERSAMPLING
-        self.scale = self.side / UNIT_SIDE  # canvas px per unit
+        self.scale = self.side / units  # canvas px per unit
         self._blue, self._pink = (np.zeros([self.side + 2 * _MARGIN] * 2, np.float32) for _ in range(2))
         inner = (slice(_MARGIN, -_MARGIN), slice(_MARGIN, -_MARGIN))
         self.blue, self.pink = self._blue[inner], self._pink[inner]
@@ -155,10 +171,13 @@ class Canvas:
                 plane[window] *= keep[k]
                 plane[window] += add[k]
 
-    def develop(self, stain: Stain) -> np.ndarray:
-        """The stains as light: RGB = background · exp(-OD), averaged down to the final size, with a little grain."""
+    def develop(self, stain: Stain, thickness: tuple[float, float] = (0.75, 1.3)) -> np.ndarray:
+        """The stains as light: RGB = background · exp(-OD), averaged down to the final size, with a little grain.
+
+        thickness: range of that of the section; no two are cut alike, so that brightness tells no class.
+        """
         grain = 1 + 0.10 * self.noise(1.2)
-        thick = self.rng.uniform(0.75, 1.3)  # of the section: no two are cut alike, so brightness tells no class
+        thick = self.rng.uniform(*thickness)
         blue = self.blue * grain * (thick * stain.amounts[0])
         pink = self.pink * (2 - grain) * (thick * stain.amounts[1])
         density = blue[..., None] * stain.haematoxylin.astype(np.float32) + pink[..., None] * stain.eosin.astype(

@@ -1,8 +1,8 @@
 """Procedural H&E-like lymph node, with or without metastasis, painted with the tools of `histology.py`.
 
-A patch shows about 220 um of tissue: packed lymphocytes, follicles whose germinal centres hold larger and paler cells,
+A patch shows about 170 um of tissue: packed lymphocytes, follicles whose germinal centres hold larger and paler cells,
 sinuses, trabeculae, vessels. Metastasis is islands of large uneven nuclei with nucleoli. What lies outside of the
-islands is drawn by the same rules whatever the class. Lengths are in units, px of a 192 px image.
+islands is drawn by the same rules whatever the class. Lengths are in units, of which a patch is 150 wide.
 """
 
 from dataclasses import dataclass
@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from .histology import OVERSAMPLING, UNIT_SIDE, Canvas, Shapes, Stain, edge_distance
+from .histology import OVERSAMPLING, Canvas, Shapes, Stain, edge_distance
 
+UNITS = 150
 LYMPHOCYTE = 2.7  # radius of the nucleus
 CENTROCYTE = 3.7
+THICKNESS = (0.9, 1.15)  # of the section
 TISSUE_DENSITY = 0.12  # mean optical density from which a pixel counts as tissue
 
 
@@ -49,12 +51,12 @@ class _Zones:
 def random_metastasis(rng: np.random.Generator) -> Metastasis:
     """A plausible tumour; tumours differ in grade, so that neither darkness nor colour alone marks one."""
     return Metastasis(
-        radius=rng.uniform(4.5, 5.8),
+        radius=rng.uniform(4.8, 6.0),
         spread=rng.uniform(0.16, 0.28),
-        spacing=rng.uniform(2.1, 2.45),
-        chromatin=rng.uniform(0.64, 0.98),
-        cytoplasm=(rng.uniform(0.13, 0.27), rng.uniform(0.27, 0.48)),
-        hollow=rng.uniform(0.14, 0.4),
+        spacing=rng.uniform(2.2, 2.6),
+        chromatin=rng.uniform(0.52, 0.76),
+        cytoplasm=(rng.uniform(0.20, 0.30), rng.uniform(0.36, 0.54)),
+        hollow=rng.uniform(0.2, 0.45),
         nucleoli=rng.uniform(0.6, 0.95),
     )
 
@@ -67,7 +69,7 @@ def paint_node(
     share: of the patch that is at least to be metastasis, in [0, 1]; the mask has little more. tumour: how it looks, a
     random one by default.
     """
-    canvas = Canvas(rng, size)
+    canvas = Canvas(rng, size, UNITS)
     mask = _place_islands(canvas, share)
     zones = _lay_out(canvas, mask)
     _paint_ground(canvas, zones)
@@ -76,7 +78,7 @@ def paint_node(
     _paint_vessels(canvas, zones)
     if mask.any():
         _paint_metastasis(canvas, zones, tumour or random_metastasis(rng))
-    return canvas.develop(stain), mask
+    return canvas.develop(stain, THICKNESS), mask
 
 
 def tissue_share(image: np.ndarray) -> float:
@@ -92,7 +94,7 @@ def _place_islands(canvas: Canvas, share: float) -> np.ndarray:
         return np.zeros((side, side), bool)
     height = 0.55 * canvas.noise(50) + 0.20 * canvas.noise(20) + 0.03 * canvas.noise(7)
     y, x = np.mgrid[: canvas.side, : canvas.side] / canvas.scale
-    for cy, cx in rng.uniform(0, UNIT_SIDE, (rng.integers(1, 4), 2)):
+    for cy, cx in rng.uniform(0, UNITS, (rng.integers(1, 4), 2)):
         apart = ((y - cy) ** 2 + (x - cx) ** 2) / (2 * rng.uniform(24, 44) ** 2)
         height = height + rng.uniform(1.0, 1.8) * np.exp(-apart)
     height = height[::OVERSAMPLING, ::OVERSAMPLING]
@@ -128,9 +130,9 @@ def _lay_out(canvas: Canvas, mask: np.ndarray) -> _Zones:
     fibre = np.clip((0.02 + 0.30 * tough - np.abs(flow - rng.normal(0, 0.7))) * 14 + 0.5, 0, 1)
     sinus = np.clip((0.04 + 0.36 * wet - np.abs(drain - rng.normal(0, 0.7))) * 12 + 0.5, 0, 1) * (1 - fibre)
     centre = nowhere
-    if rng.random() < 0.6:
+    if rng.random() < 0.4:
         y, x = np.mgrid[: canvas.side, : canvas.side] / canvas.scale
-        cy, cx = rng.uniform(-10, UNIT_SIDE + 10, 2)
+        cy, cx = rng.uniform(-15, UNITS + 15, 2)
         centre = rng.uniform(36, 78) - np.hypot((y - cy) * rng.uniform(0.8, 1.25), x - cx) + 4 * canvas.noise(30)
         clear = np.clip(1 - (centre + 16) / 6, 0, 1)  # no sinus or trabecula crosses a follicle
         fibre, sinus = fibre * clear, sinus * clear
@@ -142,7 +144,7 @@ def _paint_ground(canvas: Canvas, zones: _Zones) -> None:
     rng = canvas.rng
     pale = rng.uniform(0.5, 1.4)
     veil = np.clip(0.5 + 0.5 * canvas.noise(5), 0, 1.4)
-    thin = rng.uniform(0.7, 1.5)
+    thin = rng.uniform(0.5, 1.0)
     canvas.pink[:] = thin * (0.18 + 0.13 * veil)
     canvas.blue[:] = thin * (0.15 + 0.08 * veil)
     gaps = np.clip((canvas.noise(9) - 1.9 + 0.45 * pale) * 1.6, 0, 1) * (zones.centre < -12)
@@ -201,7 +203,7 @@ def _lymphocytes(canvas: Canvas, at: np.ndarray) -> None:
     large = rng.random(n) < 0.06  # activated
     radius = LYMPHOCYTE * np.exp(rng.normal(0, 0.08, n)) * np.where(large, 1.3, 1)
     axes = np.stack([radius * rng.uniform(1, 1.15, n), radius * rng.uniform(0.88, 1, n)], 1)
-    dark = rng.uniform(0.70, 0.96, n) * np.where(large, 0.8, 1)
+    dark = rng.uniform(0.82, 1.08, n) * np.where(large, 0.75, 1)
     angle = rng.uniform(0, np.pi, n)
     canvas.ellipses(at, Shapes(axes, angle, dark, np.full(n, 0.26)))
     for _ in range(2):  # clumps of chromatin, the clock face of lymphocytes

@@ -1,13 +1,11 @@
 """`bench data synth`: synthetic copies of datasets in their official layouts, one writer a layout.
 
-A writer draws its images with `histology.py` into a temporary folder, adds the marker file that makes a copy synthetic,
-and renames the folder as its last act, so that an interrupted call leaves nothing that looks finished.
+A writer draws its images into a temporary folder, adds the marker file that makes a copy synthetic, and renames the
+folder as its last act, so that an interrupted call leaves nothing that looks finished (`synthetic_folder.py`).
 """
 
 import csv
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +13,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..benchmark.errors import BenchError
 from ..benchmark.seeds import seed_for
 from .glas import CLASSES, FOLDER, GRADES
-from .marker import Marker, read_marker, write_marker
+from .marker import Marker
+from .synthetic_camelyon import write_camelyon16, write_camelyon17
+from .synthetic_folder import check_settings, write_folder
 
 VERSION = 1  # raised whenever the same settings give other files
 IMAGES_PER_PATIENT = 5
-MIN_SIZE, MAX_SIZE, MAX_IMAGES = 64, 768, 5000
 BENIGN_SHARE = 74 / 165  # as in the real dataset
 SUBGRADES = (("healthy", "adenomatous"), ("moderately differentiated", "poorly differentiated"))
 HEADER = ("name", "patient ID", " grade (GlaS)", " grade (Sirinukunwattana et al. 2015)")
@@ -43,53 +41,17 @@ def write_glas(out: Path, train: int = 64, test: int = 20, size: int = 192, seed
     The same arguments give the same files, byte for byte; a copy with these settings that is there already is kept.
     Raises BenchError for settings out of range and where real data or a copy with other settings is in the way.
     """
-    _check_settings(train, test, size)
+    check_settings(train, test, size)
     marker = Marker(VERSION, seed, train, test, size)
-    return _write_folder(out / FOLDER, marker, _draw_glas)
+    return write_folder(out / FOLDER, marker, _draw_glas)
 
 
-WRITERS: dict[str, Callable[..., Path]] = {"glas": write_glas}
-
-
-def _check_settings(train: int, test: int, size: int) -> None:
-    if not MIN_SIZE <= size <= MAX_SIZE:
-        raise BenchError(f"The size of synthetic images is {size} px; it must be {MIN_SIZE} to {MAX_SIZE}.")
-    if not 20 <= train <= MAX_IMAGES or not 4 <= test <= MAX_IMAGES:
-        raise BenchError(
-            f"{train} training and {test} test images were asked for; there must be 20 to {MAX_IMAGES} and 4 to "
-            f"{MAX_IMAGES}, so that five folds have both classes in every split."
-        )
-
-
-def _write_folder(folder: Path, marker: Marker, draw: Callable[[Path, Marker], None]) -> Path:
-    """Fills a temporary folder beside `folder` and renames it; keeps an equal copy that is there already."""
-    if folder.exists():
-        return _keep(folder, marker)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".synth-", dir=folder.parent))
-    except OSError as problem:
-        raise BenchError(f"{folder.parent} cannot be written ({problem.strerror}). Choose another --out.") from None
-    try:
-        draw(temporary, marker)
-        write_marker(temporary, marker)
-        temporary.chmod(0o755)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            return _keep(folder, marker)  # another process was quicker
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder
-
-
-def _keep(folder: Path, marker: Marker) -> Path:
-    found = read_marker(folder)
-    if found is None:
-        raise BenchError(f"{folder} exists and is not synthetic; nothing was written. Choose another --out.")
-    if found != marker:
-        raise BenchError(f"{folder} holds a copy with other settings ({found}). Remove it or choose another --out.")
-    return folder
+WRITERS: dict[str, Callable[..., Path]] = {
+    "glas": write_glas,
+    "camelyon16": write_camelyon16,
+    "camelyon17": write_camelyon17,
+}
+DEFAULT = ("glas", "camelyon16")  # what is written when nobody says what
 
 
 def _draw_glas(folder: Path, marker: Marker) -> None:

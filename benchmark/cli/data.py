@@ -93,20 +93,36 @@ def info(dataset: str, data_root: Path, folds: str, results: Path, as_json: bool
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder to write to; use it as --data-root."
 )
-@click.option("--train", default=64, show_default=True, help="Training images.")
-@click.option("--test", default=20, show_default=True, help="Test images.")
-@click.option("--size", default=192, show_default=True, help="Side of the images in px.")
+@click.option("--datasets", default="", help="Layouts to write, separated by commas.  [default: glas,camelyon16]")
+@click.option("--train", type=int, help="Training images of each.  [default: 64]")
+@click.option("--test", type=int, help="Test images of each.  [default: glas 20, camelyon16 24, camelyon17 24]")
+@click.option("--size", type=int, help="Side of the images in px.  [default: glas 192, camelyon16 and 17 128]")
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same files.")
 @_JSON
-def synth(out: Path, train: int, test: int, size: int, seed: int, as_json: bool) -> None:
-    """Write small synthetic histology in the official layout of GlaS, marked as synthetic."""
-    from ...datasets.synthetic import write_glas
+def synth(
+    out: Path, datasets: str, train: int | None, test: int | None, size: int | None, seed: int, as_json: bool
+) -> None:
+    """Write small synthetic histology in the official layouts of GlaS and Camelyon16, marked as synthetic.
 
-    folder = write_glas(out, train, test, size, seed)
+    camelyon17, two centres to test on, is written if asked for.
+    """
+    from ...datasets.marker import read_marker
+    from ...datasets.synthetic import DEFAULT, WRITERS
+    from ..errors import did_you_mean
+
+    names = [n.strip() for n in datasets.split(",") if n.strip()] or list(DEFAULT)
+    if unknown := [n for n in names if n not in WRITERS]:
+        raise BenchError(f"No synthetic layout is called '{unknown[0]}'.{did_you_mean(unknown[0], WRITERS)}")
+    asked = {k: v for k, v in {"train": train, "test": test, "size": size}.items() if v is not None}
+    folders = {name: WRITERS[name](out, **asked, seed=seed) for name in names}
     if as_json:
-        click.echo(json.dumps({"datasets": {"glas": str(folder)}, "data_root": str(out)}, indent=1))
-    else:
-        click.echo(f"{train} + {test} synthetic images of {size} px are in {folder}\nUse them with --data-root {out}")
+        click.echo(json.dumps({"datasets": {n: str(f) for n, f in folders.items()}, "data_root": str(out)}, indent=1))
+        return
+    for folder in folders.values():
+        made = read_marker(folder)
+        if made:
+            click.echo(f"{made.train} + {made.test} synthetic images of {made.size} px are in {folder}")
+    click.echo(f"Use them with --data-root {out}")
 
 
 def _open(name: str, data_root: Path, folds: str, default: str) -> tuple["Dataset", list[str]]:
