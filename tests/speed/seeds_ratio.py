@@ -1,0 +1,89 @@
+"""Drawing pseudo-labels against a whole training step: time of both, ratio of medians, alternating.
+
+The step is what the harness does with a batch: loss (the drawing is part of it), backward pass and update.
+
+usage: python tests/speed/seeds_ratio.py [--methods pixelcam,fcam,negev] [--backbone resnet18] [--size 224] [--json]
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from wsolbench.benchmark.build import build_method, choose_device
+from wsolbench.benchmark.config import TrainConfig
+from wsolbench.benchmark.resolve import Resolver
+from wsolbench.benchmark.train import make_optimizer
+from wsolbench.methods.base import Batch, TrainContext
+from wsolbench.methods.pseudolabels import draw_seeds
+
+
+def sides(name: str, options: argparse.Namespace, device: torch.device) -> dict[str, Callable[[], object]]:
+    """A training step of a method on random images and smooth maps, and its drawing of pixels alone."""
+    config = TrainConfig(image_size=options.size, load_size=options.size, stride=options.stride)
+    method = build_method(Resolver({}).ref(name), options.backbone, config, 2, 0).to(device)
+    context = TrainContext(1, 9, 2, (False, True), device, torch.Generator(device).manual_seed(0))
+    method.setup(context)
+    method.train()
+    optimizer = make_optimizer(method, config)
+    count, size = options.batch, options.size
+    source = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, 1, 7, 7, generator=source)
+    maps = F.interpolate(coarse, (size, size), mode="bilinear")[:, 0].to(device)
+    images = torch.randn(count, 3, size, size, generator=source).to(device)
+    batch = Batch(images, (torch.arange(count) % 2).to(device), torch.arange(count, device=device), maps)
+    grid = size // options.stride
+    seen = maps if name != "pixelcam" else F.interpolate(maps[:, None], (grid, grid), mode="bilinear")[:, 0]
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        method.loss(batch, context)["total"].backward()
+        optimizer.step()
+
+    return {"step": step, "seeds": lambda: draw_seeds(seen, method.rule, context.generator, batch.labels == 1)}
+
+
+def measure(runs: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of each side, alternating, after one warm-up each."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for round_ in range(rounds + 1):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if round_:
+                times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def main() -> None:
+    """Prints a ratio for each method."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", default="pixelcam,fcam,negev")
+    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--stride", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    device = choose_device(options.device)
+    for name in options.methods.split(","):
+        seconds = measure(sides(name, options, device), options.rounds, device)
+        ratio = seconds["seeds"] / seconds["step"]
+        if options.json:
+            print(json.dumps({"what": f"seeds of {name}", **seconds, "ratio": ratio}))
+        else:
+            drawn, whole = (1000 * seconds[k] for k in ("seeds", "step"))
+            about = f"{name}, {options.backbone} at {options.size} px, {options.batch} images"
+            print(f"{about}: pixels drawn in {drawn:.1f} ms, step {whole:.0f} ms: {ratio:.4f} (reach: 0.05)")
+
+
+if __name__ == "__main__":
+    main()
