@@ -304,7 +304,8 @@ def test_large_view_by_keyboard(page, truth):
     assert same(dice, truth.dice(lines[2], 0.001)["test_00"])
     page.key("Escape")
     assert page.js(open_) is None
-    assert page.js("document.activeElement.getAttribute('aria-label')") == page.js(CARDS)[2]["label"]
+    label = json.dumps(page.js(CARDS)[2]["label"])
+    page.wait(f"document.activeElement.getAttribute('aria-label') === {label}")  # closing is told a moment later
     assert page.js('document.getElementById("gallery-tau").value') == "0.001"  # one threshold, two handles
 
 
