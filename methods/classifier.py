@@ -25,11 +25,17 @@ from .heads import make_head
             "glas": {
                 "epochs": 1000, "lr": 3e-3, "step_epochs": 250, "gamma": 0.1, "batch_size": 32, "weight_decay": 1e-4,
                 "momentum": 0.9, "optimizer": "sgd", "head_lr_scale": 10.0, "lr_floor": 1e-6,
+                "source": "published command of CAM on ResNet50; our choice: the same lr on other backbones",
             },
             "camelyon16": {
                 "epochs": 20, "lr": 1e-3, "step_epochs": 5, "gamma": 0.1, "batch_size": 32, "weight_decay": 1e-4,
                 "momentum": 0.9, "optimizer": "sgd", "head_lr_scale": 10.0, "lr_floor": 1e-6,
+                "source": "published command of the surveys' source models (ResNet50); our choice: the same lr on "
+                "other backbones",
             },
+            "*/deit_tiny_patch16_224": {"head_lr_scale": 1.0},  # one rate for all, as DeiT is trained
+            "*/deit_small_patch16_224": {"head_lr_scale": 1.0},
+            "*/deit_base_patch16_224": {"head_lr_scale": 1.0},
         }
     },
     citation="Zhou et al., Learning Deep Features for Discriminative Localization, CVPR 2016",

@@ -1,9 +1,12 @@
 """The trained methods: classifier, Deep MIL, PixelCAM and U-Net. Those on a frozen classifier: test_twostep.py."""
 
+import dataclasses
+
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from wsolbench.benchmark.config import PRESETS, TrainConfig
 from wsolbench.benchmark.errors import BenchError
 from wsolbench.methods.backbones import create_backbone
 from wsolbench.methods.base import METHODS, Explainable, Options
@@ -85,6 +88,32 @@ def test_specs_read_without_import_and_recipes_hold_the_published_schedule():
     assert method_spec("pixelcam").needs == ("init:{teacher}", "maps:{teacher}")
     assert (method_spec("unet").supervision, method_spec("unet").backbone) == ("pixel", ("pyramid",))
     assert method_spec("gradcam:EigenCAM").variant == "package_class"
+
+
+@pytest.mark.parametrize("name", ["classifier", "deepmil", "pixelcam", "unet", "twostep", "fcam", "negev"])
+def test_every_recipe_is_whole_and_says_where_it_is_from(name):
+    spec, known = method_spec(name), {f.name for f in dataclasses.fields(TrainConfig)}
+    for preset, places in spec.recipes.items():
+        assert preset in PRESETS
+        for place, settings in places.items():
+            assert set(settings) <= known | {"options", "source"}, place
+            assert set(settings.get("options", {})) <= set(spec.options)
+    for dataset in ("glas", "camelyon16"):
+        plain, deit = (spec.recipe("paper", dataset, b) for b in ("resnet50", "deit_tiny_patch16_224"))
+        schedule = {k: plain.train[k] for k in ("epochs", "step_epochs", "gamma", "batch_size", "optimizer")}
+        wanted = (1000, 250) if dataset == "glas" else (20, 5)
+        assert schedule == {"epochs": wanted[0], "step_epochs": wanted[1], "gamma": 0.1, "batch_size": 32,
+                            "optimizer": "sgd"}  # fmt: skip
+        assert "published" in plain.source or "our choice" in plain.source
+        assert deit.train.get("head_lr_scale", 1.0) == 1.0  # decoders ignore it
+
+
+def test_negevs_recipe_is_that_of_its_command():
+    spec = method_spec("negev")
+    assert spec.recipe("paper", "glas", "resnet50").train["lr"] == 0.1
+    own = {k: spec.options[k] for k in ("sampler", "foreground", "background", "dilation", "negatives")}
+    assert list(own.values()) == ["prob", 10, 10, 1, "dense"]
+    assert not any(spec.options[f"lambda_{term}"] for term in ("crf", "joint", "size"))
 
 
 def test_dropout_acts_on_whole_channels_in_training_only(make):
