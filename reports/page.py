@@ -15,7 +15,7 @@ from .tables import LABEL_TITLES, label_values
 from .words import protocol_sentences
 
 WIDE, WIDE_PX = 1.72, 1250  # figures wider than so many times their height, or so many px, get a row of their own
-_PARTS = ("report", "gallery")  # style sheets and scripts, joined in this order
+_PARTS = {"css": ("report", "gallery"), "js": ("report", "overlay", "gallery")}  # joined in this order
 LARGE = 400_000  # bytes of a PNG above which the page holds it as WebP, a fifth of the size
 
 
@@ -147,7 +147,9 @@ def render_page(page: Page) -> str:
         loader=jinja2.PackageLoader(__package__ or "wsolbench.reports", "templates"), autoescape=True,
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    css, script = ("\n".join(_template_text(environment, f"{n}.{kind}") for n in _PARTS) for kind in ("css", "js"))
+    css, script = (
+        "\n".join(_template_text(environment, f"{n}.{kind}") for n in names) for kind, names in _PARTS.items()
+    )
     # Only the script of this hash may run: a script that came in with a name would be refused by the browser too.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("report.html.j2").render(

@@ -10,36 +10,10 @@
   const data = JSON.parse(block.textContent);
   block.remove(); // the text of all maps is kept once
 
-  const STEPS = 1000, BATCH = 24, CARD_PX = 448, LARGE_PX = 1024;
-  const colour = (r, g, b) => ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0; // as a canvas holds it in memory
-  const DARK = colour(0, 0, 0), TRUTH = colour(255, 255, 255), CUT = colour(255, 122, 0);
-  const HIT = colour(0, 114, 178), FALSE = colour(213, 94, 0);
-  const VIRIDIS = Uint32Array.from({ length: 256 }, (_, k) => {
-    const [r, g, b] = [0, 2, 4].map((c) => parseInt(data.colours.slice(6 * k + c, 6 * k + c + 2), 16));
-    return colour(r, g, b);
-  });
-  // Every score bin has the colour that matplotlib gives its middle.
-  const HEAT = Uint32Array.from({ length: STEPS + 1 }, (_, k) => VIRIDIS[Math.min(255, Math.floor(((k + 0.5) / STEPS) * 256))]);
+  const { STEPS, unpackMap, unpackMask, countArt, paintRamp } = overlay;
+  const BATCH = 24, CARD_PX = 448, LARGE_PX = 1024;
+  overlay.setColours(data.colours);
 
-  // ---- unpacking ----------------------------------------------------------------------------------------------
-  const inflate = async (text) => {
-    const packed = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
-    return new Uint8Array(await new Response(stream).arrayBuffer());
-  };
-  const unpackMap = async (text, size) => {
-    const raw = await inflate(text), count = size * size, bins = new Int16Array(count);
-    for (let i = 0, x = 0; i < count; i++, x = x + 1 === size ? 0 : x + 1) {
-      const folded = raw[i] | (raw[count + i] << 8);
-      const left = x ? bins[i - 1] : 0, up = i < size ? 0 : bins[i - size], corner = x && i >= size ? bins[i - size - 1] : 0;
-      bins[i] = left + up - corner + (folded & 1 ? -(folded + 1) / 2 : folded / 2);
-    }
-    return bins;
-  };
-  const unpackMask = async (text, size) => {
-    const raw = await inflate(text);
-    return Uint8Array.from({ length: size * size }, (_, i) => (raw[i >> 3] >> (7 - (i & 7))) & 1);
-  };
   const pictures = new Map();
   const pictureOf = (image) => {
     if (!pictures.has(image)) {
@@ -51,16 +25,7 @@
   };
   const artOf = async (card) => {
     const [[picture, mask], bins] = await Promise.all([pictureOf(card.image), unpackMap(data.maps[card.map], card.image.size)]);
-    const hits = new Float64Array(STEPS + 2), called = new Float64Array(STEPS + 2); // pixels of a score >= bin
-    for (let i = 0; i < bins.length; i++) {
-      called[bins[i]] += 1;
-      hits[bins[i]] += mask[i];
-    }
-    for (let k = STEPS; k >= 0; k--) {
-      called[k] += called[k + 1];
-      hits[k] += hits[k + 1];
-    }
-    return { picture, mask, bins, hits, called };
+    return { picture, mask, bins, ...countArt(bins, mask) };
   };
 
   // ---- cards --------------------------------------------------------------------------------------------------
@@ -102,10 +67,10 @@
     return [mark, " ", verdictText(card)];
   };
   const stamp = (card) => (card.line.synthetic ? [element("span", "stamp", "SYNTHETIC DATA")] : []);
+  const severalProtocols = new Set(data.lines.map((line) => line.protocol)).size > 1;
   const whereText = ({ line }) =>
     [line.pair, ...[line.backbone, line.selection].filter((t) => t !== "-"), ...(severalProtocols ? [line.protocol] : []),
       ...(line.map === "positive" ? ["positive class"] : [])].join(" · ");
-  const severalProtocols = new Set(data.lines.map((line) => line.protocol)).size > 1;
   const build = (card) => {
     const tile = element("button", "g-tile", element("canvas"));
     tile.type = "button";
@@ -121,60 +86,8 @@
   };
 
   // ---- drawing ------------------------------------------------------------------------------------------------
-  const sheets = new Map(); // scratch canvases by side
-  const sheet = (side, use) => {
-    const name = `${use} ${side}`;
-    if (!sheets.has(name)) {
-      const canvas = element("canvas");
-      canvas.width = canvas.height = side;
-      const pen = canvas.getContext("2d"), image = pen.createImageData(side, side);
-      sheets.set(name, { canvas, pen, image, side, pixels: new Uint32Array(image.data.buffer) });
-    }
-    const found = sheets.get(name);
-    found.pixels.fill(0);
-    return found;
-  };
-  const trace = ({ pixels, side }, size, inside, paint) => {
-    // The border of a region: a coloured line inside it and a dark one outside, so that it shows on any picture.
-    const f = side / size, wide = Math.round(2 + side / 500);
-    const box = (x0, y0, x1, y1, c) => {
-      for (let y = Math.max(0, y0); y < Math.min(side, y1); y++) pixels.fill(c, y * side + Math.max(0, x0), y * side + Math.min(side, x1));
-    };
-    for (const [near, far, c] of [[0, wide, DARK], [wide, 0, paint]]) {
-      for (let i = 0; i < inside.length; i++) {
-        if (!inside[i]) continue;
-        const x = i % size, y = (i - x) / size, left = x * f, top = y * f, right = left + f, bottom = top + f;
-        if (x > 0 && !inside[i - 1]) box(left - far, top, left + near, bottom, c);
-        if (x + 1 < size && !inside[i + 1]) box(right - near, top, right + far, bottom, c);
-        if (y > 0 && !inside[i - size]) box(left, top - far, right, top + near, c);
-        if (y + 1 < size && !inside[i + size]) box(left, bottom - near, right, bottom + far, c);
-      }
-    }
-  };
-  const fillLayer = (pen, card, called, side) => {
-    const layer = sheet(card.image.size, "fill"), { bins, mask } = card.art;
-    if (state.mode === "heat") bins.forEach((bin, i) => { layer.pixels[i] = HEAT[bin]; });
-    else if (called) called.forEach((is, i) => { if (is) layer.pixels[i] = mask[i] ? HIT : FALSE; });
-    layer.pen.putImageData(layer.image, 0, 0);
-    pen.globalAlpha = state.opacity;
-    pen.imageSmoothingEnabled = false; // pixels are what is scored
-    pen.drawImage(layer.canvas, 0, 0, side, side);
-    pen.globalAlpha = 1;
-    pen.imageSmoothingEnabled = true;
-  };
-  const paint = (canvas, card, target, map = true) => {
-    const { size } = card.image, side = size * Math.max(1, Math.round(target / size)), tau = tauOf(card);
-    if (canvas.width !== side) canvas.width = canvas.height = side;
-    const pen = canvas.getContext("2d");
-    pen.drawImage(card.art.picture, 0, 0, side, side);
-    const called = tau === null ? null : Uint8Array.from(card.art.bins, (bin) => bin >= tau);
-    if (map && state.mode !== "outline") fillLayer(pen, card, called, side);
-    const lines = sheet(side, "lines");
-    if (map && called && state.mode !== "region") trace(lines, size, called, CUT);
-    if (state.truth || !map) trace(lines, size, card.art.mask, TRUTH);
-    lines.pen.putImageData(lines.image, 0, 0);
-    pen.drawImage(lines.canvas, 0, 0);
-  };
+  const paint = (canvas, card, target, map = true) =>
+    overlay.paint(canvas, { ...card.art, size: card.image.size }, { ...state, tau: tauOf(card), map, truth: state.truth || !map }, target);
   const tell = (card) => {
     const tau = tauOf(card);
     card.dice.textContent = quality(card);
@@ -417,9 +330,7 @@
     select.order.focus();
   });
 
-  const scale = sheet(256, "scale"), ramp = $("gallery-scale").getContext("2d");
-  scale.pixels.set(VIRIDIS);
-  ramp.putImageData(scale.image, 0, 0);
+  paintRamp($("gallery-scale"));
   $("gallery-body").hidden = false;
   fillAll();
   filter();
