@@ -14,6 +14,7 @@ import numpy as np
 
 THRESHOLDS: np.ndarray = np.append(np.arange(0, 1, 0.001), 1.0)  # left edges of the bins, ascending
 BINS = len(THRESHOLDS)
+_ROWS_AT_ONCE = 512  # rows of float64 bins in memory at once
 VERSION = 1
 
 
@@ -99,6 +100,12 @@ def pxap(histograms: Histograms) -> float:
 
 def pxap_rows(histograms: Histograms) -> np.ndarray:
     """PxAP in percent of every row on its own, shape (N,); rows may be float (resampled sums). NaN where undefined."""
+    parts = range(0, len(histograms.foreground), _ROWS_AT_ONCE)
+    found = [_pxap_rows(Histograms(*(h[k : k + _ROWS_AT_ONCE] for h in histograms))) for k in parts]
+    return np.concatenate(found) if found else np.zeros(0)
+
+
+def _pxap_rows(histograms: Histograms) -> np.ndarray:
     tp, fp = (np.cumsum(h[:, ::-1], axis=1, dtype=np.float64) for h in histograms)
     precision = np.divide(tp, tp + fp, out=np.zeros_like(tp), where=tp + fp > 0)
     gain = np.diff(tp, axis=1, prepend=0.0)
@@ -183,7 +190,8 @@ def group_sums(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     _, index = np.unique(groups, return_inverse=True)
     order = np.argsort(index, kind="stable")
     starts = np.searchsorted(index[order], np.arange(int(index.max()) + 1))
-    return np.add.reduceat(values[order].astype(np.float64), starts, axis=0)
+    # in the type of the values' sum, group by group: a float64 copy of all rows would be the largest array of a report
+    return np.stack([values[rows].sum(0, dtype=np.float64) for rows in np.split(order, starts[1:])])
 
 
 def pxap_interval(histograms: Histograms, groups: np.ndarray, seed: int, replicates: int = 1000) -> tuple[float, float]:

@@ -62,6 +62,8 @@ def test_every_verb_explains_itself(verb):
         (["run", "--methods", "cam", "--datasets", "glas", "--data-root", "nowhere"], "No GlaS dataset"),
         (["run", "--methods", "none.py", "--datasets", "glas"], "There is no file"),
         (["run", "--metods", "cam"], "No such option"),
+        (["run", "--methods", "cam", "--datasets", "glas", "--ood", "jpeg-9"], "has no level '9'"),
+        (["run", "--methods", "cam", "--datasets", "glas", "--ood", "none,all"], "stands alone"),
         (["check", "pixlecam"], "Did you mean pixelcam"),
         (["list", "methdos"], "methods"),
         (["new-method", "Class"], "not a usable name"),

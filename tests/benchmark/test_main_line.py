@@ -1,0 +1,61 @@
+"""The line the suite exists for, on tiny synthetic copies of both layouts: pixelcam,negev on glas,camelyon16."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from tests.benchmark.test_cli import bench
+
+PAIRS = {(a, b) for a in ("glas", "camelyon16") for b in ("glas", "camelyon16")}
+TINY = (
+    "--backbones", "test_resnet", "--weights", "none", "--preset", "smoke", "--device", "cpu",
+    "--set=train.image_size=32", "--set=train.load_size=36", "--set=train.epochs=2", "--set=train.warmup_epochs=0",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("both")
+    made = bench("data", "synth", "--out", folder, "--train", 24, "--test", 8, "--size", 64)
+    assert made.returncode == 0, made.stderr
+    return folder
+
+
+def line(root, *words):
+    return bench("run", "--methods", "pixelcam,negev", "--datasets", "glas,camelyon16", "--data-root", root, *TINY,
+                 "--results", root / "results", *words)  # fmt: skip
+
+
+def test_the_plan_shows_each_shared_training_once(root):
+    found = line(root, "--dry-run", "--json")
+    assert found.returncode == 0, found.stderr
+    stages = json.loads(found.stdout)["stages"]
+    trained = Counter((s["labels"]["method"], s["labels"]["train"]) for s in stages if s["kind"] == "train")
+    assert set(trained.values()) == {1}
+    assert set(trained) == {(m, d) for m in ("classifier", "pixelcam", "negev") for d in ("glas", "camelyon16")}
+    text = line(root, "--dry-run").stdout
+    assert "6 trainings, 6 to do" in text
+    assert "glas → camelyon16" in text
+
+
+def test_the_line_runs_and_every_model_is_scored_on_both_sets(root):
+    found = line(root, "--json")
+    assert found.returncode == 0, found.stderr
+    rows = json.loads(found.stdout)
+    assert {(r["train"], r["eval"]) for r in rows} == PAIRS
+    assert {r["method"] for r in rows} == {"pixelcam", "negev"}
+    assert all(r["synthetic"] for r in rows)
+    chance = {(r["eval"], r["chance"]) for r in rows}
+    assert len(chance) == 2, "the chance level belongs to the evaluation set"
+    away = next(r for r in rows if (r["train"], r["eval"]) == ("glas", "camelyon16"))
+    home = next(r for r in rows if r["train"] == r["eval"] == "glas" and r["selection"] == away["selection"])
+    assert away["chance_positives"] > away["chance"]
+    assert home["chance_positives"] == home["chance"], "every image of GlaS has glands"
+    again = line(root, "--json")
+    assert json.loads(again.stdout) == rows
+    page = bench("report", "--results", root / "results")
+    assert page.returncode == 0, page.stderr
+    html = (root / "results" / "report" / "index.html").read_text(encoding="utf-8")
+    assert "glas → camelyon16" in html
+    assert "SYNTHETIC" in html
