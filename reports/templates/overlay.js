@@ -32,7 +32,7 @@ const overlay = (() => {
   };
   const unpackMask = async (text, size) => {
     const raw = await inflate(text);
-    return Uint8Array.from({ length: size * size }, (_, i) => (raw[i >> 3] >> (7 - (i & 7))) & 1);
+    return new Uint8Array(size * size).map((_, i) => (raw[i >> 3] >> (7 - (i & 7))) & 1);
   };
   const countArt = (bins, mask) => {
     const hits = new Float64Array(STEPS + 2), called = new Float64Array(STEPS + 2); // pixels of a score >= bin
@@ -45,6 +45,11 @@ const overlay = (() => {
       hits[k] += hits[k + 1];
     }
     return { hits, called };
+  };
+  const atLeast = (bins, tau) => { // a plain loop: Uint8Array.from would take longer than all the drawing
+    const called = new Uint8Array(bins.length);
+    for (let i = 0; i < bins.length; i++) called[i] = bins[i] >= tau;
+    return called;
   };
 
   // ---- drawing ------------------------------------------------------------------------------------------------
@@ -96,7 +101,7 @@ const overlay = (() => {
     if (canvas.width !== side) canvas.width = canvas.height = side;
     const pen = canvas.getContext("2d");
     pen.drawImage(art.picture, 0, 0, side, side);
-    const called = look.tau === null ? null : Uint8Array.from(art.bins, (bin) => bin >= look.tau);
+    const called = look.tau === null ? null : atLeast(art.bins, look.tau);
     if (look.map && look.mode !== "outline") fillLayer(pen, art, look, called, side);
     const lines = sheet(side, "lines");
     if (look.map && called && look.mode !== "region") trace(lines, size, called, CUT);
