@@ -147,13 +147,15 @@ def _claimed(out: Path, settings: PatchSettings) -> Iterator[None]:
         with FileLock(out / ".lock", timeout=0):
             if record.is_file():
                 _check_same(out, read_json(record), settings)
-            elif strangers := sorted(p.name for p in out.iterdir() if p.name != ".lock"):
+            elif strangers := sorted(p.name for p in out.iterdir() if not p.name.startswith(".")):
                 raise BenchError(
                     f"{out} is not empty (it holds {', '.join(strangers[:3])}) and was not made by this command. "
                     "Choose a new folder as --out."
                 )
             else:
                 write_json(record, settings.identity())
+            for torn in [*out.glob(".*.tmp"), *(out / STATE_FOLDER).glob(".*.tmp")]:
+                torn.unlink()  # left by a killed process; whoever writes here holds the lock
             yield
     except Timeout:
         raise BenchError(f"Another process is writing to {out}. Wait for it, or choose another --out.") from None

@@ -151,8 +151,10 @@ def _remove_others(job: SlideJob, root: Path, names: Sequence[PatchName], known:
     """Removes the slide's files but for those that will be written: of an earlier choice, or of an interrupted run."""
     folder = root / _folder(job)
     keep = {folder / n for name in names for n in (name.image_name, name.mask_name)}
-    stray = folder.glob(f"*_file_{job.tag}.tif_*.png") if folder.is_dir() else ()
-    for path in {*known, *stray} - keep:
+    strays: list[Path] = []
+    if folder.is_dir():
+        strays = [*folder.glob(f"*_file_{job.tag}.tif_*.png"), *folder.glob(f".*_file_{job.tag}.tif_*.tmp")]
+    for path in {*known, *strays} - keep:
         path.unlink(missing_ok=True)
 
 
