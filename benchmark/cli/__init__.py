@@ -55,7 +55,8 @@ class Verbs(click.Group):
 def bench() -> None:
     """Benchmark weakly supervised object localization on histology images.
 
-    A model sees image labels only (benign or malignant, normal or tumour) and must classify the image and show where the evidence is.
+    A model sees image labels only (benign or malignant, normal or tumour) and must classify the image and show where
+    the evidence is.
 
     \b
     Try:      bench demo
