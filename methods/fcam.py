@@ -26,6 +26,10 @@ from .twostep import TwoStep
     },
     variant="teacher",
     recipes={
+        "smoke": {
+            "*": {"epochs": 10, "step_epochs": 8, "source": "our choice: a decoder on a frozen encoder learns quickly"}
+        },
+        "quick": {"*": {"lr": 0.03, "source": "our choice: the rate that the preset gives to new layers of others"}},
         "paper": {
             "*": {
                 "epochs": 50, "lr": 1e-2, "step_epochs": 15, "gamma": 0.1, "batch_size": 32, "weight_decay": 1e-4,

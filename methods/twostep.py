@@ -50,6 +50,10 @@ SCALES = {"crf": PUBLISHED_PAIRS, "joint": 4 * PUBLISHED_PAIRS}  # what turns a 
     },
     variant="teacher",
     recipes={
+        "smoke": {
+            "*": {"epochs": 10, "step_epochs": 8, "source": "our choice: a decoder on a frozen encoder learns quickly"}
+        },
+        "quick": {"*": {"lr": 0.03, "source": "our choice: the rate that the preset gives to new layers of others"}},
         "paper": {
             "*": {
                 "batch_size": 32, "weight_decay": 1e-4, "momentum": 0.9, "optimizer": "sgd", "lr_floor": 1e-6,
