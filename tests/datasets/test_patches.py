@@ -399,6 +399,25 @@ def test_masks_follow_the_resolution(world, tmp_path):
         assert float(row["mpp"]) == pytest.approx(0.4)
 
 
+def test_another_level_and_a_tissue_share_that_binds(world, tmp_path, monkeypatch):
+    """Read from level 1, every pixel is one of that level: corners lie on its pixels, so that nothing is mixed.
+
+    The overview is too coarse to know the tissue share of a cell, so that what counts is the patch itself.
+    """
+    monkeypatch.setattr(wsi_slide, "_OVERVIEW_SIDE", 60)
+    settings = replace(SETTINGS, mpp=0.5, size=33, tissue_share=0.8, dense_share=9)
+    summary = make_patches(world.listing(only="00"), settings, tmp_path / "out").summary
+    rows = table(tmp_path / "out")
+    for row in rows:
+        x, y, name = int(row["x"]), int(row["y"]), row["slide"]
+        image = np.asarray(Image.open(tmp_path / "out" / row["image"]))
+        np.testing.assert_array_equal(image, world.pixels[name][y::2, x::2][:33, :33])
+        share = TissueRule(**summary["slides"][name]["thresholds"]).mask(image).mean()
+        assert float(row["tissue"]) == share >= 0.8
+    assert {r["label"] for r in rows} == {"normal", "tumor"}
+    assert any(float(r["tissue"]) < 0.85 for r in rows)
+
+
 def test_slides_without_or_with_odd_resolution(tmp_path):
     image = paint(0)[:600, :800]
     path = tmp_path / "a.tif"
