@@ -35,6 +35,12 @@ from .teachers import has_known_head, image_head, warm_start
     },
     variant="teacher",
     recipes={
+        "smoke": {
+            "*": {
+                "epochs": 10, "step_epochs": 8, "lr": 0.005,
+                "source": "our choice: it starts as its teacher's model, which a higher rate would shake",
+            }
+        },
         "paper": {
             "glas": {
                 "epochs": 1000, "lr": 1e-3, "step_epochs": 250, "gamma": 0.1, "batch_size": 32, "weight_decay": 1e-4,
