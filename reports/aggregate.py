@@ -13,6 +13,7 @@ from .rows import Row, sort_key
 UNDEFINED = "n/a"
 SYNTHETIC = "SYNTHETIC DATA"
 ORACLE, BOUND = "†", "‡"
+POSITIVE = " (positive class)"
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,11 @@ class Line:
     def marked(self) -> str:
         """The name, marked if masks were seen in training."""
         return f"{self.name} {BOUND}" if self.first.upper_bound else self.name
+
+    @property
+    def label(self) -> str:
+        """The name in a figure, where no column tells the extra map of the positive class from the other."""
+        return self.marked + (POSITIVE if self.first.map_class == "positive" else "")
 
 
 @dataclass(frozen=True)

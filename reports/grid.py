@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from .aggregate import SYNTHETIC, Cell, Line, block_order, block_title, span
+from .aggregate import POSITIVE, SYNTHETIC, Cell, Line, block_order, block_title, span
 
 BLANK = Cell("")  # not asked for, where UNDEFINED means asked for and not defined
 NAMES = ("Method", "Backbone", "Map", "n")
@@ -129,6 +129,11 @@ class Place(NamedTuple):
     bound: bool
     marked: str
     map_class: str
+
+    @property
+    def label(self) -> str:
+        """The name in a figure, as of a line."""
+        return self.marked + (POSITIVE if self.map_class == "positive" else "")
 
 
 def place_of(line: Line) -> Place:

@@ -102,7 +102,8 @@ def terminal_grid(grid: Grid, width: int) -> str:
             size += 1
         parts.append(_terminal_part(grid, start, size, names, width))
         start += size
-    return "\n".join([fit(grid.heading, width, True).rstrip(), *parts])
+    notes = [fit(grid.footnotes[0], width, True).rstrip()] if grid.footnotes else []
+    return "\n".join([fit(grid.heading, width, True).rstrip(), *parts, *notes])
 
 
 def _name_widths(grid: Grid, width: int) -> list[int]:
@@ -117,8 +118,13 @@ def _cell_widths(group: Group) -> list[int]:
 
 
 def _terminal_width(groups: Sequence[Group], names: Sequence[int]) -> int:
-    blocks = [max(sum(w) + 2 * (len(w) - 1), 12) for w in map(_cell_widths, groups)]
-    return sum(names) + 2 + sum(blocks) + 4 * len(blocks)
+    return sum(names) + 2 + sum(_room(group) + 4 for group in groups)
+
+
+def _room(group: Group) -> int:
+    """Width of a group: its columns, or a title that is not too long."""
+    widths = _cell_widths(group)
+    return max(sum(widths) + 2 * (len(widths) - 1), min(len(group.title), 28))
 
 
 def _terminal_part(grid: Grid, start: int, size: int, names: Sequence[int], width: int) -> str:
@@ -127,7 +133,7 @@ def _terminal_part(grid: Grid, start: int, size: int, names: Sequence[int], widt
     pad = " " * (sum(names) + 2)
     above, heads = [pad], ["  ".join(fit(grid.names[k], w, True) for k, w in enumerate(names))]
     for group in groups:
-        room = max(sum(_cell_widths(group)) + 2 * (len(group.heads) - 1), 12)
+        room = _room(group)
         above.append(fit(group.title, room, True))
         heads.append("  ".join(fit(h.title, w, False) for h, w in zip(group.heads, _cell_widths(group), strict=True)))
         heads[-1] = heads[-1].ljust(room)
@@ -149,7 +155,7 @@ def _terminal_line(line: GridLine, first: int, groups: Sequence[Group], names: S
         values = [line.cells[at + k].value for k in range(len(widths))]
         said = said or any(values)
         text = "  ".join(fit(v, w, False) for v, w in zip(values, widths, strict=True))
-        cells.append(text.ljust(max(sum(widths) + 2 * (len(widths) - 1), 12)))
+        cells.append(text.ljust(_room(group)))
         at += len(widths)
     name = "  ".join(fit(line.names[k], w, True) for k, w in enumerate(names))
     return "    ".join([name, *cells]).rstrip() if said else ""

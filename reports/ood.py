@@ -110,8 +110,7 @@ def _caption(tables: Sequence[Table]) -> str:
 
 def _footnotes(tables: Sequence[Table], home: Mapping[str, str]) -> tuple[str, ...]:
     notes = [
-        "drop: percentage points lost against the same checkpoint on the test set of the data it was trained on; "
-        "negative: gained.",
+        "drop: percentage points lost against the same checkpoint on the set it was trained for; negative: gained.",
         "Chance levels differ between sets, so drops of PxAP mix what a model lost with what a set gives away: skill "
         "is 100 (PxAP - chance) / (100 - chance), 0 for a constant map and 100 for a perfect one on any set.",
     ]

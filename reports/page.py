@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .aggregate import Line, Table
+from .contents import Chapter
 from .gallery import Gallery
+from .grid import Grid
 from .rows import Findings, Row
 from .tables import LABEL_TITLES, label_values
 from .words import protocol_sentences
@@ -46,12 +48,13 @@ class Card(NamedTuple):
 
 @dataclass(frozen=True)
 class Section:
-    """One table of the page with its figures. Further kinds of sections join `Page.sections` in the same way."""
+    """One in-domain table of the page with its figures. classes: the same class by class."""
 
     anchor: str
     table: Table
     pictures: Sequence[Picture]
     missing: Sequence[str]
+    classes: Grid | None = None
 
     @property
     def protocol_text(self) -> str:
@@ -74,6 +77,20 @@ class Section:
 
 
 @dataclass(frozen=True)
+class ChapterSection:
+    """One chapter of the page with its figures."""
+
+    chapter: Chapter
+    pictures: Sequence[Picture]
+    missing: Sequence[str]
+
+    @property
+    def protocol_text(self) -> str:
+        """What the protocol means; nothing for what belongs to no single one."""
+        return protocol_sentences(self.chapter.protocol) if self.chapter.protocol else ""
+
+
+@dataclass(frozen=True)
 class Page:
     """All that the page shows. made: when, as text; version: of this package."""
 
@@ -82,6 +99,7 @@ class Page:
     sections: Sequence[Section]
     findings: Findings
     gallery: Gallery | None = None
+    chapters: Sequence[ChapterSection] = ()
 
     @property
     def environments(self) -> list[tuple[dict[str, str], int]]:

@@ -72,13 +72,11 @@ def verdict(line: Line, protocol: str, numbers: Iterable[Number] | None = None) 
     Asked in this order: method, data sets, backbone, protocol, checkpoint, options, division of the images.
     """
     row = line.first
-    found = [
-        n for n in (published_numbers() if numbers is None else numbers)
-        if n.metric == METRIC and n.status == TABLE and not n.setting and n.backbone != "mean"
-    ]  # fmt: skip
-    found = [n for n in found if n.method == row.method]
+    own = [n for n in (published_numbers() if numbers is None else numbers) if n.method == row.method]
+    found = [n for n in own if n.status == TABLE and n.metric == METRIC and not n.setting and n.backbone != "mean"]
     if not found:
-        return Verdict(None, "no published number for this method")
+        known = ", only numbers found in its authors' code" if any(n.status != TABLE for n in own) else ""
+        return Verdict(None, f"no published {'table' if known else 'number'} for this method{known}")
     found = [n for n in found if (n.train, n.eval) == (row.train, row.eval)]
     if not found:
         where = row.eval if row.train == row.eval else f"{row.train} → {row.eval}"
@@ -94,9 +92,10 @@ def _same_rules(line: Line, protocol: str, number: Number) -> Verdict:
     """Whether our line was made by the rules of a published number of its method, data and backbone."""
     row = line.first
     folds = {r.fold for r in line.runs}
+    theirs = number.selection
     reasons = (
         (protocol != number.protocol, f"different protocol: ours is {protocol}, published {number.protocol}"),
-        (row.selection != number.selection, f"different checkpoint: ours {row.selection}, published {number.selection}"),
+        (row.selection != theirs, f"different checkpoint: ours {row.selection}, published {theirs}"),
         (bool(row.options), f"different options: {row.options}"),
         (FOLD not in folds, f"different division of the images: fold {', '.join(map(str, sorted(folds, key=str)))}"),
     )

@@ -130,6 +130,7 @@ def _scale(ladder: Ladder) -> str:
 
 def _footnotes(ladders: Sequence[Ladder]) -> tuple[str, ...]:
     notes = [
+        "Levels run from 0, the images as they are, to the most severe; mean: over the shifted levels.",
         "The chance level is the same at every level, because the masks are. "
         "tau_val and the scale of the maps come from the unchanged validation images.",
     ]

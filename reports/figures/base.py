@@ -2,14 +2,18 @@
 
 import hashlib
 import io
+import math
 import re
+import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ...benchmark.store import Store
 from ..aggregate import SYNTHETIC, Line, Table
+from ..ood import Away
 from ..rows import Evidence
+from ..shifts import Shifted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +26,7 @@ COLOURS = (
 )  # fmt: skip
 GREYS = ("#777777", "#A0A0A0", "#5A5A5A", "#B8B8B8")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
+_DOTTED = (0, (1, 2))
 FOREGROUND, BACKGROUND, WARNING = "#0072B2", "#D55E00", "#B3261E"
 
 
@@ -55,8 +60,11 @@ class Palette:
             self._looks.setdefault(name, _look(kind, index))
 
     def look(self, line: Line) -> Look:
-        """The look of a line's method."""
-        return self._looks.get(line.name, Look("#000000"))
+        """The look of a line's method; the extra map of the positive class is dotted."""
+        if line.first.kind == "none":
+            return Look("#9A9A9A", "-", 2.4)  # a classifier: as its accuracy in the training curves
+        look = self._looks.get(line.name, Look("#000000"))
+        return replace(look, linestyle=_DOTTED) if line.label != line.marked else look
 
     def knows(self, method: str) -> bool:
         """Whether the report has a line of that name."""
@@ -79,6 +87,15 @@ def _look(kind: str, index: int) -> Look:
     return Look(COLOURS[index % len(COLOURS)], DASHES[(index // len(COLOURS)) % len(DASHES)])
 
 
+class Stamped(Protocol):
+    """Whatever is drawn from, as far as the frame of a figure goes."""
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the data are made up."""
+        ...
+
+
 @dataclass(frozen=True)
 class Scene:
     """What the figures of one table draw from."""
@@ -90,9 +107,16 @@ class Scene:
     palette: Palette
 
     @property
+    def synthetic(self) -> bool:
+        """Whether the data are made up."""
+        return self.table.synthetic
+
+    @property
     def stem(self) -> tuple[str, ...]:
         """What the names of this table's figure files end with."""
-        return (self.table.eval, self.table.protocol, *(["synthetic"] if self.table.synthetic else []))
+        table = self.table
+        sets = (table.eval,) if table.train == table.eval else (table.train, table.eval)
+        return (*sets, table.protocol, *(["synthetic"] if table.synthetic else []))
 
     def with_maps(self) -> list[Line]:
         """The lines shown whose first run has score histograms. Raises NoFigureError without any."""
@@ -100,6 +124,46 @@ class Scene:
         if not lines:
             raise NoFigureError("no method of this table makes score maps")
         return lines
+
+
+@dataclass(frozen=True)
+class AwayScene:
+    """What the figures of other sets draw from: one scene a pair of sets, and the in-domain scenes of the protocol."""
+
+    away: Away
+    pairs: tuple[Scene, ...]
+    home: tuple[Scene, ...]
+    palette: Palette
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the data are made up."""
+        return self.away.synthetic
+
+    @property
+    def stem(self) -> tuple[str, ...]:
+        """What the names of the figure files end with."""
+        return (self.away.protocol, *(["synthetic"] if self.synthetic else []))
+
+
+@dataclass(frozen=True)
+class ShiftScene:
+    """What the figures of shifted sets draw from."""
+
+    shifted: Shifted
+    palette: Palette
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the data are made up."""
+        return self.shifted.synthetic
+
+    @property
+    def stem(self) -> tuple[str, ...]:
+        """What the names of the figure files end with."""
+        s = self.shifted
+        sets = (s.dataset,) if s.train == s.dataset else (s.train, s.dataset)
+        return (*sets, s.protocol, *(["synthetic"] if s.synthetic else []))
 
 
 @dataclass(frozen=True)
@@ -111,6 +175,22 @@ class Drawn:
     how: str
     alt: str
     figure: "Figure"
+
+
+def spread_of(line: Line, key: str) -> tuple[float, float, float]:
+    """Mean, and the ends of its bar: the interval of a single run, one standard deviation of several. NaN if undefined.
+
+    key: `pxap` or `accuracy`, the fields of a row that have an interval.
+    """
+    values = [v for r in line.runs if not math.isnan(v := getattr(r, key))]
+    if not values:
+        return math.nan, math.nan, math.nan
+    mean = statistics.fmean(values)
+    if len(line.runs) == 1:
+        low, high = (getattr(line.first, f"{key}_{end}") for end in ("low", "high"))
+        return (mean, mean, mean) if math.isnan(low) else (mean, low, high)
+    half = statistics.stdev(values) if len(values) > 1 else 0.0
+    return mean, mean - half, mean + half
 
 
 def by_backbone(lines: Iterable[Line]) -> dict[str, list[Line]]:
@@ -129,14 +209,14 @@ def slug(*parts: str) -> str:
     return "_".join(words)
 
 
-def new_figure(scene: Scene, title: str, size: tuple[float, float]) -> "Figure":
+def new_figure(scene: Stamped, title: str, size: tuple[float, float]) -> "Figure":
     """An empty figure of `size` inches with its title and, where it applies, the mark of synthetic data."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     width = size[0]
     figure.suptitle(title, x=0.12 / width, ha="left", fontsize=11, fontweight="bold")
-    if scene.table.synthetic:
+    if scene.synthetic:
         box = {"facecolor": WARNING, "edgecolor": "none", "pad": 2.5}
         look = {"fontsize": 9, "fontweight": "bold", "color": "white", "bbox": box}
         figure.text(1 - 0.1 / width, 1 - 0.08 / size[1], SYNTHETIC, ha="right", va="top", **look)
@@ -153,11 +233,25 @@ def settle(axes: "Axes", xlabel: str, ylabel: str, title: str = "") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def legend_beside(axes: "Axes", title: str = "") -> None:
-    """The legend right of its axes, where it hides no line however many there are."""
+def legend_beside(axes: "Axes", title: str = "", entries: Mapping[str, Any] | None = None) -> None:
+    """The legend right of its axes, where it hides no line however many there are.
+
+    entries: name -> handle; without it, what is drawn in these axes.
+    """
+    what = (list(entries.values()), list(entries)) if entries else ()
     axes.legend(
-        loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, title=title, alignment="left", title_fontsize=8
-    )
+        *what, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, title=title, alignment="left",
+        title_fontsize=8,
+    )  # fmt: skip
+
+
+def legend_entries(panels: Iterable["Axes"]) -> dict[str, Any]:
+    """Name -> handle of everything drawn in some panels, each name once."""
+    found: dict[str, Any] = {}
+    for axes in panels:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(name, handle)
+    return found
 
 
 def run_of(line: Line) -> str:

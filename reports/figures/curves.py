@@ -21,7 +21,7 @@ def draw(scene: Scene) -> list[Drawn]:
     for axes, (backbone, lines) in zip(panels, groups.items(), strict=False):
         for line in sorted(lines, key=lambda one: -np.nan_to_num(one.cells["pxap"].number, nan=-1)):
             cell = line.cells["pxap"]
-            label = f"{cell.text if '±' in cell.spread else cell.value}  {line.marked}"
+            label = f"{cell.text if '±' in cell.spread else cell.value}  {line.label}"
             for run in line.runs:
                 points = pooled_curve(scene.evidence[run.stage])
                 look = {**scene.palette.look(line).line, "alpha": 1.0 if len(line.runs) == 1 else 0.65}

@@ -1,9 +1,10 @@
 """All figures of one table, each in its own file; what cannot be drawn is left out with its reason."""
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .base import STYLE, Drawn, NoFigureError, Scene
+from .base import STYLE, AwayScene, Drawn, NoFigureError, Scene, ShiftScene
 
 FIGURES = {
     "qualitative": "Maps",
@@ -11,9 +12,12 @@ FIGURES = {
     "threshold": "Quality against threshold",
     "score_histograms": "Score values",
     "per_image": "Image by image",
+    "classes": "Class by class",
     "selection": "Checkpoint selection",
     "convergence": "Training curves",
 }
+AWAY_FIGURES = {"away": "In domain and out", "away_classes": "Class by class", "away_maps": "Maps"}
+SHIFT_FIGURES = {"ladder": "Performance by shift"}
 
 
 @dataclass
@@ -26,11 +30,25 @@ class Drawings:
 
 def draw_figures(scene: Scene) -> Drawings:
     """Draws what the data allow. A new figure is a new file with `draw(scene)` and a name in FIGURES."""
+    return _draw(scene, FIGURES)
+
+
+def draw_away(scene: AwayScene) -> Drawings:
+    """The figures of other sets; a new one is a new file with `draw(scene)` and a name in AWAY_FIGURES."""
+    return _draw(scene, AWAY_FIGURES)
+
+
+def draw_shifted(scene: ShiftScene) -> Drawings:
+    """The figures of shifted sets; a new one is a new file with `draw(scene)` and a name in SHIFT_FIGURES."""
+    return _draw(scene, SHIFT_FIGURES)
+
+
+def _draw(scene: Scene | AwayScene | ShiftScene, figures: Mapping[str, str]) -> Drawings:
     import matplotlib
 
     found = Drawings()
     with matplotlib.rc_context(STYLE):
-        for module, title in FIGURES.items():
+        for module, title in figures.items():
             try:
                 found.drawn += importlib.import_module(f".{module}", __package__).draw(scene)
             except NoFigureError as reason:

@@ -40,7 +40,7 @@ def _panel(axes: Any, scene: Scene, lines: Sequence[Line]) -> None:
         found, row = scene.evidence[line.first.stage], line.first
         classes = scene.records[row.stage]["facts"]["classes"]
         names = [classes[k] for k in found.labels]
-        parts.append(pd.DataFrame({"method": line.name, "PxAP": found.by_image, "class": names}))
+        parts.append(pd.DataFrame({"method": line.label, "PxAP": found.by_image, "class": names}))
     frame = pd.concat(parts, ignore_index=True).dropna()
     order = [c for c in scene.records[lines[0].first.stage]["facts"]["classes"] if c in set(frame["class"])]
     look: dict[str, Any] = {"data": frame, "x": "method", "y": "PxAP", "hue": "class", "hue_order": order, "ax": axes}

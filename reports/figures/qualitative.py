@@ -10,7 +10,7 @@ from ..aggregate import Line
 from .base import Drawn, NoFigureError, Scene, by_backbone, new_figure, slug
 
 TILE, GAP, SIDE, HEAD = 176, 10, 150, 50  # px; SIDE and HEAD hold the names of rows and columns
-METHODS_PER_FIGURE, MAX_IMAGES = 12, 8
+METHODS_PER_FIGURE, MAX_IMAGES, MAX_KINDS = 12, 6, 3
 RIGHT, WRONG = "#0072B2", "#D55E00"
 
 
@@ -21,45 +21,67 @@ class _Examples(NamedTuple):
     labels: np.ndarray
 
 
-def draw(scene: Scene) -> list[Drawn]:
-    """One figure a backbone and dozen methods. Raises NoFigureError if no example images are stored."""
+def draw(scene: Scene, images: int = MAX_IMAGES, first_only: bool = False) -> list[Drawn]:
+    """One figure a kind of image, backbone and dozen methods.
+
+    images: rows of a figure. first_only: the first backbone and its first dozen methods alone. Raises NoFigureError if
+    no example images are stored.
+    """
     drawn = []
-    for backbone, lines in by_backbone(scene.with_maps()).items():
+    groups = list(by_backbone(scene.with_maps()).items())
+    for backbone, lines in groups[:1] if first_only else groups:
         found = [(line, maps) for line in lines if (maps := _maps(scene, line)) is not None]
-        examples = next((e for line, _ in found if (e := _examples(scene, line)) is not None), None)
-        if examples is None:
-            continue
-        width = -(-len(found) // -(-len(found) // METHODS_PER_FIGURE))
-        parts = [found[k : k + width] for k in range(0, len(found), width)]
-        for number, part in enumerate(parts, 1):
-            drawn.append(_grid(scene, backbone, examples, part, f"{number}" if len(parts) > 1 else ""))
+        for kind, classes in _kinds(scene).items():
+            examples = next((e for x, _ in found if (e := _examples(scene, x, classes, images)) is not None), None)
+            if examples is None:
+                continue
+            width = -(-len(found) // -(-len(found) // METHODS_PER_FIGURE))
+            parts = [found[k : k + width] for k in range(0, len(found), width)]
+            for number, part in enumerate(parts[:1] if first_only else parts, 1):
+                labels = [p for p in (kind, backbone, f"{number}" if len(parts) > 1 else "") if p not in ("", "-")]
+                drawn.append(_grid(scene, labels, examples, part))
     if not drawn:
         raise NoFigureError("no example images are stored with these results")
     return drawn
 
 
-def _read(path: Any) -> dict[str, np.ndarray] | None:
+def _kinds(scene: Scene) -> dict[str, list[int]]:
+    """Figures by kind of image: those with and without a region, or one a class where every class has a region."""
+    facts = scene.records[scene.with_maps()[0].first.stage]["facts"]
+    names, regions = facts["classes"], facts["region_classes"]
+    if not all(regions):
+        with_region = [k for k, region in enumerate(regions) if region]
+        rest = [k for k, region in enumerate(regions) if not region]
+        return {"positives": with_region, "normals": rest} if with_region else {"": rest}
+    if len(names) > MAX_KINDS:
+        return {"": list(range(len(names)))}
+    return {name: [k] for k, name in reversed(list(enumerate(names)))}
+
+
+def _read(path: Any, names: tuple[str, ...]) -> dict[str, np.ndarray] | None:
     try:
         with np.load(path, allow_pickle=False) as data:
-            return {name: data[name] for name in data.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            return {name: data[name] for name in names}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
 def _maps(scene: Scene, line: Line) -> dict[str, np.ndarray] | None:
     """Image id -> map of a line's first run."""
-    data = _read(scene.store.run_dir(line.first.stage) / "examples.npz")
+    data = _read(scene.store.run_dir(line.first.stage) / "examples.npz", ("ids", "maps"))
     return None if data is None else dict(zip(data["ids"].tolist(), data["maps"].astype(np.float32), strict=True))
 
 
-def _examples(scene: Scene, line: Line) -> _Examples | None:
-    """The images a line's maps belong to, at most MAX_IMAGES, evenly over the stored ones."""
+def _examples(scene: Scene, line: Line, classes: list[int], limit: int) -> _Examples | None:
+    """The images of some classes a line's maps belong to, at most `limit`, evenly over the stored ones."""
     stem = scene.records[line.first.stage]["facts"].get("examples", "")
-    data = _read(scene.store.root / "examples" / f"{stem}.npz") if stem else None
-    if data is None or not len(data["ids"]):
+    names = ("ids", "images", "masks", "labels")
+    data = _read(scene.store.root / "examples" / f"{stem}.npz", names) if stem else None
+    if data is None or not np.isin(data["labels"], classes).any():
         return None
     order = np.argsort(data["labels"], kind="stable")
-    rows = order[np.linspace(0, len(order) - 1, min(MAX_IMAGES, len(order))).round().astype(int)]
+    order = order[np.isin(data["labels"][order], classes)]
+    rows = order[np.linspace(0, len(order) - 1, min(limit, len(order))).round().astype(int)]
     return _Examples(
         data["ids"][rows].tolist(), data["images"][rows], data["masks"][rows].astype(bool), data["labels"][rows]
     )
@@ -67,14 +89,14 @@ def _examples(scene: Scene, line: Line) -> _Examples | None:
 
 def _right(scene: Scene, line: Line) -> dict[str, bool]:
     """Image id -> whether the class was right; empty for methods that classify nothing."""
-    data = _read(scene.store.run_dir(line.first.stage) / "scores.npz")
+    data = _read(scene.store.run_dir(line.first.stage) / "scores.npz", ("ids", "logits", "labels"))
     if data is None or np.isnan(data["logits"]).any():
         return {}
     return dict(zip(data["ids"].tolist(), (data["logits"].argmax(1) == data["labels"]).tolist(), strict=True))
 
 
 def _grid(
-    scene: Scene, backbone: str, examples: _Examples, part: list[tuple[Line, dict[str, np.ndarray]]], number: str
+    scene: Scene, labels: list[str], examples: _Examples, part: list[tuple[Line, dict[str, np.ndarray]]]
 ) -> Drawn:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -82,14 +104,14 @@ def _grid(
     rows, columns = len(examples.ids), 2 + len(part)
     cell = 1.12
     size = (0.2 + cell * columns + SIDE * cell / TILE + 0.85, 0.35 + cell * rows + HEAD * cell / TILE)
-    title = f"Maps · {scene.table.eval}, protocol {scene.table.protocol}" + (f", {backbone}" if backbone != "-" else "")
+    title = ", ".join([f"Maps · {scene.table.sets}, protocol {scene.table.protocol}", *labels])
     figure = new_figure(scene, title, size)
     axes = figure.subplots()
     axes.imshow(_canvas(examples, part), interpolation="antialiased")
     axes.set_axis_off()
     axes.set(xlim=(-SIDE, columns * (TILE + GAP)), ylim=(rows * (TILE + GAP), -HEAD))
     step = TILE + GAP
-    heads = ["input", "mask", *(line.marked for line, _ in part)]
+    heads = ["input", "mask", *(line.label for line, _ in part)]
     for column, head in enumerate(heads):
         text = "\n".join(textwrap.wrap(head.replace(":", ": "), 15)[:3])
         axes.text(column * step + TILE / 2, -6, text, ha="center", va="bottom", fontsize=8)
@@ -107,9 +129,8 @@ def _grid(
         "does not classify. The images were chosen by name, not by result. "
         f"Shown: the lowest fold and seed, checkpoint {scene.table.blocks[0].key}."
     )
-    parts = [p for p in (backbone, number) if p not in ("", "-")]
     alt = "Test images, their masks and the score map of every method."
-    return Drawn(slug("maps", *scene.stem, *parts), " · ".join(["Maps", *parts]), how, alt, figure)
+    return Drawn(slug("maps", *scene.stem, *labels), " · ".join(["Maps", *labels]), how, alt, figure)
 
 
 def _canvas(examples: _Examples, part: list[tuple[Line, dict[str, np.ndarray]]]) -> np.ndarray:

@@ -30,7 +30,7 @@ def draw(scene: Scene) -> list[Drawn]:
         )
         if line.first.tau_val == line.first.tau_val:
             axes.axvline(line.first.tau_val, color="#000000", linewidth=0.9, linestyle=":", label="tau_val")
-        name = f"{line.marked} · {line.first.backbone}" if several and line.first.backbone != "-" else line.marked
+        name = f"{line.label} · {line.first.backbone}" if several and line.first.backbone != "-" else line.label
         settle(axes, "", "", name)
         axes.set(xlim=(0, 1), yscale="log", ylim=(FLOOR, 130))
         axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])

@@ -17,7 +17,7 @@ def draw(scene: Scene) -> list[Drawn]:
             points, look, run = pooled_curve(scene.evidence[line.first.stage]), scene.palette.look(line), line.first
             for axes, (name, _) in zip(pair, METRICS, strict=True):
                 values = 100 * getattr(points, name)
-                axes.plot(points.tau, values, label=line.marked, **look.line)
+                axes.plot(points.tau, values, label=line.label, **look.line)
                 for tau, filled in ((run.tau_oracle, "white"), (run.tau_val, look.color)):
                     if tau == tau:  # NaN: no validation mask, so no dot
                         height = values[round(tau * 1000)]

@@ -11,12 +11,13 @@
     const [x, y] = [Number(a), Number(b)];
     return Number.isNaN(x) || Number.isNaN(y) ? a.localeCompare(b, "en", { numeric: true }) : x - y;
   };
+  const headsOf = (table) => table.tHead.rows[table.tHead.rows.length - 1].cells; // a row of groups may stand above
   const sortBy = (table, head) => {
     const index = head.cellIndex;
     const first = head.classList.contains("num") ? "descending" : "ascending";
     const other = first === "ascending" ? "descending" : "ascending";
     const order = head.getAttribute("aria-sort") === first ? other : first;
-    for (const th of table.tHead.rows[0].cells) th.removeAttribute("aria-sort");
+    for (const th of headsOf(table)) th.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", order);
     const sign = order === "ascending" ? 1 : -1;
     for (const body of table.tBodies) {
@@ -31,13 +32,13 @@
     status.textContent = `Sorted by ${head.textContent.trim()}, ${order}.`;
   };
   for (const table of document.querySelectorAll("table.sortable")) {
-    for (const head of table.tHead.rows[0].cells) {
+    for (const head of headsOf(table)) {
       head.querySelector("button").addEventListener("click", () => sortBy(table, head));
     }
   }
 
   for (const filter of document.querySelectorAll(".filter")) {
-    const bodies = [...document.getElementById(filter.dataset.for).tBodies];
+    const bodies = filter.dataset.for.split(" ").flatMap((id) => [...document.getElementById(id).tBodies]);
     filter.addEventListener("change", (event) => {
       for (const body of bodies) {
         if (body.dataset.block === event.target.value) body.hidden = !event.target.checked;

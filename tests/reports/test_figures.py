@@ -11,13 +11,25 @@ from PIL import Image
 
 from wsolbench.benchmark.store import Store
 from wsolbench.reports.aggregate import build_tables
-from wsolbench.reports.figures import draw
-from wsolbench.reports.figures.base import COLOURS, Palette, Scene, render, slug
+from wsolbench.reports.figures import away as away_figure
+from wsolbench.reports.figures import classes, draw, qualitative
+from wsolbench.reports.figures.base import (
+    COLOURS,
+    AwayScene,
+    Palette,
+    Scene,
+    ShiftScene,
+    render,
+    slug,
+    spread_of,
+)
 from wsolbench.reports.figures.convergence import read_history
-from wsolbench.reports.figures.draw import FIGURES, draw_figures
+from wsolbench.reports.figures.draw import FIGURES, draw_away, draw_figures, draw_shifted
 from wsolbench.reports.figures.qualitative import outline
 from wsolbench.reports.figures.score_histograms import BARS, rebin
+from wsolbench.reports.ood import build_away
 from wsolbench.reports.rows import collect
+from wsolbench.reports.shifts import build_shifted
 
 
 def scenes(store: Store, found=None, rows=None) -> list[Scene]:
@@ -41,14 +53,16 @@ def test_every_figure_is_drawn_and_marked(drawings):
         assert found.missing == []
         assert [d.name.partition("_")[0] for d in found.drawn] == [
             "maps",
+            "maps",
             "pr",
             "threshold",
             "histograms",
             "images",
+            "classes",
             "selection",
             "convergence",
         ]
-        assert len(found.drawn) == len(FIGURES)
+        assert len(found.drawn) == len(FIGURES) + 1  # maps of malignant images and of benign ones
         for drawn in found.drawn:
             words = texts(drawn.figure)
             assert "SYNTHETIC DATA" in words
@@ -59,7 +73,7 @@ def test_every_figure_is_drawn_and_marked(drawings):
 
 def test_files_hold_a_picture(drawings):
     _, found = drawings[0]
-    for drawn in found.drawn[::2]:
+    for drawn in found.drawn[::3]:
         png, pdf = render(drawn.figure, "png"), render(drawn.figure, "pdf")
         assert pdf.startswith(b"%PDF-")
         assert render(drawn.figure, "png") == png
@@ -125,14 +139,18 @@ def test_baselines_alone(results, found):
     scene = scenes(results, found, rows=lambda rows: [r for r in rows if r.baseline])[0]
     drawings = draw_figures(scene)
     assert {d.name.partition("_")[0] for d in drawings.drawn} == {"maps", "pr", "threshold", "histograms", "images"}
-    assert len(drawings.missing) == 2
+    assert {reason.partition(":")[0] for reason in drawings.missing} == {
+        "Class by class",
+        "Checkpoint selection",
+        "Training curves",
+    }
     assert all(reason.partition(":")[2] for reason in drawings.missing)
 
 
 def test_a_classifier_alone_draws_its_training_and_nothing_else(results, found):
     scene = scenes(results, found, rows=lambda rows: [r for r in rows if r.method == "classifier"])[0]
     drawings = draw_figures(scene)
-    assert [d.name.partition("_")[0] for d in drawings.drawn] == ["convergence"]
+    assert [d.name.partition("_")[0] for d in drawings.drawn] == ["classes", "convergence"]  # accuracy has classes
     assert len(drawings.missing) == 6
 
 
@@ -141,14 +159,16 @@ def test_missing_files_leave_out_their_figure(small):
         path.unlink()
     found = draw_figures(scenes(small)[0])
     assert {m.partition(":")[0] for m in found.missing} == {"Maps", "Training curves"}
-    assert len(found.drawn) == 5
+    assert len(found.drawn) == 6
 
 
 def test_backbones_have_their_own_panels(tmp_path, write_results, recipe):
     store = write_results(tmp_path, recipe(seeds=(0,), protocols=("fair",), backbones=("resnet18", "vit_tiny")))
     found = draw_figures(scenes(store)[0])
     maps = [d for d in found.drawn if d.name.startswith("maps")]
-    assert [d.name.rpartition("_")[2] for d in maps] == ["resnet18", "tiny"]
+    assert [d.name.partition("synthetic_")[2] for d in maps] == [
+        "malignant_resnet18", "benign_resnet18", "malignant_vit_tiny", "benign_vit_tiny",
+    ]  # fmt: skip
     curves = next(d for d in found.drawn if d.name.startswith("pr"))
     assert {"resnet18", "vit_tiny"} <= {a.get_title(loc="left") for a in curves.figure.axes}
 
@@ -239,3 +259,127 @@ def test_images_of_one_class_alone_have_foreground(results, found):
     drawn = draw_figures(replace(scene, evidence=evidence)).drawn
     legend = next(d for d in drawn if d.name.startswith("images")).figure.axes[0].get_legend()
     assert len(legend.get_texts()) == 1
+
+
+# -- other sets, shifts and classes ----------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def far(wide, wide_found):
+    """Scenes of the wide folder: in domain, other sets, shifted."""
+    away, shifted = build_away(wide_found.rows)[0], build_shifted(wide_found.rows)[0]
+    tables = [*build_tables(wide_found.rows), *away.tables]
+    palette = Palette(line for table in tables for line in table.lines)
+    made = [Scene(t, wide_found.evidence, wide_found.records, wide, palette) for t in tables]
+    own = len(tables) - len(away.tables)
+    return AwayScene(away, tuple(made[own:]), tuple(made[:own]), palette), ShiftScene(shifted, palette)
+
+
+@pytest.fixture(scope="module")
+def away_drawings(far):
+    return draw_away(far[0])
+
+
+def test_figures_of_other_sets(far, away_drawings):
+    assert away_drawings.missing == []
+    names = [d.name for d in away_drawings.drawn]
+    assert names[:2] == ["ood_fair_synthetic", "ood-classes_fair_synthetic"]
+    assert len(names) == len(set(names)) == 2 + 2 * 3  # positives and normals (or two classes) of three pairs
+    assert sum("_normals_" in n for n in names) == sum("_positives_" in n for n in names) == 2
+    assert all("SYNTHETIC DATA" in texts(d.figure) for d in away_drawings.drawn)
+    real = replace(far[0], away=replace(far[0].away, synthetic=False))
+    assert "SYNTHETIC" not in texts(away_figure.draw(real)[0].figure)
+
+
+def test_points_of_other_sets_are_the_numbers_of_the_table(far, away_drawings):
+    scene = far[0]
+    figure = away_drawings.drawn[0].figure
+    axes = next(a for a in figure.axes if a.get_title(loc="left") == "trained on glas · resnet18")
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["glas", "camelyon16", "camelyon17:centre-2"]
+    drawn = {c.get_label(): c for c in axes.containers}
+    tables = [s.table for s in (*scene.home, *scene.pairs) if s.table.train == "glas"]
+    for method in ("cam", "pixelcam"):
+        lines = [next(x for x in t.shown if x.name == method) for t in tables]
+        heights = np.asarray(drawn[method].lines[0].get_ydata())
+        assert heights == pytest.approx([np.mean([r.pxap for r in x.runs]) for x in lines])
+    chance = sorted({round(float(s[0][1]), 6) for c in axes.collections for s in c.get_segments() if len(s) == 2
+                     and s[0][1] == s[1][1]})  # fmt: skip
+    assert chance == pytest.approx(sorted({round(t.rows[0].chance, 6) for t in tables}))
+
+
+def test_intervals_of_one_run_and_of_several(found):
+    table = build_tables(found.rows)[0]
+    one = next(x for x in table.lines if x.name == "darkness")
+    assert spread_of(one, "pxap") == (one.first.pxap, one.first.pxap_low, one.first.pxap_high)
+    two = next(x for x in table.lines if x.name == "cam")
+    mean, low, high = spread_of(two, "pxap")
+    values = [r.pxap for r in two.runs]
+    assert (mean, high - mean, mean - low) == pytest.approx((np.mean(values), *[np.std(values, ddof=1)] * 2))
+    assert all(math.isnan(v) for v in spread_of(one, "accuracy"))
+
+
+def test_shifts_are_drawn_from_their_table(far):
+    scene = far[1]
+    drawings = draw_shifted(scene)
+    assert [d.name for d in drawings.drawn] == ["shift_glas_fair_synthetic_resnet18"]
+    figure = drawings.drawn[0].figure
+    assert "SYNTHETIC DATA" in texts(figure)
+    axes = next(a for a in figure.axes if a.get_title(loc="left") == "blur")
+    line = next(c for c in axes.containers if c.get_label() == "layercam").lines[0]
+    grid = scene.shifted.grid
+    cells = next(x for x in grid.blocks[0].lines if x.names[0] == "layercam").cells
+    assert list(line.get_xdata()) == [0, 1, 2, 3]
+    assert np.asarray(line.get_ydata()) == pytest.approx([c.number for c in cells[:4]])
+    below = figure.axes[figure.axes.index(axes) + 3]  # the accuracy of the same shift, a row further down
+    assert [t.get_text() for t in below.get_xticklabels()] == ["0", "1\n0.5", "2\n1", "3\n2"]
+    assert below.get_xlabel() == "level, sigma [px]"
+
+
+def test_a_long_ladder_has_a_figure_of_its_own(wide_found):
+    one = next(r for r in wide_found.rows if r.eval == "glas:restain-1" and r.method == "cam")
+    many = [replace(one, eval=f"glas:restain-{k}", level=k, severity=0.1 * k) for k in range(1, 11)]
+    rows = [r for r in wide_found.rows if r.shift != "restain"] + many
+    shifted = build_shifted(rows)[0]
+    palette = Palette(line for x in shifted.ladders for t in x.levels.values() for line in t.lines)
+    drawn = draw_shifted(ShiftScene(shifted, palette)).drawn
+    assert [d.name for d in drawn] == [
+        "shift_glas_fair_synthetic_resnet18",
+        "shift_glas_fair_synthetic_restain_resnet18",
+    ]
+    assert [t.get_text() for t in drawn[1].figure.axes[1].get_xticklabels()][-1] == "10\n1"
+
+
+def test_bars_of_classes(far):
+    pair = next(s for s in far[0].pairs if s.table.eval == "camelyon16")
+    figure = classes.draw(pair)[0].figure
+    _, accuracy = figure.axes
+    normal, tumour = accuracy.containers
+    assert (normal.get_label(), tumour.get_label()) == ("normal", "tumor")
+    names = [t.get_text() for t in accuracy.get_xticklabels()]
+    assert "constant" not in names
+    lines = {x.label: x for x in pair.table.shown}
+    for container, index in ((normal, 0), (tumour, 1)):
+        heights = [bar.get_height() for bar in container]
+        wanted = [np.mean([r.by_class[index].accuracy for r in lines[n].runs]) for n in names]
+        assert heights == pytest.approx(wanted)
+    assert texts(figure).count("n/a") == len(names) + 1  # no PxAP of normals, and none of the classifier at all
+
+
+def test_maps_of_one_kind_hold_images_of_that_kind(far):
+    pair = next(s for s in far[0].pairs if s.table.eval == "camelyon16")
+    for drawn in qualitative.draw(pair):
+        words = texts(drawn.figure)
+        assert ("\nnormal" in words) == ("normals" in drawn.name)
+        assert ("\ntumor" in words) == ("positives" in drawn.name)
+    few = qualitative.draw(pair, images=1, first_only=True)
+    assert len(few) == 2
+    assert texts(few[0].figure).count("test_") == 1
+
+
+def test_the_map_of_the_positive_class_is_told_apart(found):
+    rows = [r for r in found.rows if r.method == "cam" and r.protocol == "fair"]
+    table = build_tables([*rows, *(replace(r, map_class="positive", stage=f"p{r.stage}") for r in rows)])[0]
+    labels = [x.label for x in table.blocks[0].lines]
+    assert sorted(labels) == ["cam", "cam (positive class)"]
+    palette = Palette(table.lines)
+    looks = [palette.look(x) for x in table.blocks[0].lines]
+    assert looks[0].color == looks[1].color
+    assert looks[0].linestyle != looks[1].linestyle

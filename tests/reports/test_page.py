@@ -1,7 +1,10 @@
 """The page: well-formed, self-contained, the numbers of the tables, and hostile text stays text."""
 
 import base64
+import csv
 import hashlib
+import json
+import math
 import re
 import shutil
 import subprocess
@@ -13,6 +16,7 @@ from wsolbench.benchmark.errors import BenchError
 from wsolbench.benchmark.store import Store
 from wsolbench.reports.aggregate import build_tables
 from wsolbench.reports.build import build_report
+from wsolbench.reports.contents import Contents
 from wsolbench.reports.figures import draw
 from wsolbench.reports.rows import collect
 from wsolbench.reports.tables import label_values
@@ -28,6 +32,7 @@ class Page(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.open, self.tags, self.attributes, self.tables, self.text = [], [], [], [], []
+        self.names = []  # ids of the tables
         self.feed(text)
         self.close()
         assert self.open == []
@@ -39,6 +44,7 @@ class Page(HTMLParser):
             self.open.append(tag)
         if tag == "table":
             self.tables.append([])
+            self.names.append(dict(attrs).get("id", ""))
         if tag == "tr":
             self.tables[-1].append([])
         if tag in ("td", "th"):
@@ -71,11 +77,11 @@ def test_everything_is_written(built):
     paths, out = built
     assert {p.name for p in paths if p.parent == out} == {"report.md", "report.tex", "rows.csv", "index.html"}
     figures = [p for p in paths if p.parent == out / "figures"]
-    assert len(figures) == 2 * 2 * len(FIGURES)
+    assert len(figures) == 2 * 2 * (len(FIGURES) + 1)  # maps are two figures, malignant and benign
     assert all(p.stat().st_size > 1000 for p in paths)
     assert sorted(out.rglob("*.tmp")) == []
     named = re.findall(r"\]\((figures/[^)]+)\)", (out / "report.md").read_text())
-    assert len(named) == 2 * len(FIGURES)
+    assert len(named) == 2 * (len(FIGURES) + 1)
     assert all((out / name).is_file() for name in named)
 
 
@@ -105,7 +111,8 @@ def test_only_our_script_may_run(html):
 def test_page_holds_the_numbers_of_the_tables(html, found):
     tables = build_tables(found.rows, found.settings)
     page = Page(html)
-    for table, grid in zip(tables, page.tables, strict=False):
+    own = [t for name, t in zip(page.names, page.tables, strict=True) if re.fullmatch(r"table-\d+-table", name)]
+    for table, grid in zip(tables, own, strict=True):
         lines = [[c.strip() for c in row] for row in grid if len(row) > 3][1:]
         assert lines == [
             [*label_values(line), *(line.cells[c.key].text for c in table.columns)] for line in table.lines
@@ -138,6 +145,44 @@ def test_hostile_text_is_shown_not_run(tmp_path, write_results, recipe, monkeypa
     assert any(HOSTILE in row for table in page.tables for row in table)
     assert "<script" not in (tmp_path / "out" / "report.md").read_text()
     assert all(p.parent.name in ("out", "figures") for p in (tmp_path / "out").rglob("*") if p.is_file())
+
+
+def test_page_of_other_sets_holds_the_numbers_of_their_tables(wide, wide_found, tmp_path, monkeypatch):
+    monkeypatch.setattr(draw, "FIGURES", {})
+    monkeypatch.setattr(draw, "AWAY_FIGURES", {"away": "In domain and out"})
+    monkeypatch.setattr(draw, "SHIFT_FIGURES", {})
+    build_report(wide, tmp_path, ["html", "md", "tex", "csv"])
+    page = Page((tmp_path / "index.html").read_text(encoding="utf-8"))
+    found = dict(zip(page.names, page.tables, strict=True))
+    contents = Contents(wide_found)
+    assert [c.anchor for c in contents.chapters] == ["ood-1", "shifted-1", "published"]
+    for chapter in contents.chapters[:2]:
+        for number, part in enumerate(chapter.grids[0].parts(), 1):
+            lines = [[c.strip() for c in row] for row in found[f"{chapter.anchor}-grid-{number}"] if len(row) > 4]
+            heads, rows = lines[0], [row for row in lines[1:] if row[0] != "Method"]
+            wanted = [[*x.names, *(c.text for c in x.cells)] for b in part.blocks for x in b.lines]
+            assert [r for r in rows if r in wanted] == wanted, heads
+    words = " ".join(page.text)
+    assert "so none stand beside these" in words
+    assert not re.search(r"\bnan\b", words, re.IGNORECASE)
+    assert {v for t, k, v in page.attributes if (t, k) == ("a", "href")} >= {"#ood-1", "#shifted-1", "#published"}
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    for title in (
+        "## Out of domain",
+        "### Out of domain, class by class",
+        "## Shifted glas",
+        "## Published beside ours",
+    ):
+        assert title in text
+    labels = re.findall(r"\\label\{(.*?)\}", (tmp_path / "report.tex").read_text(encoding="utf-8"))
+    assert len(labels) == len(set(labels)) > 6
+    with (tmp_path / "rows.csv").open(encoding="utf-8", newline="") as handle:
+        rows = {row["stage"]: row for row in csv.DictReader(handle)}
+    for row in wide_found.rows:
+        line = rows[row.stage]
+        assert (line["dataset"], line["shift"], line["level"]) == (row.dataset, row.shift, str(row.level))
+        assert line["drop_pxap"] == ("" if math.isnan(row.drop_pxap) else repr(row.drop_pxap))
+        assert [c["name"] for c in json.loads(line["by_class"])] == list(row.classes)
 
 
 def test_failures_and_left_out_rows_are_told(tmp_path, small, monkeypatch):
@@ -183,6 +228,11 @@ head.querySelector("button").click(); log.push(head.getAttribute("aria-sort") + 
 const box = document.querySelector(".filter input[value=loc]");
 box.click(); log.push("hidden:" + [...table.tBodies].filter((b) => b.hidden).map((b) => b.dataset.block).join(","));
 document.querySelector(".zoom").click(); log.push("open:" + document.getElementById("lightbox").open);
+const classes = document.querySelector("table.grouped"), rows = classes.tHead.rows;
+const last = [...rows[rows.length - 1].cells].at(-1);
+last.querySelector("button").click();
+const body = classes.tBodies[1];
+log.push(last.textContent.trim() + ":" + [...body.rows].slice(1).map((r) => r.cells[r.cells.length - 1].dataset.sort));
 document.title = "LOG " + log.join(" | ");
 """
 
@@ -198,7 +248,11 @@ def test_sorting_and_filtering_in_a_browser(chromium, html, found, tmp_path):
     dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     title = re.search(r"<title>LOG (.*?)</title>", dom)
     assert title
-    down, up, hidden, box = title[1].split(" | ")
+    down, up, hidden, box, recalls = title[1].split(" | ")
+    head, _, values = recalls.partition(":")
+    numbers = [float(v) for v in values.split(",")]
+    assert (head, numbers) == ("Accuracy", sorted(numbers, reverse=True))
+    assert len(numbers) == len(build_tables(found.rows)[0].blocks[0].lines)
     lines = [x for x in build_tables(found.rows)[0].blocks[0].lines if x.cells["pxap"].value != "n/a"]
     order = [x.marked for x in sorted(lines, key=lambda x: x.cells["pxap"].number)]
     assert down == "descending:" + ",".join([*order[::-1], "classifier"])

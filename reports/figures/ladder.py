@@ -1,0 +1,108 @@
+"""Performance by shift: how quality falls from the images as they are to ever more changed ones."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ..aggregate import Line
+from ..grid import Place
+from ..shifts import Ladder
+from .base import Drawn, NoFigureError, ShiftScene, by_backbone, legend_entries, new_figure, settle, slug, spread_of
+
+METRICS = (("pxap", "PxAP [%]"), ("accuracy", "accuracy [%]"))
+COLUMNS, FEW = 3, 8  # shifts side by side; methods up to which bars are drawn
+LONG = 6  # levels; a longer ladder (many target stains) has a figure of its own
+
+
+def draw(scene: ShiftScene) -> list[Drawn]:
+    """One figure a backbone: a column of panels a shift, one line a method. Raises NoFigureError without methods."""
+    ladders = scene.shifted.ladders
+    short = [x for x in ladders if len(x.levels) - 1 <= LONG]
+    groups = [("", short), *((x.shift, [x]) for x in ladders if x not in short)]
+    drawn = []
+    for name, members in groups:
+        lines = _lines(members)
+        for backbone, own in by_backbone(lines.values()).items() if lines else ():
+            places = [place for place, line in lines.items() if line in own]
+            labels = [text for text in (name, backbone) if text not in ("", "-")]
+            drawn.append(_figure(scene, members, places, lines, labels))
+    if not drawn:
+        raise NoFigureError("no method was scored on a shifted set")
+    return drawn
+
+
+def _lines(ladders: Sequence[Ladder]) -> dict[Place, Line]:
+    """The methods of the main selection scored on any level, by place; baselines with maps among them."""
+    found: dict[Place, Line] = {}
+    for ladder in ladders:
+        for level, table in ladder.levels.items():
+            if level:
+                shown = set(map(id, table.shown))
+                found |= {p: line for p, line in ladder.lines(level).items() if id(line) in shown}
+    return dict(sorted(found.items()))
+
+
+def _figure(
+    scene: ShiftScene, ladders: Sequence[Ladder], places: Sequence[Place], lines: dict[Place, Line], labels: list[str]
+) -> Drawn:
+    columns = min(COLUMNS, len(ladders))
+    bands = -(-len(ladders) // columns)
+    width = max(3.3, *(0.55 * len(x.levels) for x in ladders))
+    title = ", ".join([f"Shifted {scene.shifted.sets} · protocol {scene.shifted.protocol}", *labels])
+    figure = new_figure(scene, title, (max(7.5, 1.2 + columns * width), 0.6 + 5.7 * bands + 0.04 * len(places)))
+    panels = figure.subplots(2 * bands, columns, squeeze=False, sharey=True)
+    for index, ladder in enumerate(ladders):
+        band, column = divmod(index, columns)
+        pair = panels[2 * band : 2 * band + 2, column]
+        for axes, (key, label) in zip(pair, METRICS, strict=True):
+            for place in places:
+                _trail(axes, ladder, place, key, scene.palette.look(lines[place]).line, len(places) <= FEW)
+            settle(axes, "", label if column == 0 else "", ladder.shift if key == "pxap" else "")
+            axes.set_ylim(0, 104)
+            axes.set_xticks(sorted(ladder.levels))
+        _severity_axis(pair[1], ladder)
+    for spare in range(len(ladders), bands * columns):
+        band, column = divmod(spare, columns)
+        for axes in panels[2 * band : 2 * band + 2, column]:
+            axes.set_axis_off()
+    found = legend_entries(panels.flat)
+    figure.legend(
+        list(found.values()), list(found), loc="outside lower left", ncols=min(6, max(1, len(found))), frameon=False
+    )
+    how = (
+        "From left to right the test images are changed more, level by level; the number under each level is its place "
+        "on the axis named below it. Level 0 is the images as they are. The masks never change, so the chance level "
+        "(the constant map, where it is drawn) does not either. Bars: 95% interval of a single run, or one standard "
+        f"deviation over runs (left out for more than {FEW} methods)."
+    )
+    alt = "PxAP and accuracy of every method by level of each shift."
+    name = " · ".join(["Performance by shift", *labels])
+    return Drawn(slug("shift", *scene.stem, *labels), name, how, alt, figure)
+
+
+def _trail(axes: Any, ladder: Ladder, place: Place, key: str, look: dict[str, Any], bars: bool) -> None:
+    points = []
+    for level in sorted(ladder.levels):
+        line = ladder.lines(level).get(place)
+        if line:
+            mean, low, high = spread_of(line, key)
+            points.append((level, mean, mean - low, high - mean))
+    points = [p for p in points if not math.isnan(p[1])]
+    if points:
+        x, y, below, above = zip(*points, strict=True)
+        dots = {"elinewidth": 0.6, "marker": "o", "markersize": 3}
+        axes.errorbar(x, y, (below, above) if bars else None, label=place.label, **look, **dots)
+
+
+def _severity_axis(axes: Any, ladder: Ladder) -> None:
+    """Ticks at the levels, with the severity of each under it."""
+    severities = ladder.severities
+    labels = [
+        f"{level}\n{severities[level]:.3g}" if level and not math.isnan(severities[level]) else f"{level}"
+        for level in sorted(ladder.levels)
+    ]
+    axes.set_xticks(sorted(ladder.levels), labels)
+    words, text = ladder.axis.split(), ""
+    for word in words:  # a panel is narrow, an axis may be named in a sentence
+        text += ("\n" if len(text.rpartition("\n")[2]) + len(word) > 34 else " ") + word
+    axes.set_xlabel(f"level, {text.strip()}" if text else "level")
