@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from .aggregate import Cell
+from .aggregate import POSITIVE, Cell
 from .escape import fit, latex_cell, latex_escape, latex_name, markdown_cell, markdown_escape, pipes
 from .grid import Grid, GridLine, Group, Head
 
@@ -106,10 +106,15 @@ def terminal_grid(grid: Grid, width: int) -> str:
     return "\n".join([fit(grid.heading, width, True).rstrip(), *parts, *notes])
 
 
+def _named(line: GridLine) -> tuple[str, str]:
+    """Method and backbone; the map stands in no column of its own, so the extra one is told by the name."""
+    return line.names[0] + (POSITIVE if "positive" in line.names[2:3] else ""), line.names[1]
+
+
 def _name_widths(grid: Grid, width: int) -> list[int]:
-    """Widths of method and backbone (and map, where lines differ in it), at most a third of what there is."""
-    lines = [line for block in grid.blocks for line in block.lines]
-    found = [max([len(grid.names[k]), *(len(line.names[k]) for line in lines)]) for k in (0, 1)]
+    """Widths of method and backbone, at most a good third of what there is."""
+    lines = [_named(line) for block in grid.blocks for line in block.lines]
+    found = [max([len(grid.names[k]), *(len(names[k]) for names in lines)]) for k in (0, 1)]
     return [min(found[0], max(12, width // 4)), min(found[1], max(8, width // 7))]
 
 
@@ -157,5 +162,5 @@ def _terminal_line(line: GridLine, first: int, groups: Sequence[Group], names: S
         text = "  ".join(fit(v, w, False) for v, w in zip(values, widths, strict=True))
         cells.append(text.ljust(_room(group)))
         at += len(widths)
-    name = "  ".join(fit(line.names[k], w, True) for k, w in enumerate(names))
+    name = "  ".join(fit(text, w, True) for text, w in zip(_named(line), names, strict=True))
     return "    ".join([name, *cells]).rstrip() if said else ""

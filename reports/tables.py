@@ -136,7 +136,7 @@ def _short(column: Column) -> str:
 
 def _terminal_line(line: Line, columns: Iterable[Column], single: bool) -> list[str]:
     numbers = [line.cells[c.key].text if c.key == "pxap" else line.cells[c.key].value for c in columns]
-    return [line.marked, line.first.backbone, *([] if single else [str(len(line.runs))]), *numbers]
+    return [line.label, line.first.backbone, *([] if single else [str(len(line.runs))]), *numbers]
 
 
 def _terminal_notes(table: Table, shown: Sequence[Block]) -> list[str]:

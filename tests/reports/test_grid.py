@@ -138,3 +138,9 @@ def test_a_table_of_words():
     tex = latex_grid(grid, "1")
     assert r"\begin{tabular}{lrp{8cm}}" in tex
     assert r"\cmidrule" not in tex
+
+
+def test_terminal_tells_the_map_of_the_positive_class_apart(wide_found):
+    rows = [r for r in wide_found.rows if r.method == "cam" and not r.shift and r.train == "glas"]
+    text = terminal_table([*rows, *(replace(r, map_class="positive", stage=f"p{r.stage}") for r in rows)])
+    assert text.count("cam (positive class)") == 2
