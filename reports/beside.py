@@ -55,8 +55,11 @@ def build_beside(tables: Sequence[Table], records: Mapping[str, Mapping[str, Any
 
 
 def _grid(blocks: tuple[GridBlock, ...], text: str, notes: tuple[str, ...]) -> Grid:
+    caption = (
+        f"PxAP in percent; published numbers are of protocol {PROTOCOL}, checkpoint {SELECTION}." if blocks else ""
+    )
     return Grid(
-        "published", "Published beside ours", PROTOCOL, False, (Group("", _HEADS),) if blocks else (), blocks, "",
+        "published", "Published beside ours", PROTOCOL, False, (Group("", _HEADS),) if blocks else (), blocks, caption,
         notes, ("Method", "Backbone", "Data and rules"), text,
     )  # fmt: skip
 
