@@ -12,7 +12,8 @@ def update_roles(
     """Lets an evaluated epoch take the roles it deserves; returns whether it took any.
 
     accuracy in percent and loss over the validation images; pxap by (protocol, map) over the masked ones, NaN where
-    undefined. Ties go to the later epoch or to the lower loss, as the protocol says (protocol.md 2: B-CL, B-LOC).
+    undefined. Ties go to the later epoch or to the lower loss (of equal losses the later), as the
+    protocol says (B-CL, B-LOC).
     """
     taken = False
     for protocol in PROTOCOLS.values():
@@ -31,4 +32,6 @@ def update_roles(
 def _better(value: float, loss: float, held: dict | None, protocol: Protocol) -> bool:
     if held is None or value > held["value"]:
         return True
-    return value == held["value"] and (protocol.ties == "last" or loss < held["loss"])
+    # Equal losses too go to the later epoch: where the classifier is frozen (negev, fcam) every epoch is equal, and the
+    # first would be a decoder that has learned nothing.
+    return value == held["value"] and (protocol.ties == "last" or loss <= held["loss"])
