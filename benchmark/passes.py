@@ -95,7 +95,8 @@ def validation_pass(
         logits.append(found.cpu())
         for name, native in maps.items():
             here = (r for r in range(rows.start, rows.start + len(ids)) if r in wanted[name])
-            kept[name].update({r: native[r - rows.start] for r in here})
+            # copies: a view would keep the maps of its whole batch, and with few images of each batch thus of all
+            kept[name].update({r: native[r - rows.start].clone() for r in here})
     masked = sorted(masks)
     scored = {}
     for task in tasks:

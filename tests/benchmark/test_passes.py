@@ -1,0 +1,30 @@
+"""The passes of scoring: what they keep of a large set while they run."""
+
+import numpy as np
+import torch
+
+from wsolbench.benchmark import passes
+from wsolbench.benchmark.images import ImageCache, Need
+from wsolbench.benchmark.passes import Task, validation_pass
+from wsolbench.benchmark.protocols import get_protocol
+from wsolbench.benchmark.resolve import Resolver
+from wsolbench.benchmark.store import Store, file_sha256
+from wsolbench.benchmark.views import Reader, View
+from wsolbench.datasets.csv_manifest import CsvDataset
+
+
+def test_validation_keeps_the_maps_it_needs_and_not_their_batches(blobs, tmp_path, monkeypatch):
+    dataset = CsvDataset(blobs, tmp_path)
+    items = tuple(dataset.manifest("0").items)
+    cache = ImageCache(Store(tmp_path / "r"), dataset, {str(i.image): file_sha256(i.image) for i in items})
+    cache.prepare([Need(items, 32)])
+    seen = []
+    honest = passes.scale_constants
+    monkeypatch.setattr(passes, "scale_constants", lambda maps, q: seen.extend(maps) or honest(maps, q))
+    ref = Resolver({}).ref("darkness")
+    task = Task(View(ref, "any"), get_protocol("fair", scale_images=3))
+    reader = Reader(None, (task.view,), 1, 2)
+    _, scored = validation_pass(reader, [task], cache.frames(items, 32), {}, torch.device("cpu"), batch_size=16)
+    assert np.diff(scored[task.name].scale) > 0
+    assert len(seen) == 3
+    assert all(m.untyped_storage().nbytes() == m.numel() * m.element_size() for m in seen)
