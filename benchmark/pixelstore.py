@@ -133,6 +133,9 @@ class Growth:
         self._first = len(store.known())
         self._place = {digest: self._first + k for k, digest in enumerate(digests)}
         self._handle = os.open(store.data, os.O_RDWR | os.O_CREAT, 0o666)
+        if store.index.is_file():
+            # lines past the arrays (a data file that was cut short) go first: they would name what is now written there
+            os.truncate(store.index, self._first * _LINE)
         os.ftruncate(self._handle, self._first * store.item_bytes)
 
     def put(self, digest: str, array: np.ndarray) -> None:

@@ -102,3 +102,14 @@ def test_an_array_of_another_shape_is_refused(store):
     with pytest.raises(ValueError, match="cannot join"):
         growth.put(digest(60), np.zeros((5, 4, 3), np.uint8))
     growth.abandon()
+
+
+def test_lines_of_arrays_that_are_gone_never_name_others(store):
+    """The data file was cut short; then arrays are added and the process dies before their lines are written."""
+    with store.data.open("r+b") as handle:
+        handle.truncate(8 * 48)
+    growth = store.begin([digest(70), digest(71)])
+    growth.put(digest(70), array(70))
+    growth.put(digest(71), array(71))
+    assert set(store.known()) == {digest(k) for k in range(8)}
+    growth.abandon()
