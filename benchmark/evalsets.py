@@ -53,6 +53,8 @@ def read_targets(asked: Sequence[str], datasets: Sequence[str]) -> list[Target]:
 
 
 def _read_target(word: str) -> list[Target]:
+    if word.lower().endswith(".csv"):  # a file, though it be called jpeg-set.csv
+        return [Target(word)]
     if is_shift(word) or word == "ladder":
         return [_shifted("", rung) for rung in expand_shift(word)]
     dataset, colon, last = word.rpartition(":")

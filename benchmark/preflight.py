@@ -44,7 +44,8 @@ def preflight(stages: Sequence[Stage], planner: "Planner") -> None:
             places.setdefault(key, place)
             needed.setdefault(key, {})[need] = None
     for key, needs in needed.items():
-        quick_checks(desk.manifest(places[key]))
+        dataset, fold = key
+        quick_checks(desk.manifest(places[key]), planner.sources[dataset].facts(fold))
         desk.images(places[key]).prepare(list(needs))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..datasets.base import Item
 from ..datasets.shift import SHIFTS, make_shift
-from .evalsets import mapping_text
+from .evalsets import EvalSet, mapping_text
 from .metrics import BINS
 from .passes import Scored, Target, Task, evaluation_pass, validation_pass
 from .plan import Stage
@@ -138,6 +138,7 @@ def _write(
         "evaluation": _evaluation_facts(stage, desk),
         "licence": card.licence,
         "images": len(items),
+        "synthetic": _synthetic(stage, desk),
         "degenerate": scored.degenerate,
         "family": spec.family,
         "examples": stem,
@@ -161,6 +162,13 @@ def _evaluation_facts(stage: Stage, desk: Desk) -> dict[str, Any]:
     }
 
 
+def _synthetic(stage: Stage, desk: Desk) -> bool:
+    """Whether any of the sets behind a score is synthetic: the one trained on, the one scored, the one that lends."""
+    on: EvalSet = stage.work["on"]
+    lender = [EvalSet(on.lender, on.lender_fold)] if on.lender else []
+    return any(desk.manifest(place).synthetic for place in (stage.work["cell"], on, *lender))
+
+
 def _packed(histogram: np.ndarray, rows: int) -> np.ndarray:
     """Counts in the smallest unsigned type that holds them."""
     if not histogram.size:
@@ -173,12 +181,15 @@ def _packed(histogram: np.ndarray, rows: int) -> np.ndarray:
 def _write_pictures(stage: Stage, desk: Desk, items: Sequence[Item]) -> str:
     """Images and masks of the examples, once per evaluation set and size; returns the name of their file."""
     size, on = stage.work["protocol"].size, stage.work["on"]
-    stem = key_of([stage.identity["eval"], size, [i.id for i in items]])
+    # the stains are those of the scores, measured at the size the model sees, also where the picture is larger
+    side = stage.work["config"].image_size
+    pool = desk.pool(on, side)
+    stem = key_of([stage.identity["eval"], size, [i.id for i in items], *([side] if pool else [])])
     path = desk.store.root / "examples" / f"{stem}.npz"
     if not path.is_file():
         images = desk.images(on)
         frames = images.frames(items, size, size)
-        change = make_shift(on.shift, on.level, desk.pool(on, size)) if on.shift else None
+        change = make_shift(on.shift, on.level, pool) if on.shift else None
         pixels = np.asarray(frames.images)
         write_npz(
             path,

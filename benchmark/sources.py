@@ -19,6 +19,7 @@ class Source:
         self._cache = cache
         self._folds: dict[str, tuple[Manifest, dict[Path, FileFacts]]] = {}
         self._identities: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {}
+        self.apart: set[tuple[str, str, str]] = set()  # fold, and dataset and fold whose test set was found disjoint
 
     @property
     def title(self) -> str:
@@ -40,6 +41,10 @@ class Source:
     def hashes(self, fold: str) -> dict[str, str]:
         """SHA-256 of every file of a fold by path."""
         return {str(path): facts.sha256 for path, facts in self._read(fold)[1].items()}
+
+    def facts(self, fold: str) -> dict[Path, FileFacts]:
+        """Hash and size in px of every file of a fold."""
+        return self._read(fold)[1]
 
     def has_validation_masks(self, fold: str) -> bool:
         """Whether a validation mask may be read."""
@@ -66,6 +71,9 @@ def refuse_overlap(source: Source, fold: str, target: Source, target_fold: str) 
 
     Images are compared by content; slides and patients by name where both datasets name them alike (`namespace`).
     """
+    place = (fold, target.name, target_fold)
+    if place in source.apart:  # asked again for every shift and level
+        return
     seen_in = [i for i in source.manifest(fold).items if i.split != "test"]
     asked = target.manifest(target_fold).split("test")
     mine, theirs = source.hashes(fold), target.hashes(target_fold)
@@ -82,3 +90,4 @@ def refuse_overlap(source: Source, fold: str, target: Source, target_fold: str) 
             f"{source.title}, the first '{shared[0]}': a score there says nothing about other data. "
             "Leave one of them out, or name the sets to score on with --ood."
         )
+    source.apart.add(place)

@@ -119,8 +119,8 @@ def pool_needs(stage: Stage, desk: Desk) -> list[tuple[EvalSet, Need]]:
     lender = EvalSet(on.lender, on.lender_fold)
     own = tuple(pool_items(desk.manifest(on).split("train")))
     lent = tuple(pool_items(desk.manifest(lender).split("test")))
-    sides = {stage.work["config"].image_size, stage.work["protocol"].size}  # for the scores and for the pictures
-    return [(place, Need(items, side)) for place, items in ((on, own), (lender, lent)) for side in sorted(sides)]
+    side = stage.work["config"].image_size  # the pictures take the stains of the scores
+    return [(place, Need(items, side)) for place, items in ((on, own), (lender, lent))]
 
 
 def know_files(stages: Sequence[Stage]) -> None:

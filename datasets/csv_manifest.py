@@ -49,7 +49,7 @@ class CsvDataset(Dataset):
         rows = [r for r in self._rows if r.cells["fold"] in ("", fold)]
         items = sorted((self._item(r) for r in rows), key=lambda i: i.id)
         notes: list[str] = []
-        if not any(i.pixel_val for i in items):
+        if not self.card.evaluation_only and not any(i.pixel_val for i in items):
             regions = self.card.region_classes
             masked = [i for i in items if i.split == "val" and (i.mask or not regions[i.label])]
             chosen = choose_pixel_val((i.id, i.label, i.group) for i in masked)
@@ -188,6 +188,7 @@ def _card(path: Path, settings: Mapping[str, str], rows: Sequence[_Row]) -> Data
         group="group",
         licence=settings.get("licence", "not stated"),
         citation=settings.get("citation", "not stated"),
+        evaluation_only={r.cells["split"] for r in rows} == {"test"},
     )
 
 
