@@ -112,12 +112,16 @@ class Evaluated:
 
 
 def _open(name: str, request: Request, cache: Path) -> Source:
-    """A dataset by name. Raises BenchError for an unknown one, with the shifts it may have meant."""
+    """A dataset by name. Raises BenchError for an unknown one; one of `--ood` may have been meant as a shift."""
     try:
         return Source(name, request.run.data_root, cache)
     except BenchError as problem:
-        last = name.rpartition(":")[2]
-        near = did_you_mean(last, [f"{shift}-{k}" for shift, card in SHIFTS.items() for k in card.levels])
-        if name in request.datasets or ":" not in name or not near:
+        words = [w for w in request.ood if w == name or w.startswith(f"{name}:")]
+        if name in request.datasets or not words:
             raise
-        raise BenchError(f"--ood {name}: {problem}{near} Shifts: {', '.join(SHIFTS)}, each with its levels.") from None
+        text = f"--ood {words[0]}: {problem}"
+        if not name.lower().endswith(".csv"):
+            known = [*SHIFTS, *(f"{shift}-{k}" for shift, card in SHIFTS.items() for k in card.levels)]
+            near = did_you_mean(name.rpartition(":")[2], known)
+            text += f" Shifts: {', '.join(SHIFTS)}, each with its levels.{'' if ' Known:' in near else near}"
+        raise BenchError(text) from None

@@ -142,7 +142,7 @@ def check_manifest(manifest: Manifest) -> Manifest:
     _check_files(manifest, where)
     for split in ("test",) if card.evaluation_only else SPLITS:
         if not manifest.split(split):
-            raise BenchError(f"{where}: the split '{split}' is empty.")
+            raise BenchError(f"{where}: the split '{split}' is empty. Give it images.")
     if card.evaluation_only:
         return manifest
     missing = set(range(len(card.classes))) - {i.label for i in manifest.split("train")}
@@ -176,7 +176,7 @@ def _check_files(manifest: Manifest, where: str) -> None:
         some = "\n  ".join(str(p) for p in gone[:5])
         raise BenchError(
             f"{where}: {len(gone)} of {len(files)} files are missing, the first:\n  {some}\n"
-            "The copy is incomplete or lies elsewhere: download it again, or point --data-root at it."
+            "The copy is incomplete or lies elsewhere: download it again, or correct --data-root or the paths in the list."
         )
 
 

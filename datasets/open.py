@@ -33,9 +33,9 @@ class BadFile(NamedTuple):
 
 
 def open_dataset(name_or_csv: str, data_root: Path) -> Dataset:
-    """The dataset of a registered name (`name:variant` allowed), or of a CSV manifest given by its path (ending in .csv).
+    """The dataset of a registered name (`name:variant` allowed), or of a CSV manifest by its path, which ends in .csv.
 
-    Raises BenchError for an unknown name or variant, with the nearest ones, and for a CSV file that is missing or wrong.
+    Raises BenchError for an unknown name or variant, with the nearest ones, and for a CSV file that is gone or wrong.
     """
     if name_or_csv.lower().endswith(".csv"):
         from .csv_manifest import CsvDataset

@@ -13,9 +13,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..benchmark.errors import BenchError
 from ..benchmark.seeds import seed_for
+from .camelyon16 import HOME, LISTS
+from .camelyon17 import HOME as HOME_17
 from .glas import CLASSES, FOLDER, GRADES
-from .marker import Marker
+from .marker import Marker, read_marker
 from .synthetic_camelyon import write_camelyon16, write_camelyon17
 from .synthetic_folder import check_settings, write_folder
 
@@ -52,6 +55,17 @@ WRITERS: dict[str, Callable[..., Path]] = {
     "camelyon17": write_camelyon17,
 }
 DEFAULT = ("glas", "camelyon16")  # what is written when nobody says what
+PLACES = {"glas": (FOLDER,), "camelyon16": (HOME, LISTS[0]), "camelyon17": (HOME_17,)}  # folders that a writer fills
+
+
+def refuse_real_data(out: Path, names: Sequence[str]) -> None:
+    """Raises BenchError if a folder that these writers fill holds anything but synthetic images, before any is written.
+
+    Without it a synthetic GlaS would lie beside the real Camelyon16 by the time that one is refused.
+    """
+    for folder in (out / place for name in names for place in PLACES[name]):
+        if folder.exists() and read_marker(folder) is None:
+            raise BenchError(f"{folder} exists and is not synthetic; nothing was written. Choose another --out.")
 
 
 def _draw_glas(folder: Path, marker: Marker) -> None:

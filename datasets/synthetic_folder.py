@@ -51,7 +51,9 @@ def keep_copy(folder: Path, marker: Marker) -> Path:
     """The folder, if it is a copy with these settings. Raises BenchError if it is anything else."""
     found = read_marker(folder)
     if found is None:
-        raise BenchError(f"{folder} exists and is not synthetic; nothing was written. Choose another --out.")
+        raise BenchError(f"{folder} exists and is not synthetic; it stays as it is. Choose another --out.")
     if found != marker:
-        raise BenchError(f"{folder} holds a copy with other settings ({found}). Remove it or choose another --out.")
+        pairs = [(k, v, vars(marker)[k]) for k, v in vars(found).items() if v != vars(marker)[k]]
+        differ = ", ".join(f"{k} {old} (now {new})" for k, old, new in pairs)
+        raise BenchError(f"{folder} holds a copy with other settings: {differ}. Remove it or choose another --out.")
     return folder

@@ -107,12 +107,13 @@ def synth(
     camelyon17, two centres to test on, is written if asked for.
     """
     from ...datasets.marker import read_marker
-    from ...datasets.synthetic import DEFAULT, WRITERS
+    from ...datasets.synthetic import DEFAULT, WRITERS, refuse_real_data
     from ..errors import did_you_mean
 
     names = [n.strip() for n in datasets.split(",") if n.strip()] or list(DEFAULT)
     if unknown := [n for n in names if n not in WRITERS]:
         raise BenchError(f"No synthetic layout is called '{unknown[0]}'.{did_you_mean(unknown[0], WRITERS)}")
+    refuse_real_data(out, names)
     asked = {k: v for k, v in {"train": train, "test": test, "size": size}.items() if v is not None}
     folders = {name: WRITERS[name](out, **asked, seed=seed) for name in names}
     if as_json:

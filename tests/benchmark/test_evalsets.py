@@ -209,7 +209,14 @@ def test_a_set_of_other_classes_is_refused_when_named_and_left_out_else(world, t
 
 @pytest.mark.parametrize(
     ("word", "message"),
-    [("glass", "Did you mean glas"), ("glas:stian-3", "Did you mean stain-3"), ("nowhere.csv", "There is no file")],
+    [
+        ("glass", r"^--ood glass: There is no dataset.*Did you mean glas\?"),
+        ("glas:stian-3", r"^--ood glas:stian-3: .*Did you mean stain-3"),
+        ("blurr", r"^--ood blurr: There is no dataset 'blurr'\. Known: .*Did you mean blur or blur-5\?$"),
+        ("glsa:stain-3", r"^--ood glsa:stain-3: There is no dataset 'glsa'\. Did you mean glas\?"),
+        ("camelyon17:centre-9", r"\(it has: centre-0, .*each with its levels\.$"),
+        ("nowhere.csv", r"^--ood nowhere.csv: There is no file [^ ]*\. Give the path of a CSV manifest \([^)]*\)\.$"),
+    ],
 )
 def test_an_unknown_set(world, word, message):
     with pytest.raises(BenchError, match=message):

@@ -89,6 +89,17 @@ def test_synth(tmp_path):
     )
 
 
+def test_synth_writes_nothing_where_real_data_are(tmp_path):
+    real = tmp_path / "camelyon16" / "w-512xh-512"
+    real.mkdir(parents=True)
+    problem = str(call("synth", "--out", tmp_path, "--train", 20, "--test", 4, "--size", 64, fails=True).exception)
+    assert problem == f"{real.parent} exists and is not synthetic; nothing was written. Choose another --out."
+    assert [p.name for p in tmp_path.rglob("*")] == ["camelyon16", "w-512xh-512"]
+    call("synth", "--out", tmp_path, "--datasets", "glas", "--train", 20, "--test", 4, "--size", 64)
+    again = ("synth", "--out", tmp_path, "--datasets", "glas", "--train", 21, "--test", 4, "--size", 64)
+    assert "other settings: train 20 (now 21). Remove it" in str(call(*again, fails=True).exception)
+
+
 def test_mistakes(where):
     assert "Did you mean glas" in str(call("info", "glsa", *where, fails=True).exception)
     assert "no fold '9'" in str(call("info", "glas", *where, "--folds", "9", fails=True).exception)
