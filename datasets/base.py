@@ -176,7 +176,7 @@ def _check_files(manifest: Manifest, where: str) -> None:
         some = "\n  ".join(str(p) for p in gone[:5])
         raise BenchError(
             f"{where}: {len(gone)} of {len(files)} files are missing, the first:\n  {some}\n"
-            "The copy is incomplete or lies elsewhere: download it again, or correct --data-root or the paths in the list."
+            "The copy is incomplete or lies elsewhere: download it again, or correct --data-root or the list."
         )
 
 

@@ -65,7 +65,7 @@ def refuse_real_data(out: Path, names: Sequence[str]) -> None:
     """
     for folder in (out / place for name in names for place in PLACES[name]):
         if folder.exists() and read_marker(folder) is None:
-            raise BenchError(f"{folder} exists and is not synthetic; nothing was written. Choose another --out.")
+            raise BenchError(f"{folder} exists and is not synthetic; nothing was written. Choose another folder.")
 
 
 def _draw_glas(folder: Path, marker: Marker) -> None:

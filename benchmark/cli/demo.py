@@ -21,7 +21,7 @@ def demo(data_root: Path, results: Path, jobs: int) -> None:
 
     Minutes on two CPU cores, no download. A second call reuses what is there.
     """
-    from ...datasets.synthetic import WRITERS
+    from ...datasets.synthetic import WRITERS, refuse_real_data
     from ...reports.build import build_report
     from ..execute import open_stages
     from ..plan import Planner
@@ -29,6 +29,7 @@ def demo(data_root: Path, results: Path, jobs: int) -> None:
     from .run import _do, _show_rows, make_request
 
     began = time.monotonic()
+    refuse_real_data(data_root, DATASETS.split(","))
     if not any(data_root.rglob("SYNTHETIC.json")):
         click.echo(f"Writing synthetic histology in the layouts of {DATASETS} to {data_root} …", err=True)
     for name in DATASETS.split(","):

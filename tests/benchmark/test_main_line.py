@@ -39,6 +39,19 @@ def test_the_plan_shows_each_shared_training_once(root):
     assert "glas → camelyon16" in text
 
 
+def test_the_plan_with_teachers_shows_each_shared_training_once(root):
+    teachers = "pixelcam:layercam,pixelcam:gradcampp,pixelcam:deepmil,pixelcam:negev,negev,deepmil"
+    found = bench("run", "--methods", teachers, "--datasets", "glas,camelyon16", "--data-root", root, *TINY,
+                  "--results", root / "results", "--dry-run", "--json")  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    stages = [s for s in json.loads(found.stdout)["stages"] if s["labels"].get("train") == "glas"]
+    trained = Counter(s["labels"]["method"] for s in stages if s["kind"] == "train")
+    students = ("pixelcam", "pixelcam:gradcampp", "pixelcam:deepmil", "pixelcam:negev")
+    assert trained == dict.fromkeys(("classifier", "deepmil", "negev", *students), 1)
+    maps = Counter(s["labels"]["method"] for s in stages if s["kind"] == "maps")
+    assert maps == dict.fromkeys(("layercam", "gradcampp", "deepmil", "negev", "cam"), 1)
+
+
 def test_the_line_runs_and_every_model_is_scored_on_both_sets(root):
     found = line(root, "--json")
     assert found.returncode == 0, found.stderr

@@ -7,6 +7,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from wsolbench.benchmark.cli.data import data
+from wsolbench.benchmark.cli.demo import demo
 from wsolbench.benchmark.errors import BenchError
 from wsolbench.datasets.glas import FOLDER
 
@@ -93,7 +94,9 @@ def test_synth_writes_nothing_where_real_data_are(tmp_path):
     real = tmp_path / "camelyon16" / "w-512xh-512"
     real.mkdir(parents=True)
     problem = str(call("synth", "--out", tmp_path, "--train", 20, "--test", 4, "--size", 64, fails=True).exception)
-    assert problem == f"{real.parent} exists and is not synthetic; nothing was written. Choose another --out."
+    assert problem == f"{real.parent} exists and is not synthetic; nothing was written. Choose another folder."
+    shown = CliRunner().invoke(demo, ["--data-root", str(tmp_path), "--results", str(tmp_path / "r")])
+    assert str(shown.exception) == problem
     assert [p.name for p in tmp_path.rglob("*")] == ["camelyon16", "w-512xh-512"]
     call("synth", "--out", tmp_path, "--datasets", "glas", "--train", 20, "--test", 4, "--size", 64)
     again = ("synth", "--out", tmp_path, "--datasets", "glas", "--train", 21, "--test", 4, "--size", 64)
