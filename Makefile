@@ -37,6 +37,8 @@ speed: install  ## ratios against bare loops and peers, one process each
 	$(BIN)/python tests/speed/train_ratio.py
 	$(BIN)/python tests/speed/score_ratio.py
 	$(BIN)/python tests/speed/histogram_ratio.py
+	$(BIN)/python tests/speed/seeds_ratio.py
+	$(BIN)/python tests/speed/memory_ratio.py
 
 clean:  ## remove the environment and tool caches; results and data stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info build
