@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..datasets.base import DatasetCard
-from ..datasets.shift import expand_shift, is_shift, parse_shift
+from ..datasets.shift import LADDER, expand_shift, is_shift, parse_shift
 from .errors import BenchError
 
 EVERY_OTHER, NOTHING = "all", "none"
@@ -31,7 +31,7 @@ class Target(NamedTuple):
     dataset: str
     shift: str = ""
     level: int = 0
-    named: bool = True  # False: it came with `all`, and is left out where it makes no sense
+    named: bool = True  # False: it came with `all` or `ladder`, and is left out where it makes no sense
 
 
 def read_targets(asked: Sequence[str], datasets: Sequence[str]) -> list[Target]:
@@ -55,17 +55,17 @@ def read_targets(asked: Sequence[str], datasets: Sequence[str]) -> list[Target]:
 def _read_target(word: str) -> list[Target]:
     if word.lower().endswith(".csv"):  # a file, though it be called jpeg-set.csv
         return [Target(word)]
-    if is_shift(word) or word == "ladder":
-        return [_shifted("", rung) for rung in expand_shift(word)]
     dataset, colon, last = word.rpartition(":")
-    if colon and is_shift(last):
-        return [_shifted(dataset, rung) for rung in expand_shift(last)]
+    if not colon:
+        dataset, last = "", word
+    if is_shift(last):
+        return [_shifted(dataset, rung, named=last != LADDER) for rung in expand_shift(last)]
     return [Target(word)]
 
 
-def _shifted(dataset: str, rung: str) -> Target:
+def _shifted(dataset: str, rung: str, named: bool) -> Target:
     shift, level = parse_shift(rung)
-    return Target(dataset, shift, level) if level else Target(dataset)
+    return Target(dataset, shift, level, named) if level else Target(dataset)
 
 
 def map_labels(source: DatasetCard, target: DatasetCard) -> tuple[int, ...] | None:

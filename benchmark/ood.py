@@ -44,8 +44,8 @@ class Evaluated:
             for target in self.targets:
                 name = target.dataset or dataset
                 there = fold if name == dataset else fold_of(fold, self.sources[name].dataset.folds)
-                wanted = self._lent(EvalSet(name, there, target.shift, target.level))
-                if wanted not in found and self._fits(EvalSet(*place), wanted, target):
+                wanted = self._lent(EvalSet(name, there, target.shift, target.level), target)
+                if wanted is not None and wanted not in found and self._fits(EvalSet(*place), wanted, target):
                     found.append(wanted)
             self._found[place] = found
         return self._found[place]
@@ -56,22 +56,28 @@ class Evaluated:
         borrowed = f"@{self.sources[on.lender].title}" if on.lender not in ("", on.dataset) else ""
         return f"{name}:{on.shift}-{on.level}{borrowed}" if on.shift else name
 
-    def _lent(self, on: EvalSet) -> EvalSet:
-        """With the set that lends its stains, for a shift that needs some. Raises BenchError if that cannot be."""
+    def _lent(self, on: EvalSet, target: Target) -> EvalSet | None:
+        """With the set that lends its stains, for a shift that needs some; None where that cannot be.
+
+        Raises BenchError where it cannot be although the shift was named.
+        """
         if not (on.shift and SHIFTS[on.shift].pooled):
             return on
         lender = self.lender or on.dataset
         source = self.sources[lender]
         fold = on.fold if lender == on.dataset else fold_of(on.fold, source.dataset.folds)
-        least, here = max(SHIFTS[on.shift].levels), self.sources[on.dataset]
+        least, here, text = max(SHIFTS[on.shift].levels), self.sources[on.dataset], ""
         if not here.manifest(on.fold).split("train"):
-            raise BenchError(f"--ood {here.title}:{on.shift}: it has no training images, from which distances count.")
-        if len(source.manifest(fold).split("test")) < least:
-            raise BenchError(
-                f"--ood {here.title}:{on.shift}: {source.title} has fewer than {least} test images to lend stains. "
-                "Name a larger set with --set shift.stains=DATASET."
-            )
-        return on._replace(lender=lender, lender_fold=fold)
+            text = f"{here.title} has no training images, from which distances count"
+        elif len(source.manifest(fold).split("test")) < least:
+            text = f"{source.title} has fewer than {least} test images to lend stains (--set shift.stains=DATASET)"
+        if not text:
+            return on._replace(lender=lender, lender_fold=fold)
+        if target.named:
+            raise BenchError(f"--ood {here.title}:{on.shift}: {text}. Leave this shift out.")
+        if on.level == 1:
+            log.warning("%s:%s is left out: %s.", here.title, on.shift, text)
+        return None
 
     def _fits(self, home: EvalSet, wanted: EvalSet, target: Target) -> bool:
         """Whether models of `home` may be scored there. Raises BenchError for a set that was named and does not fit."""

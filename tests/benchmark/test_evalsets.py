@@ -29,6 +29,7 @@ def test_the_words_of_ood():
     assert read_targets(("glas:jpeg-3", "glas:jpeg-0"), ()) == [Target("glas", "jpeg", 3), Target("glas")]
     assert read_targets(("glas:jpeg",), ()) == [Target("glas", "jpeg", k) for k in range(1, 6)]
     assert read_targets(("blur-2", "blur"), ()) == [Target("", "blur", k) for k in (2, 1, 3, 4, 5)]
+    assert not any(t.named for t in read_targets(("ladder", "glas:ladder"), ()))
     assert len(read_targets(("ladder",), ())) == sum(len(c.levels) - 1 for c in SHIFTS.values())
 
 
@@ -205,6 +206,22 @@ def test_a_set_of_other_classes_is_refused_when_named_and_left_out_else(world, t
     plan = Planner(replace(world.request("cam"), datasets=(str(world.csv), path))).build()
     assert all(s.labels["train"] == s.labels["eval"] for s in scores(plan))
     assert "not scored there" in caplog.text
+
+
+def test_ladder_leaves_out_what_cannot_be(world, tmp_path, caplog):
+    """Too few test images to lend stains: an error for `restain`, a remark for `ladder`."""
+    copy = tmp_path / "few"
+    shutil.copytree(world.csv.parent, copy)
+    lines = (copy / world.csv.name).read_text(encoding="utf-8").splitlines()
+    some = [line for line in lines if line.endswith(",test")][4:]
+    (copy / world.csv.name).write_text("\n".join(x for x in lines if x not in some) + "\n", encoding="utf-8")
+    world.csv = copy / world.csv.name
+    with pytest.raises(BenchError, match="fewer than 10 test images"):
+        Planner(replace(world.request("cam"), ood=("restain-1",))).build()
+    plan = Planner(replace(world.request("cam"), ood=("ladder",))).build()
+    shifts = {s.work["on"].shift for s in scores(plan)}
+    assert shifts == {"", *SHIFTS} - {"restain"}
+    assert caplog.text.count("is left out") == 1
 
 
 @pytest.mark.parametrize(
