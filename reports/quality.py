@@ -133,7 +133,9 @@ def evidence_of(maps: Histograms, labels: np.ndarray) -> Evidence:
         weight = np.divide(100, total, out=np.zeros_like(total), where=total > 0)
         some = (total > 0).sum()
         # in parts: numpy turns the counts of a product into float64, which of a large set is the largest array here
-        sums = sum((weight[k : k + _PART] @ counts[k : k + _PART] for k in range(0, len(counts), _PART)), np.zeros(BINS))
+        sums = sum(
+            (weight[k : k + _PART] @ counts[k : k + _PART] for k in range(0, len(counts), _PART)), np.zeros(BINS)
+        )
         typical.append(sums / some if some else np.full(BINS, NAN))
     pooled = Histograms(*(h.sum(0, dtype=np.float64) for h in maps))
     every = np.arange(len(labels))
