@@ -1,5 +1,6 @@
 """The score stages: every method read off one checkpoint is scored in one pass over the images."""
 
+import mmap
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -72,6 +73,7 @@ def _score_checkpoint(stages: Sequence[Stage], desk: Desk) -> None:
     for stage in stages:
         found = scored[tasks[stage.key].name]
         _write(stage, desk, [items[r] for r in rows], logits[rows], found, shown, extra)
+        _let_go(found)
 
 
 def _target(stage: Stage, desk: Desk, items: Sequence[Item], shown: Sequence[int]) -> Target:
@@ -144,6 +146,14 @@ def _write(
         "examples": stem,
     }
     desk.store.finish(stage.key, {**common, **extra, "facts": facts})
+
+
+def _let_go(scored: Scored) -> None:
+    """Takes the pages of counts on disk out of memory once they are written; whoever asks again reads them again."""
+    for counts in scored.histograms:
+        mapped = getattr(counts, "_mmap", None)
+        if mapped is not None and hasattr(mapped, "madvise"):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _evaluation_facts(stage: Stage, desk: Desk) -> dict[str, Any]:
