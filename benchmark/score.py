@@ -1,6 +1,5 @@
 """The score stages: every method read off one checkpoint is scored in one pass over the images."""
 
-import mmap
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -8,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from ..datasets.base import Item
-from ..datasets.shift import SHIFTS, make_shift
+from ..datasets.shift import SHIFTS
 from .evalsets import EvalSet, mapping_text
 from .metrics import BINS
 from .passes import Scored, Target, Task, evaluation_pass, validation_pass
 from .plan import Stage
-from .shifted import severity
+from .shifted import change_of, severity
+from .spill import let_go
 from .stages import Desk, common_facts, example_rows, load_model, pixel_masks
 from .store import key_of, read_npz, write_npz
 from .views import Reader, View
@@ -73,7 +73,8 @@ def _score_checkpoint(stages: Sequence[Stage], desk: Desk) -> None:
     for stage in stages:
         found = scored[tasks[stage.key].name]
         _write(stage, desk, [items[r] for r in rows], logits[rows], found, shown, extra)
-        _let_go(found)
+        for counts in found.histograms:
+            let_go(counts)
 
 
 def _target(stage: Stage, desk: Desk, items: Sequence[Item], shown: Sequence[int]) -> Target:
@@ -81,7 +82,7 @@ def _target(stage: Stage, desk: Desk, items: Sequence[Item], shown: Sequence[int
     on, size = stage.work["on"], stage.work["config"].image_size
     images = desk.images(on)
     frames = images.frames(items, size, stage.work["protocol"].size)
-    change = make_shift(on.shift, on.level, desk.pool(on, size)) if on.shift else None
+    change = change_of(on, desk.pool(on, size))
     return Target(frames, stage.work["label_map"], shown, change, desk.store.cache_dir / "spill")
 
 
@@ -148,14 +149,6 @@ def _write(
     desk.store.finish(stage.key, {**common, **extra, "facts": facts})
 
 
-def _let_go(scored: Scored) -> None:
-    """Takes the pages of counts on disk out of memory once they are written; whoever asks again reads them again."""
-    for counts in scored.histograms:
-        mapped = getattr(counts, "_mmap", None)
-        if mapped is not None and hasattr(mapped, "madvise"):
-            mapped.madvise(mmap.MADV_DONTNEED)
-
-
 def _evaluation_facts(stage: Stage, desk: Desk) -> dict[str, Any]:
     """What the images of a score are: which set, how they were changed, how classes were matched."""
     on, cell = stage.work["on"], stage.work["cell"]
@@ -199,7 +192,7 @@ def _write_pictures(stage: Stage, desk: Desk, items: Sequence[Item]) -> str:
     if not path.is_file():
         images = desk.images(on)
         frames = images.frames(items, size, size)
-        change = make_shift(on.shift, on.level, pool) if on.shift else None
+        change = change_of(on, pool)
         pixels = np.asarray(frames.images)
         write_npz(
             path,

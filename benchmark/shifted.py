@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ..datasets.base import Item
-from ..datasets.shift import SHIFTS, StainPool, stain_pool
+from ..datasets.shift import SHIFTS, Shift, StainPool, make_shift, stain_pool
 from .evalsets import EvalSet
 from .images import ImageCache
 
@@ -42,3 +42,8 @@ def severity(on: EvalSet, pool: StainPool | None) -> float | None:
     if not on.shift or not on.level:
         return None
     return float(SHIFTS[on.shift].axis[on.level] if pool is None else pool.distances[on.level - 1])
+
+
+def change_of(on: EvalSet, pool: StainPool | None) -> Shift | None:
+    """What is done to the images of an evaluation set; None where they stay as they are."""
+    return make_shift(on.shift, on.level, pool) if on.shift else None

@@ -1,5 +1,6 @@
 """Rows that pile up while a large set is scored, kept on disk so that memory does not grow with the set."""
 
+import mmap
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -46,3 +47,10 @@ class Spill:
             return np.zeros((0, self.width), self.dtype)
         self._file.flush()
         return np.memmap(self._file, self.dtype, "r", shape=(self._count, self.width))
+
+
+def let_go(rows: np.ndarray) -> None:
+    """Takes the pages of rows on disk out of memory; whoever asks again reads them again. Rows in memory stay."""
+    mapped = getattr(rows, "_mmap", None)
+    if mapped is not None and hasattr(mapped, "madvise"):
+        mapped.madvise(mmap.MADV_DONTNEED)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from wsolbench.benchmark.spill import Spill
+from wsolbench.benchmark.spill import Spill, let_go
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
@@ -28,3 +28,13 @@ def test_a_count_that_does_not_fit_is_an_error(bad):
 def test_rows_of_another_width_are_refused():
     with pytest.raises(ValueError, match="3 numbers"):
         Spill(3, np.uint16).append(np.zeros((2, 4), np.int64))
+
+
+def test_rows_let_go_are_read_again(tmp_path):
+    spill = Spill(3, np.uint16, tmp_path)
+    spill.append(np.arange(9000).reshape(3000, 3))
+    rows = spill.rows()
+    before = rows.copy()
+    let_go(rows)
+    assert np.array_equal(rows, before)
+    let_go(before)

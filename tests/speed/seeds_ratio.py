@@ -7,12 +7,11 @@ usage: python tests/speed/seeds_ratio.py [--methods pixelcam,fcam,negev] [--back
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from alternate import measure
 
 from wsolbench.benchmark.build import build_method, choose_device
 from wsolbench.benchmark.config import TrainConfig
@@ -45,20 +44,6 @@ def sides(name: str, options: argparse.Namespace, device: torch.device) -> dict[
         optimizer.step()
 
     return {"step": step, "seeds": lambda: draw_seeds(seen, method.rule, context.generator, batch.labels == 1)}
-
-
-def measure(runs: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each side, alternating, after one warm-up each."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for round_ in range(rounds + 1):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            run()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if round_:
-                times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def main() -> None:

@@ -8,15 +8,13 @@ usage: python tests/speed/train_ratio.py [--backbone resnet18] [--size 112] [--s
 
 import argparse
 import json
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from alternate import measure
 
 from wsolbench.benchmark.build import build_method, choose_device
 from wsolbench.benchmark.config import RunConfig, TrainConfig
@@ -53,20 +51,6 @@ def stored(pixels: np.ndarray) -> Rows:
         growth.put(digest, image)
     growth.commit()
     return store.rows(digests)
-
-
-def measure(sides: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each side, alternating, after one warm-up each."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for round_ in range(rounds + 1):
-        for name, side in sides.items():
-            began = time.perf_counter()
-            side()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if round_:
-                times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def main() -> None:
