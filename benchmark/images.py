@@ -4,21 +4,27 @@ The arrays are shared by all folds, stages and processes. Masks live in files of
 and training of methods declared pixel-supervised.
 """
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from joblib import Parallel, delayed
+from joblib import cpu_count
 
 from ..datasets.base import Dataset, Item
-from ..datasets.decode import decode_image, resize_image, resize_mask
+from ..datasets.decode import decode_squashed, resize_mask
 from .errors import BenchError
 from .pixelstore import Growth, PixelStore, Rows
 from .store import Store, key_of
 
 DECODER_VERSION = 1
+FLUSH_SECONDS = 20.0  # a process killed while decoding loses at most this much work
+
+Decode = Callable[[Path, Sequence[int]], list[np.ndarray]]
+Places = list[tuple["Growth", int]]
 
 
 class Need(NamedTuple):
@@ -68,41 +74,35 @@ class ImageCache:
     def prepare(self, needs: Sequence[Need]) -> None:
         """Makes the arrays that are missing, decoding each file once for all sizes.
 
-        Raises BenchError listing the files that cannot be decoded; then none of the missing arrays is kept.
+        Whatever was decoded stays, so that an interrupted call goes on where it stopped. Raises BenchError listing
+        the files that cannot be decoded.
         """
         with self.store.lock("images"):
-            self._build([n for n in needs if not n.masks], decode_image, resize_image)
-            self._build([n for n in needs if n.masks], self.dataset.read_mask, resize_mask)
+            self._build([n for n in needs if not n.masks], decode_squashed)
+            self._build([n for n in needs if n.masks], self._read_masks)
 
-    def _build(self, needs: Sequence[Need], decode: Callable, resize: Callable) -> None:
-        missing: dict[tuple[int, bool], dict[str, Path]] = {}
+    def _read_masks(self, path: Path, sizes: Sequence[int]) -> list[np.ndarray]:
+        mask = self.dataset.read_mask(path)
+        return [resize_mask(mask, size) for size in sizes]
+
+    def _build(self, needs: Sequence[Need], decode: Decode) -> None:
+        wanted: dict[tuple[int, bool], dict[str, Path]] = {}
         for need in needs:
-            place = (need.size, need.masks)
             files = {self._digest(path): path for path in (_file(i, need) for i in need.items)}
-            missing.setdefault(place, {}).update(files)
-        growing: dict[tuple[int, bool], Growth] = {}
-        jobs: dict[str, tuple[Path, list[tuple[Growth, int]]]] = {}
-        for place, files in missing.items():
-            target = self._store(*place)
+            wanted.setdefault((need.size, need.masks), {}).update(files)
+        growing: list[Growth] = []
+        jobs: dict[str, tuple[Path, Places]] = {}
+        for (size, masks), files in wanted.items():
+            target = self._store(size, masks)
             known = target.known()
             fresh = {digest: path for digest, path in files.items() if digest not in known}
             if not fresh:
                 continue
-            growing[place] = target.begin(list(fresh))
+            growing.append(target.begin(list(fresh)))
             for digest, path in fresh.items():
-                jobs.setdefault(digest, (path, []))[1].append((growing[place], place[0]))
-        if not jobs:
-            return
-        done = False
-        try:
-            work = (delayed(_fill)(path, digest, places, decode, resize) for digest, (path, places) in jobs.items())
-            bad = [str(p) for p in Parallel(n_jobs=-1, prefer="threads")(work) if p]
-            if bad:
-                raise BenchError(_unreadable(bad, len(jobs)))
-            done = True
-        finally:
-            for growth in growing.values():
-                growth.commit() if done else growth.abandon()
+                jobs.setdefault(digest, (path, []))[1].append((growing[-1], size))
+        if bad := _decode_all(jobs, growing, decode):
+            raise BenchError(_unreadable(bad, len(jobs)))
 
     def _digest(self, path: Path) -> str:
         return self._hashes[str(path)]
@@ -133,14 +133,36 @@ def _file(item: Item, need: Need) -> Path:
     return path
 
 
-def _fill(path: Path, digest: str, places: list[tuple[Growth, int]], decode: Callable, resize: Callable) -> str:
+def _decode_all(jobs: Mapping[str, tuple[Path, Places]], growing: Sequence[Growth], decode: Decode) -> list[str]:
+    """Decodes files in threads (Pillow works outside the interpreter's lock); returns what is wrong with the bad."""
+    pool = ThreadPoolExecutor(max(1, min(cpu_count(), len(jobs))))
+    bad: list[str] = []
+    flushed = time.monotonic()
+    try:
+        todo = [pool.submit(_fill, path, digest, places, decode) for digest, (path, places) in jobs.items()]
+        for done in as_completed(todo):
+            if problem := done.result():
+                bad.append(problem)
+            if time.monotonic() - flushed >= FLUSH_SECONDS:
+                for growth in growing:
+                    growth.flush()
+                flushed = time.monotonic()
+    finally:
+        # whatever ended the loop, Ctrl-C included: nobody writes any more, and what is whole is kept
+        pool.shutdown(cancel_futures=True)
+        for growth in growing:
+            growth.commit()
+    return sorted(bad)
+
+
+def _fill(path: Path, digest: str, places: Places, decode: Decode) -> str:
     """Decodes one file into all its places; returns what is wrong with it, or nothing."""
     try:
-        array = decode(path)
+        arrays = decode(path, [size for _, size in places])
     except BenchError as problem:
         return str(problem)
-    for growth, size in places:
-        growth.put(digest, resize(array, size))
+    for (growth, _), array in zip(places, arrays, strict=True):
+        growth.put(digest, array)
     return ""
 
 

@@ -2,11 +2,13 @@
 
 A store is two files: `NAME.bin` holds the arrays one after the other, `NAME.idx` one line an array, the SHA-256 of the
 file it was decoded from. Arrays are written and flushed before their lines, so that a line stands for a whole array
-whatever happens in between; an array without a line is overwritten by the next call.
+whatever happens in between; an array without a line is overwritten by the next call. Arrays stand in the order in
+which they were written.
 """
 
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,16 +124,24 @@ class PixelStore:
     def begin(self, digests: Sequence[str]) -> "Growth":
         """Room for the arrays of files that are not in the store yet. The caller holds a lock and then commits."""
         self.data.parent.mkdir(parents=True, exist_ok=True)
-        return Growth(self, list(dict.fromkeys(digests)))
+        return Growth(self, digests)
 
 
 class Growth:
-    """Arrays being added; threads may `put` at the same time. Without `commit` nothing has happened."""
+    """Arrays being added; threads may `put` at the same time, in any order.
 
-    def __init__(self, store: PixelStore, digests: list[str]) -> None:
-        self.store, self.digests = store, digests
-        self._first = len(store.known())
-        self._place = {digest: self._first + k for k, digest in enumerate(digests)}
+    What is written whole comes to stay with `flush` and `commit`; a process killed in between loses what came after
+    the last of them, and nothing else.
+    """
+
+    def __init__(self, store: PixelStore, digests: Sequence[str]) -> None:
+        self.store = store
+        self._first = self._listed = len(store.known())  # arrays there before, and those with a line by now
+        self._awaited = set(digests)
+        self._put: list[str] = []  # by place, counted from the first
+        self._unwritten: set[int] = set()  # places given away whose arrays are not whole, or never became so
+        self._turn = threading.Condition()
+        self._writers, self._closed = 0, False
         self._handle = os.open(store.data, os.O_RDWR | os.O_CREAT, 0o666)
         if store.index.is_file():
             # lines past the arrays (a data file that was cut short) go first: they would name what is now written there
@@ -139,26 +149,61 @@ class Growth:
         os.ftruncate(self._handle, self._first * store.item_bytes)
 
     def put(self, digest: str, array: np.ndarray) -> None:
-        """Writes one array at its place."""
+        """Writes one array. Raises KeyError for a file that was not announced or is there already."""
         store = self.store
         if array.shape != store.item_shape:
             raise ValueError(f"an array of shape {array.shape} cannot join a store of {store.item_shape}")
-        data = np.ascontiguousarray(array, store.dtype).tobytes()
-        done = 0
-        while done < len(data):
-            done += os.pwrite(self._handle, data[done:], self._place[digest] * store.item_bytes + done)
+        data = memoryview(np.ascontiguousarray(array, store.dtype).reshape(-1).view(np.uint8).data)
+        with self._turn:
+            if self._closed:
+                raise ValueError("the store no longer takes arrays: it was committed or abandoned")
+            self._awaited.remove(digest)
+            place = self._first + len(self._put)
+            self._put.append(digest)
+            self._unwritten.add(place)
+            self._writers += 1
+        done, whole = 0, False
+        try:
+            while done < len(data):
+                done += os.pwrite(self._handle, data[done:], place * store.item_bytes + done)
+            whole = True
+        finally:
+            with self._turn:
+                self._writers -= 1
+                if whole:
+                    self._unwritten.remove(place)
+                self._turn.notify_all()
 
-    def commit(self) -> None:
-        """Flushes the arrays, then adds their lines to the index."""
+    def flush(self) -> None:
+        """Makes the arrays that are whole durable, then adds their lines to the index; others go on writing."""
+        with self._turn:
+            stop = min(self._unwritten, default=self._first + len(self._put))
+            digests = self._put[self._listed - self._first : stop - self._first]
+        if not digests:
+            return
         os.fsync(self._handle)
-        os.close(self._handle)
         with self.store.index.open("ab") as handle:
-            handle.truncate(self._first * _LINE)
-            handle.write(b"".join(f"{digest:>64}\n".encode("ascii") for digest in self.digests))
+            handle.truncate(self._listed * _LINE)
+            handle.write(b"".join(f"{digest:>64}\n".encode("ascii") for digest in digests))
             handle.flush()
             os.fsync(handle.fileno())
+        self._listed = stop
+
+    def commit(self) -> None:
+        """Keeps every array that is whole and closes the store to more."""
+        self._close(self.flush)
 
     def abandon(self) -> None:
-        """Leaves the store as it was."""
-        os.ftruncate(self._handle, self._first * self.store.item_bytes)
-        os.close(self._handle)
+        """Leaves the store as the last `flush` left it, or as it was."""
+        self._close(lambda: None)
+
+    def _close(self, last: Callable[[], None]) -> None:
+        """Waits for the arrays that are being written: their file must not be closed, and its number reused, before."""
+        with self._turn:
+            self._closed = True
+            self._turn.wait_for(lambda: self._writers == 0)
+        try:
+            last()
+            os.ftruncate(self._handle, self._listed * self.store.item_bytes)
+        finally:
+            os.close(self._handle)

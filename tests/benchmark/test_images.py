@@ -1,6 +1,8 @@
 """Decoded arrays: each file is decoded once for all sizes, rows keep their order, a changed file is decoded anew."""
 
+import shutil
 from collections import Counter
+from itertools import count
 
 import numpy as np
 import pytest
@@ -24,8 +26,8 @@ def data(blobs, tmp_path):
 def test_each_file_is_decoded_once_for_all_sizes(data, monkeypatch):
     _, manifest, cache = data
     seen = Counter()
-    honest = module.decode_image
-    monkeypatch.setattr(module, "decode_image", lambda p: seen.update([p]) or honest(p))
+    honest = module.decode_squashed
+    monkeypatch.setattr(module, "decode_squashed", lambda p, sizes: seen.update([p]) or honest(p, sizes))
     train, test = tuple(manifest.split("train")), tuple(manifest.split("test"))
     needs = [Need(train, 36), Need(train, 32), Need(test, 32), Need(test[:3], 64), mask_need(test, 64)]
     cache.prepare(needs)
@@ -37,8 +39,8 @@ def test_each_file_is_decoded_once_for_all_sizes(data, monkeypatch):
 
 def test_a_whole_run_decodes_each_image_once(world, monkeypatch):
     seen = Counter()
-    honest = module.decode_image
-    monkeypatch.setattr(module, "decode_image", lambda p: seen.update([p]) or honest(p))
+    honest = module.decode_squashed
+    monkeypatch.setattr(module, "decode_squashed", lambda p, sizes: seen.update([p]) or honest(p, sizes))
     world.run("layercam,pixelcam,darkness", protocols=("fair", "paper"))
     assert set(seen.values()) == {1}
 
@@ -61,9 +63,9 @@ def test_a_maskless_image_has_no_mask_to_read(data):
         cache.prepare([Need(bare, 16, masks=True)])
 
 
-def test_unreadable_files_leave_no_array_behind(blobs, tmp_path):
-    import shutil
-
+@pytest.fixture
+def damaged(blobs, tmp_path):
+    """A copy of the blobs in which seven training images are cut short."""
     folder = tmp_path / "copy"
     shutil.copytree(blobs.parent, folder)
     for k in range(7):
@@ -71,17 +73,56 @@ def test_unreadable_files_leave_no_array_behind(blobs, tmp_path):
         path.write_bytes(path.read_bytes()[:200])
     dataset = CsvDataset(folder / "blobs.csv", folder)
     items = tuple(dataset.manifest("0").split("train"))
-    cache = ImageCache(Store(tmp_path / "r"), dataset, {str(i.image): file_sha256(i.image) for i in items})
+    return items, ImageCache(Store(tmp_path / "r"), dataset, {str(i.image): file_sha256(i.image) for i in items})
+
+
+def test_unreadable_files_are_named_and_the_others_kept(damaged, monkeypatch):
+    items, cache = damaged
     with pytest.raises(BenchError, match="7 of 32 files cannot be read") as caught:
         cache.prepare([Need(items, 16)])
     assert str(caught.value).count("train_") == 5
-    assert not list((tmp_path / "r" / "cache").rglob("*.idx")), "no array counts"
-    assert all(p.stat().st_size == 0 for p in (tmp_path / "r" / "cache").rglob("*.bin"))
     good = items[7:]
+    expected = np.stack([module.decode_squashed(i.image, [16])[0] for i in good])
+    monkeypatch.setattr(module, "decode_squashed", None)  # nothing is left to decode
     cache.prepare([Need(good, 16)])
-    assert np.array_equal(
-        cache.frames(good, 16).images[-1], module.resize_image(module.decode_image(good[-1].image), 16)
-    )
+    assert np.array_equal(np.asarray(cache.frames(good, 16).images), expected)
+    with pytest.raises(KeyError):
+        cache.frames(items[:1], 16)
+
+
+def test_an_interrupted_decode_goes_on_where_it_stopped(data, monkeypatch):
+    """Ctrl-C after some files: those are kept at all sizes, and the next call decodes only the others."""
+    _, manifest, cache = data
+    items = tuple(manifest.split("train"))
+    honest, calls = module.decode_squashed, count(1)
+
+    def stubborn(path, sizes):
+        if next(calls) > 9:
+            raise KeyboardInterrupt
+        return honest(path, sizes)
+
+    monkeypatch.setattr(module, "decode_squashed", stubborn)
+    with pytest.raises(KeyboardInterrupt):
+        cache.prepare([Need(items, 16), Need(items, 24)])
+    kept = [len(cache._store(size, masks=False).known()) for size in (16, 24)]
+    assert kept == [9, 9]
+    seen = Counter()
+    monkeypatch.setattr(module, "decode_squashed", lambda p, sizes: seen.update([p]) or honest(p, sizes))
+    cache.prepare([Need(items, 16), Need(items, 24)])
+    assert len(seen) == seen.total() == len(items) - 9
+    for size in (16, 24):
+        expected = np.stack([honest(i.image, [size])[0] for i in items])
+        assert np.array_equal(np.asarray(cache.frames(items, size).images), expected)
+
+
+def test_a_killed_decode_keeps_what_was_flushed(data, monkeypatch):
+    """Nothing but flushes reach the index: the process dies before it commits."""
+    _, manifest, cache = data
+    items = tuple(manifest.split("train"))
+    monkeypatch.setattr(module, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(module.Growth, "commit", module.Growth.abandon)
+    cache.prepare([Need(items, 16)])
+    assert len(cache._store(16, masks=False).known()) == len(items)
 
 
 def test_a_changed_file_never_meets_its_old_pixels(data, tmp_path):

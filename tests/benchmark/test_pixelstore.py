@@ -1,6 +1,8 @@
 """One growing file of arrays: rows in any order, zeros for none, nothing half-written is ever seen."""
 
 import hashlib
+import os
+import threading
 
 import numpy as np
 import pytest
@@ -113,3 +115,107 @@ def test_lines_of_arrays_that_are_gone_never_name_others(store):
     growth.put(digest(71), array(71))
     assert set(store.known()) == {digest(k) for k in range(8)}
     growth.abandon()
+
+
+def test_what_was_flushed_stays_whatever_happens_to_the_rest(store):
+    growth = store.begin([digest(k) for k in range(10, 14)])
+    growth.put(digest(12), array(12))
+    growth.put(digest(10), array(10))
+    growth.flush()
+    growth.put(digest(11), array(11))
+    assert set(store.known()) == {digest(k) for k in (*range(10), 10, 12)}
+    growth.abandon()
+    assert set(store.known()) == {digest(k) for k in (*range(10), 10, 12)}
+    assert store.data.stat().st_size == 12 * 48
+    assert [int(a.max()) for a in np.asarray(store.rows([digest(12), digest(10), digest(9)]))] == [12, 10, 9]
+
+
+def test_an_array_is_put_once_and_only_if_it_was_announced(store):
+    growth = store.begin([digest(10)])
+    growth.put(digest(10), array(10))
+    for again in (10, 11):
+        with pytest.raises(KeyError):
+            growth.put(digest(again), array(again))
+    growth.commit()
+    assert len(store.known()) == 11
+
+
+def test_nothing_behind_an_array_that_could_not_be_written_is_listed(store, monkeypatch):
+    """The disk is full for one array of three: those before it count, it and those after it do not."""
+    honest = os.pwrite
+
+    def full(handle, data, offset):
+        if bytes(data[:1]) == bytes([11]):
+            raise OSError("no space left")
+        return honest(handle, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    growth = store.begin([digest(k) for k in (10, 11, 12)])
+    growth.put(digest(10), array(10))
+    with pytest.raises(OSError, match="no space"):
+        growth.put(digest(11), array(11))
+    growth.put(digest(12), array(12))
+    growth.commit()
+    assert set(store.known()) == {digest(k) for k in range(11)}
+    monkeypatch.undo()
+    add(store, [11, 12])
+    assert [int(a.max()) for a in np.asarray(store.rows([digest(k) for k in (10, 11, 12)]))] == [10, 11, 12]
+
+
+@pytest.mark.parametrize("end", ["abandon", "commit"])
+def test_the_end_waits_for_a_thread_that_writes(store, monkeypatch, end):
+    """The file's number must not go to another file while a thread still writes to it."""
+    honest, entered, let_go = os.pwrite, threading.Event(), threading.Event()
+
+    def slow(handle, data, offset):
+        entered.set()
+        assert let_go.wait(10)
+        return honest(handle, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", slow)
+    growth = store.begin([digest(10), digest(11)])
+    problems = []
+
+    def write():
+        try:
+            growth.put(digest(10), array(10))
+        except (OSError, ValueError) as problem:
+            problems.append(problem)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert entered.wait(10)
+    ender = threading.Thread(target=getattr(growth, end))
+    ender.start()
+    ender.join(0.05)
+    assert ender.is_alive(), "it did not wait"
+    let_go.set()
+    writer.join(10)
+    ender.join(10)
+    assert not problems
+    assert len(store.known()) == (11 if end == "commit" else 10)
+    assert store.data.stat().st_size == len(store.known()) * 48
+    with pytest.raises(ValueError, match="no longer takes"):
+        growth.put(digest(11), array(11))
+
+
+def test_many_threads_put_into_one_store(store):
+    numbers = list(range(10, 250))
+    growth = store.begin([digest(k) for k in numbers])
+
+    def work(part):
+        for k in part:
+            growth.put(digest(k), array(k))
+            if k % 7 == 0:
+                growth.flush()
+
+    # only one thread flushes, as the decoder's main thread does
+    threads = [threading.Thread(target=work, args=([k for k in numbers if k % 7 and k % 5 == t],)) for t in range(5)]
+    threads.append(threading.Thread(target=work, args=([k for k in numbers if k % 7 == 0],)))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    growth.commit()
+    found = np.asarray(store.rows([digest(k) for k in range(250)]))
+    assert np.array_equal(found[:, 0, 0, 0], np.arange(250, dtype=np.uint8))

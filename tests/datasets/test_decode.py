@@ -6,7 +6,15 @@ import pytest
 from PIL import Image
 
 from wsolbench.benchmark.errors import BenchError
-from wsolbench.datasets.decode import decode_image, decode_mask, image_size, mask_size, resize_image, resize_mask
+from wsolbench.datasets.decode import (
+    decode_image,
+    decode_mask,
+    decode_squashed,
+    image_size,
+    mask_size,
+    resize_image,
+    resize_mask,
+)
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (20, 30, 3), np.uint8)
@@ -126,3 +134,23 @@ def test_resizing_squashes_images_smoothly_and_masks_by_nearest():
     np.testing.assert_array_equal(mask, np.repeat(np.arange(16)[None] >= 8, 16, 0))
     stripes = np.tile(np.array([0, 255], np.uint8), (64, 32))[..., None].repeat(3, 2)
     assert np.abs(resize_image(stripes, 16)[:, 1:-1].astype(int) - 127).max() < 12  # antialiased, not sampled
+
+
+MODES = {"png": ("RGB", "L", "P", "RGBA", "LA"), "bmp": ("RGB", "L", "P"), "tif": ("RGB", "L"), "jpg": ("RGB", "L")}
+
+
+@pytest.mark.parametrize(("ending", "mode"), [(ending, m) for ending, modes in MODES.items() for m in modes])
+def test_squashing_while_reading_gives_the_pixels_of_reading_then_squashing(tmp_path, mode, ending):
+    path = save(tmp_path / f"a.{ending}", RGB, mode)
+    sizes = [7, 16, 40, 20]
+    for size, found in zip(sizes, decode_squashed(path, sizes), strict=True):
+        np.testing.assert_array_equal(found, resize_image(decode_image(path), size))
+        assert found.flags.writeable
+
+
+@pytest.mark.parametrize("name", sorted(BAD_IMAGES))
+def test_squashing_refuses_what_reading_refuses(tmp_path, name):
+    make, message = BAD_IMAGES[name]
+    make(tmp_path / name)
+    with pytest.raises(BenchError, match=message):
+        decode_squashed(tmp_path / name, [8])
