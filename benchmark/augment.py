@@ -12,12 +12,16 @@ from torch import Tensor
 
 from ..methods.base import IMAGENET_MEAN, IMAGENET_STD
 from .config import TrainConfig
+from .transfer import constant, upload
 
 _LUMA = (0.299, 0.587, 0.114)
 
 
 class Draw(NamedTuple):
-    """What was drawn for a batch: crop corners and flips (B,), jitter (B, 4), the order of the colour operations."""
+    """What was drawn for a batch: crop corners and flips (B,), jitter (B, 4), the order of the colour operations.
+
+    It must be on the device of what it is applied to.
+    """
 
     top: Tensor
     left: Tensor
@@ -26,13 +30,18 @@ class Draw(NamedTuple):
     colour: Tensor
     order: tuple[int, ...]
 
+    def to(self, device: torch.device) -> "Draw":
+        """The same on a device, without making the host wait."""
+        top, left, flip_x, flip_y, colour = (upload(t, device) for t in self[:5])
+        return Draw(top, left, flip_x, flip_y, colour, self.order)
+
 
 def draw(count: int, config: TrainConfig, generator: torch.Generator) -> Draw:
     """Draws the augmentation of `count` images on the CPU."""
     slack = config.load_size - config.image_size + 1
     top, left = (torch.randint(slack, (count,), generator=generator) for _ in range(2))
     flips = torch.rand(2, count, generator=generator) < (0.5 if config.flip else 0.0)
-    spread = torch.tensor(config.jitter)
+    spread = constant(config.jitter, torch.device("cpu"))
     colour = torch.rand(count, 4, generator=generator) * 2 * spread - spread
     colour[:, :3] = (colour[:, :3] + 1).clamp_min(0)
     order = tuple(torch.randperm(4, generator=generator).tolist())
@@ -41,15 +50,13 @@ def draw(count: int, config: TrainConfig, generator: torch.Generator) -> Draw:
 
 def crop(pixels: Tensor, drawn: Draw, size: int) -> Tensor:
     """Crops and flips (B, L, L, …) to (B, size, size, …) with one gather; exact for masks and uint8 images."""
-    rows, columns = (
-        _positions(c, f, size).to(pixels.device) for c, f in ((drawn.top, drawn.flip_y), (drawn.left, drawn.flip_x))
-    )
+    rows, columns = (_positions(c, f, size) for c, f in ((drawn.top, drawn.flip_y), (drawn.left, drawn.flip_x)))
     batch = torch.arange(len(pixels), device=pixels.device)[:, None, None]
     return pixels[batch, rows[:, :, None], columns[:, None, :]]
 
 
 def _positions(corner: Tensor, flipped: Tensor, size: int) -> Tensor:
-    steps = torch.arange(size)
+    steps = torch.arange(size, device=corner.device)
     return corner[:, None] + torch.where(flipped[:, None], steps.flip(0), steps)
 
 
@@ -59,7 +66,7 @@ def crop_maps(maps: Tensor, drawn: Draw, config: TrainConfig) -> Tensor:
     height, width = maps.shape[-2:]
     # Pixel centres of the crop in the whole image, in [-1, 1] as align_corners=False has them.
     y, x = (
-        ((_positions(c, f, size).float() + 0.5) / whole * 2 - 1).to(maps.device)
+        (_positions(c, f, size).float() + 0.5) / whole * 2 - 1
         for c, f in ((drawn.top, drawn.flip_y), (drawn.left, drawn.flip_x))
     )
     grid = torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=-1)
@@ -73,7 +80,7 @@ def normalise(pixels: Tensor) -> Tensor:
 
 
 def _standardise(images: Tensor) -> Tensor:
-    mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (constant(v, images.device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     return images.sub_(mean).div_(std)
 
 
@@ -84,7 +91,7 @@ def augment(pixels: Tensor, drawn: Draw, config: TrainConfig) -> Tensor:
         operations = (_brightness, _contrast, _saturation, _hue)
         for k in drawn.order:
             if config.jitter[k]:
-                images = operations[k](images, drawn.colour[:, k].to(images.device).view(-1, 1, 1, 1))
+                images = operations[k](images, drawn.colour[:, k].view(-1, 1, 1, 1))
     return _standardise(images)
 
 
@@ -114,6 +121,6 @@ def _hue(images: Tensor, shift: Tensor) -> Tensor:
     following, before = (images.gather(1, (arg + k) % 3) for k in (1, 2))
     # The hue in sixths of the circle: 0, 2 or 4 for a red, green or blue maximum, plus the lead of the next channel.
     hue = 2 * arg + (following - before) / chroma.clamp_min(1e-8) + 6 * shift
-    channels = torch.tensor([5.0, 3.0, 1.0], device=images.device).view(1, 3, 1, 1)
+    channels = constant((5.0, 3.0, 1.0), images.device).view(1, 3, 1, 1)
     k = (channels + hue) % 6
     return value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)

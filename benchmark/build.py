@@ -14,11 +14,15 @@ from .seeds import seed_for
 
 
 def build_method(ref: MethodRef, backbone: str, config: TrainConfig, num_classes: int, seed: int) -> Method:
-    """A trained method with randomly initialised parameters; the same seed gives the same parameters."""
+    """A trained method with randomly initialised parameters; the same seed gives the same parameters.
+
+    Its convolutions keep their weights channels last, the layout of the images and the faster one on CPU and GPU.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for("init", seed))
         body = create_backbone(backbone, config.stride or None) if ref.spec.backbone else None
-        return METHODS.load(ref.spec.name)(body, num_classes, options(ref))
+        method: Method = METHODS.load(ref.spec.name)(body, num_classes, options(ref))
+    return method.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def load_function(ref: MethodRef) -> Explainer:

@@ -135,7 +135,7 @@ class Snapshots:
         hashes = {int(e): h for e, h in state["candidates"].items()}
         candidates = {e: load_tensors(self.run / self.weights_name(e), h) for e, h in hashes.items()}
         model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-        optimizer.load_state_dict(_unflatten_optimizer(tensors, state["optimizer"]))
+        _load_optimizer(optimizer, _unflatten_optimizer(tensors, state["optimizer"]))
         scaler.load_state_dict(state["scaler"])
         self._written = hashes
         return Progress(
@@ -148,6 +148,21 @@ class Snapshots:
             path.unlink()
         if self.folder.is_dir():
             self.folder.rmdir()
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Restores an optimizer, perhaps on another device: kernels are this device's choice, and so is the layout.
+
+    Fused kernels walk over a parameter and its momentum in the order of memory, so that both need one layout.
+    """
+    kernels = [{k: g[k] for k in ("fused", "foreach") if k in g} for g in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, kept in zip(optimizer.param_groups, kernels, strict=True):
+        group.update(kept)
+    for parameter, entries in optimizer.state.items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                entries[name] = torch.empty_like(parameter).copy_(value)
 
 
 def _flatten_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -3,17 +3,20 @@
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..methods.base import Batch
-from .augment import augment, crop, crop_maps, draw
+from .augment import Draw, augment, crop, crop_maps, draw
 from .config import TrainConfig
 from .images import Frames
 from .pixelstore import Rows
 from .seeds import seed_for
+from .stopwatch import Stopwatch
+from .transfer import ahead, staged, upload
 
 UPLOAD = 1024  # images copied to a GPU at once
 
@@ -39,16 +42,19 @@ class TrainingSet:
             target = self.device if size < free // 4 else target
         masks = None if self.frames.masks is None else Pixels.of(self.frames.masks, target)
         maps = None if self.maps is None else torch.from_numpy(self.maps).to(self.device)
-        labels = torch.from_numpy(self.frames.labels)
+        labels = torch.from_numpy(self.frames.labels).to(self.device)
         return DeviceSet(Pixels.of(self.frames.images, target), labels, maps, masks, self.config, self.device)
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """Rows of a store as tensors: all its arrays (on the CPU the memory map itself), and where each row stands."""
+    """Rows of a store as tensors. On the CPU: all its arrays, the memory map itself, and where each row stands.
+
+    On a GPU (`rows` None): the arrays of the rows alone, in their order.
+    """
 
     arrays: Tensor
-    rows: Tensor
+    rows: Tensor | None
 
     @classmethod
     def of(cls, rows: Rows, target: torch.device) -> "Pixels":
@@ -58,17 +64,18 @@ class Pixels:
         arrays = torch.empty(rows.shape, dtype=torch.bool if rows.dtype == np.bool_ else torch.uint8, device=target)
         for start in range(0, len(rows), UPLOAD):
             arrays[start : start + UPLOAD] = torch.from_numpy(rows[start : start + UPLOAD]).to(target)
-        return cls(arrays, torch.arange(len(rows), device=target))
+        return cls(arrays, None)
 
-    def take(self, chosen: Tensor, device: torch.device) -> Tensor:
-        """The arrays of some rows on the device; a row without an array (maskless) is zeros."""
-        places = self.rows[chosen.to(self.rows.device)]
-        if len(self.arrays):
-            found = self.arrays[places.clamp(min=0)].to(device, non_blocking=True)
-        else:
-            found = self.arrays.new_zeros((len(places), *self.arrays.shape[1:]), device=device)
-        bare = places < 0
-        return found.masked_fill(bare.to(device).view(-1, *[1] * (found.ndim - 1)), 0) if bare.any() else found
+    def take(self, chosen: Tensor) -> Tensor:
+        """The arrays of some rows, where they live; a row without an array (maskless) is zeros. `chosen` (B,) int64
+        is on the CPU for arrays there, else on their device."""
+        if self.rows is None:
+            return self.arrays[chosen]
+        places = self.rows[chosen]
+        if not len(self.arrays):
+            return self.arrays.new_zeros((len(places), *self.arrays.shape[1:]))
+        found = self.arrays[places.clamp(min=0)]
+        return found.masked_fill_((places < 0).view(-1, *[1] * (found.ndim - 1)), 0)
 
 
 def _tensor(array: np.ndarray) -> Tensor:
@@ -78,9 +85,19 @@ def _tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array)
 
 
+class Raw(NamedTuple):
+    """A batch before augmentation: rows on the CPU and on the device, what was drawn, pixels and masks as stored."""
+
+    rows: Tensor
+    places: Tensor
+    drawn: Draw
+    pixels: Tensor
+    masks: Tensor | None
+
+
 @dataclass(frozen=True)
 class DeviceSet:
-    """Training arrays as tensors; `epoch_batches` yields an epoch in its deterministic order."""
+    """Training arrays as tensors; `epoch_batches` yields an epoch in its deterministic order. labels: on the device."""
 
     pixels: Pixels
     labels: Tensor
@@ -93,23 +110,56 @@ class DeviceSet:
         """Updates per epoch: every image is seen once, in nearly equal batches."""
         return -(-len(self.labels) // self.config.batch_size)
 
-    def epoch_batches(self, seed: int, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch; order and augmentation depend on (seed, epoch, step) alone."""
+    def epoch_batches(self, seed: int, epoch: int, watch: Stopwatch | None = None) -> Iterator[Batch]:
+        """The batches of an epoch; order and augmentation depend on (seed, epoch, step) alone.
+
+        Pixels that do not live on the GPU they go to are read ahead. watch: charged for `load` (waiting for pixels and
+        their way to the device) and `augment`.
+        """
+        watch = watch or Stopwatch(self.device)
+        raw = self._raw(seed, epoch)
+        source = iter(ahead(raw) if self.device.type == "cuda" and self.pixels.rows is not None else raw)
+        while True:
+            with watch.part("load"):
+                found = next(source, None)
+                if found is not None:
+                    found = self._uploaded(found)
+            if found is None:
+                return
+            with watch.part("augment"):
+                batch = self._augmented(found)
+            yield batch
+
+    def _raw(self, seed: int, epoch: int) -> Iterator[Raw]:
         order = torch.randperm(len(self.labels), generator=_generator("order", seed, epoch))
-        for step, rows in enumerate(order.tensor_split(self.batches_per_epoch())):
-            yield self.batch(rows, _generator("augment", seed, epoch, step))
+        parts = self.batches_per_epoch()
+        places = upload(order, self.device).tensor_split(parts)
+        for step, rows in enumerate(order.tensor_split(parts)):
+            yield self._read(rows, places[step], _generator("augment", seed, epoch, step))
+
+    def _read(self, rows: Tensor, places: Tensor, generator: torch.Generator) -> Raw:
+        drawn = draw(len(rows), self.config, generator)
+        kept = (self.pixels, self.masks)
+        pixels, masks = (p and staged(p.take(places if p.rows is None else rows), self.device) for p in kept)
+        return Raw(rows, places, drawn, pixels, masks)  # pyright: ignore[reportArgumentType]
+
+    def _uploaded(self, raw: Raw) -> Raw:
+        masks = None if raw.masks is None else raw.masks.to(self.device, non_blocking=True)
+        pixels = raw.pixels.to(self.device, non_blocking=True)
+        return raw._replace(drawn=raw.drawn.to(self.device), pixels=pixels, masks=masks)
+
+    def _augmented(self, raw: Raw) -> Batch:
+        masks = maps = None
+        if raw.masks is not None:
+            masks = crop(raw.masks, raw.drawn, self.config.image_size)
+        if self.maps is not None:
+            maps = crop_maps(self.maps[raw.places], raw.drawn, self.config).clamp_(0, 1)
+        images = augment(raw.pixels, raw.drawn, self.config)
+        return Batch(images, self.labels[raw.places], raw.places, maps, masks)
 
     def batch(self, rows: Tensor, generator: torch.Generator) -> Batch:
         """One augmented batch of the given rows."""
-        drawn = draw(len(rows), self.config, generator)
-        pixels = self.pixels.take(rows, self.device)
-        masks = maps = None
-        if self.masks is not None:
-            masks = crop(self.masks.take(rows, self.device), drawn, self.config.image_size)
-        if self.maps is not None:
-            maps = crop_maps(self.maps[rows.to(self.device)], drawn, self.config).clamp_(0, 1)
-        labels = self.labels[rows].to(self.device)
-        return Batch(augment(pixels, drawn, self.config), labels, rows.to(self.device), maps, masks)
+        return self._augmented(self._uploaded(self._read(rows, upload(rows, self.device), generator)))
 
 
 def _generator(*address: str | int) -> torch.Generator:

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,13 @@ from .metrics import Histograms, accuracy, at_tau, pxap
 from .passes import Task, validation_pass
 from .seeds import seed_for
 from .selection import update_roles
+from .stopwatch import Stopwatch
 from .store import jsonable
 from .views import Reader
 
 log = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
+LOOK_EVERY = 50  # steps between two looks at the loss: a GPU runs ahead meanwhile, and a long epoch that fails stops
 
 
 class DivergedError(Exception):
@@ -59,6 +61,7 @@ class Training:
     seed: int
     folder: Path
     report: Report = lambda event: None
+    watch: Stopwatch = field(default_factory=lambda: Stopwatch(torch.device("cpu")))
 
 
 def train(job: Training) -> tuple[Progress, dict[int, str]]:
@@ -66,7 +69,8 @@ def train(job: Training) -> tuple[Progress, dict[int, str]]:
 
     Raises DivergedError when a loss is not finite, BenchError for a method that breaks its contract.
     """
-    method, device = job.method.to(job.context.device), job.context.device
+    device = job.context.device
+    method = job.method.to(device)
     torch.manual_seed(seed_for("setup", job.seed))  # whatever setup draws is the same every time
     job.context.generator.manual_seed(seed_for("setup", job.seed))
     method.setup(job.context)
@@ -85,9 +89,11 @@ def train(job: Training) -> tuple[Progress, dict[int, str]]:
             _finish_epoch(job, progress, history, epoch, entry)
             progress.seconds = time.monotonic() - started
             if epoch < job.config.epochs and time.monotonic() - saved >= job.run.snapshot_seconds:
-                snapshots.save(progress, method, optimizer, scaler)
+                with job.watch.part("write"):
+                    snapshots.save(progress, method, optimizer, scaler)
                 saved = time.monotonic()
-    return progress, snapshots.write_candidates(progress)
+    with job.watch.part("write"):
+        return progress, snapshots.write_candidates(progress)
 
 
 def make_optimizer(method: Method, config: TrainConfig) -> torch.optim.Optimizer:
@@ -95,17 +101,17 @@ def make_optimizer(method: Method, config: TrainConfig) -> torch.optim.Optimizer
     groups = [{**g, "scale": g["lr"] / config.lr} for g in method.param_groups(config.lr, config.head_lr_scale)]
     if not groups:
         raise BenchError(f"Method '{type(method).registered_name}' has no parameter to train; write it as a function.")
+    # One kernel for all parameters, and under fp16 no question to the device whether a gradient overflowed.
+    fused = all(p.is_cuda for g in groups for p in g["params"])
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
-    nesterov = config.momentum > 0
-    return torch.optim.SGD(
-        groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=nesterov
-    )
+        return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+    settings = {"momentum": config.momentum, "weight_decay": config.weight_decay, "nesterov": config.momentum > 0}
+    return torch.optim.SGD(groups, lr=config.lr, fused=fused, **settings)
 
 
 def _run_epoch(job: Training, optimizer: torch.optim.Optimizer, scaler: Any, epoch: int) -> dict[str, Any]:
     """One pass over the training images; returns the history entry without its evaluation."""
-    method, context = job.method, job.context
+    method, context, watch = job.method, job.context, job.watch
     context.epoch = epoch
     # One address per epoch for dropout and for the method's own draws: a resumed run needs no generator state.
     torch.manual_seed(seed_for("global", job.seed, epoch))
@@ -117,16 +123,25 @@ def _run_epoch(job: Training, optimizer: torch.optim.Optimizer, scaler: Any, epo
     method.on_epoch_start(context)
     began = time.monotonic()
     sums: dict[str, Tensor] = {}
-    for batch in job.data.epoch_batches(job.seed, epoch):
-        batch = method.augment(batch, context)
+    for step, batch in enumerate(job.data.epoch_batches(job.seed, epoch, watch), 1):
+        with watch.part("augment"):
+            batch = method.augment(batch, context)
         losses = train_step(method, batch, optimizer, scaler, job)
         for name, value in losses.items():
             sums[name] = sums.get(name, 0) + value * (len(batch.labels) / len(job.data.labels))
+        if step % LOOK_EVERY == 0:
+            _refuse_divergence(sums, epoch)
     method.on_epoch_end(context)
-    losses = {name: float(value) for name, value in sums.items()}
+    losses = _refuse_divergence(sums, epoch)
+    return {"epoch": epoch, "lr": rate, "losses": losses, "seconds": time.monotonic() - began}
+
+
+def _refuse_divergence(sums: Mapping[str, Tensor], epoch: int) -> dict[str, float]:
+    """The losses so far as numbers: the one place where a training waits for its GPU. Raises DivergedError."""
+    losses = dict(zip(sums, torch.stack([v.double() for v in sums.values()]).tolist(), strict=True)) if sums else {}
     if not all(math.isfinite(v) for v in losses.values()):
         raise DivergedError(f"the loss of epoch {epoch} is not finite ({losses}); a lower train.lr usually helps")
-    return {"epoch": epoch, "lr": rate, "losses": losses, "seconds": time.monotonic() - began}
+    return losses
 
 
 def train_step(
@@ -136,25 +151,29 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
     for part, weight in split_batch(batch, job.config.micro_batch):
-        with autocast(job.config.precision, job.context.device):
+        with job.watch.part("forward"), autocast(job.config.precision, job.context.device):
             losses = method.loss(part, job.context)
         if "total" not in losses:
             raise BenchError(f"Method '{type(method).registered_name}': loss() returned no \"total\".")
-        scaler.scale(losses["total"] * weight).backward()
+        with job.watch.part("backward"):
+            scaler.scale(losses["total"] * weight).backward()
         for name, value in losses.items():
             sums[name] = sums.get(name, 0) + value.detach().float() * weight
-    scaler.step(optimizer)
-    scaler.update()
+    with job.watch.part("step"):
+        scaler.step(optimizer)
+        scaler.update()
     return sums
 
 
 def _finish_epoch(job: Training, progress: Progress, history: "History", epoch: int, entry: dict[str, Any]) -> None:
     """Evaluates the model, lets the epoch take its roles and writes the history line."""
-    val, curves = evaluate(job)
+    with job.watch.part("evaluate"):
+        val, curves = evaluate(job)
     found = {(t.protocol.name, t.view.method.label): c["pxap"] for t, c in curves.items()}
     taken = update_roles(progress.roles, epoch, val["accuracy"], val["loss"], found)
     if taken or epoch == job.config.epochs:
-        progress.candidates[epoch] = copy_state(job.method)
+        with job.watch.part("write"):
+            progress.candidates[epoch] = copy_state(job.method)
     if epoch < job.config.epochs:
         # `last` means the last of the schedule; until then it would only force a copy of every epoch.
         progress.roles.pop("last")
