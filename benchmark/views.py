@@ -1,7 +1,8 @@
 """Score maps of many methods in one pass: one forward of the shared model, then each method's reading of it."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from .build import load_function, options
 from .errors import BenchError
 from .images import Frames
 from .resolve import MethodRef
+from .stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,20 @@ class View:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads views of one checkpoint. `model` is None for baselines; its own map comes from `predict`."""
+    """Reads views of one checkpoint. `model` is None for baselines; its own map comes from `predict`.
+
+    watch: charged with the parts `forward` (the pass all views share), `gradient` (backward to what they explain) and
+    `read:NAME` for what the view of that name does by itself, which of a trained method is all of `predict`.
+    used: view name -> which of the first two it has read since the Reader was made, perhaps worked out for another.
+    """
 
     model: Method | None
     views: tuple[View, ...]
     positive_class: int
     num_classes: int
     seed: int = 0
+    watch: Stopwatch | None = field(default=None, compare=False, repr=False)
+    used: dict[str, set[str]] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def read(self, images: Tensor, labels: Tensor, ids: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits (B, K), NaN without a model, and native maps (B, h, w) by view name; all float32, detached.
@@ -53,8 +62,10 @@ class Reader:
         maps: dict[str, Tensor] = {}
         logits = None
         for view in own:
-            prediction = self._predict(images, self._classes(view, None, labels))
+            with self._part(f"read:{view.name}"):
+                prediction = self._predict(images, self._classes(view, None, labels))
             maps[view.name] = _checked(prediction.maps, images, view)
+            self.used.setdefault(view.name, set())
             logits = prediction.logits if logits is None else logits
         if read or not own:
             logits = self._read_functions(read, images, labels, ids, maps)
@@ -66,19 +77,30 @@ class Reader:
         self, views: Sequence[View], images: Tensor, labels: Tensor, ids: Sequence[str], maps: dict[str, Tensor]
     ) -> Tensor | None:
         """Explainers and baselines: one Evidence per class asked for, all sharing one forward pass."""
+        levels = _levels_by_class(views)
         if self.model is None or isinstance(self.model, Explainable):
-            evidence = Evidence(images, model=self.model, ids=ids, seed=self.seed)
+            every = [level for announced in levels.values() for level in announced]
+            evidence = Evidence(images, model=self.model, ids=ids, seed=self.seed, levels=every, part=self._part)
             logits = evidence.logits if self.model is not None else None
         else:
-            evidence, logits = Evidence(images, ids=ids, seed=self.seed), self._predict(images, None).logits
+            with self._part("forward"):
+                logits = self._predict(images, None).logits
+            evidence = Evidence(images, ids=ids, seed=self.seed)
         by_class: dict[str, Evidence] = {}
         for view in views:
             if view.map_class not in by_class:
                 classes = self._classes(view, logits, labels)
-                by_class[view.map_class] = evidence if classes is None else evidence.of(classes)
-            native = load_function(view.method)(by_class[view.map_class], options(view.method))
+                asked = evidence if classes is None else evidence.of(classes, levels[view.map_class])
+                by_class[view.map_class] = asked
+            evidence.used.clear()
+            with self._part(f"read:{view.name}"):
+                native = load_function(view.method)(by_class[view.map_class], options(view.method))
+            self.used.setdefault(view.name, set()).update(evidence.used)
             maps[view.name] = _checked(native, images, view)
         return logits
+
+    def _part(self, name: str) -> AbstractContextManager[None]:
+        return nullcontext() if self.watch is None else self.watch.part(name)
 
     def _predict(self, images: Tensor, classes: Tensor | None) -> Prediction:
         if self.model is None:
@@ -96,6 +118,16 @@ class Reader:
             case "pred" if logits is not None:
                 return logits.argmax(1)
         return None
+
+
+def _levels_by_class(views: Sequence[View]) -> dict[str, tuple[int, ...]]:
+    """Pyramid levels that the explainers asked about each class will read, as the functions' `levels` announce them."""
+    found: dict[str, tuple[int, ...]] = {}
+    for view in views:
+        announce = getattr(load_function(view.method), "levels", None)
+        here = announce(options(view.method)) if announce is not None else ()
+        found[view.map_class] = (*found.get(view.map_class, ()), *here)
+    return found
 
 
 def _checked(native: Any, images: Tensor, view: View) -> Tensor:

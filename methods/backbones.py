@@ -46,16 +46,17 @@ class Tokens(NamedTuple):
 
 
 class Tap:
-    """What a tapped forward leaves: the activation of one pyramid level, (B, D, h, w), a leaf of the graph."""
+    """What a tapped forward leaves: activations (B, D, h, w) by index of their level, parts of the graph."""
 
-    _value: Tensor | None = None
+    def __init__(self, indexes: list[int]) -> None:
+        self.indexes, self.values = indexes, dict[int, Tensor]()
 
     @property
     def value(self) -> Tensor:
-        """The activation. Raises RuntimeError if no forward pass ran inside the `tapped` block."""
-        if self._value is None:
+        """The shallowest, a leaf of the graph. Raises RuntimeError if no forward pass ran inside the `tapped` block."""
+        if self.indexes[0] not in self.values:
             raise RuntimeError("nothing was tapped: run a forward pass inside the `tapped` block")
-        return self._value
+        return self.values[self.indexes[0]]
 
 
 class Backbone(nn.Module):
@@ -119,33 +120,44 @@ class Backbone(nn.Module):
             features = self.net.forward_features(images)  # pyright: ignore[reportCallIssue]
         return Tokens(features[:, : self.prefix_tokens], self.out(self._as_grid(features, "tokens")), attention)
 
+    def level_index(self, level: int) -> int:
+        """Index of a pyramid level, negative from the end. Raises BenchError for a level this network does not have."""
+        count = len(self.strides)
+        self._require("pyramid" if level not in (-1, count - 1) else "grid")
+        if not -count <= level < count:
+            raise BenchError(f"Backbone '{self.name}' has pyramid levels 0 to {count - 1}, not {level}.")
+        return level % count
+
     @contextmanager
-    def tapped(self, level: int) -> Iterator[Tap]:
-        """Makes the activation of a pyramid level a leaf of the graph in forward passes inside the block.
+    def tapped(self, *levels: int) -> Iterator[Tap]:
+        """Keeps activations of pyramid levels in forward passes inside the block, the shallowest a leaf of the graph.
 
-        Layers before it build no graph, layers after it give its gradient, parameters get none. In a transformer the
-        activation is on the grid of the tokens, not resized. Hooks and flags are undone even if the block raises.
+        Layers before the shallowest build no graph, layers after it give the gradients of all, parameters get none. In
+        a transformer activations are on the grid of the tokens, not resized. Hooks and flags are undone even if the
+        block raises.
         """
-        self._require("pyramid" if level not in (-1, len(self.strides) - 1) else "grid")
-        if not -len(self.strides) <= level < len(self.strides):
-            raise BenchError(f"Backbone '{self.name}' has pyramid levels 0 to {len(self.strides) - 1}, not {level}.")
-        index = level % len(self.strides)
-        last = index == len(self.strides) - 1
-        site, layout = (
-            (self.out, "maps") if last else (self.net.get_submodule(self._levels[index]), self._layouts[index])
-        )
-        tap = Tap()
-
-        def make_leaf(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-            tap._value = self._as_grid(output, layout).detach().requires_grad_()
-            return self._as_net(tap._value, output, layout)
-
-        handle = site.register_forward_hook(make_leaf)
+        indexes = sorted({self.level_index(level) for level in levels})
+        tap, handles = Tap(indexes), list[RemovableHandle]()
         try:
+            for index in indexes:
+                site, layout = self.out, "maps"
+                if index != len(self.strides) - 1:
+                    site, layout = self.net.get_submodule(self._levels[index]), self._layouts[index]
+                hook = partial(self._tap, tap, index, layout)
+                handles.append(site.register_forward_hook(hook))
             with frozen(self):
                 yield tap
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
+
+    def _tap(self, tap: Tap, index: int, layout: str, _module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        """Forward hook: keeps a level and lets the network go on from what was kept."""
+        if index == tap.indexes[0]:
+            output = output.detach()
+        value = self._as_grid(output, layout)
+        tap.values[index] = value if value.requires_grad else value.requires_grad_()
+        return self._as_net(value, output, layout)
 
     def fast_parameters(self) -> list[nn.Parameter]:
         """Parameters that the published recipes train at the learning rate of the heads (ResNet: layer4)."""
@@ -164,7 +176,7 @@ class Backbone(nn.Module):
     def _as_net(self, grid: Tensor, original: Tensor, layout: str) -> Tensor:
         """The inverse of `_as_grid`, with the prefix tokens of `original`."""
         if layout == "tokens":
-            return torch.cat([original[:, : self.prefix_tokens].detach(), grid.flatten(2).transpose(1, 2)], 1)
+            return torch.cat([original[:, : self.prefix_tokens], grid.flatten(2).transpose(1, 2)], 1)
         # a copy, as a layer after it may work in place, which a leaf does not allow
         return grid.permute(0, 2, 3, 1).clone() if layout == "channels last" else grid.clone()
 

@@ -18,6 +18,7 @@ Only the harness loads data, trains, scales, thresholds, scores and writes.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import SimpleNamespace
@@ -76,10 +77,13 @@ class TrainContext:
     device: torch.device
     generator: torch.Generator
     parents: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    _regions: Tensor | None = None
 
     def has_region(self, labels: Tensor) -> Tensor:
         """(B,) bool: whether each image's class has a region of interest."""
-        return torch.tensor(self.region_classes, device=labels.device)[labels]
+        if self._regions is None or self._regions.device != labels.device:  # uploaded once: it makes the host wait
+            self._regions = torch.tensor(self.region_classes, device=labels.device)
+        return self._regions[labels]
 
 
 class Method(nn.Module, ABC):
@@ -134,12 +138,41 @@ class Explainable(Protocol):
         ...
 
 
+class _Graph(NamedTuple):
+    """Parts of one graph: activations by index of their pyramid level, the last grid, logits."""
+
+    taps: Mapping[int, Tensor]
+    grid: Tensor
+    logits: Tensor
+
+
+@dataclass
+class _Pass:
+    """The forward pass that all Evidence of a batch share, whatever class they ask about.
+
+    levels: indexes of the pyramid levels below the last grid whose gradients were announced; `graph` then begins at the
+    shallowest of them. part and used: see Evidence.
+    """
+
+    levels: tuple[int, ...]
+    activations: Tensor | None
+    logits: Tensor | None
+    part: Callable[[str], AbstractContextManager[Any]]
+    graph: _Graph | None = None
+    used: set[str] = field(default_factory=set)
+
+
 class Evidence:
     """What an explainer may read about one batch. Everything is computed when first asked for and then shared.
 
     Shapes: images (B, 3, H, W) normalised; rgb (B, 3, H, W) in [0, 1]; classes (B,) the class to explain;
     logits (B, K); activations and gradients (B, D, h, w), the gradient of each image's own class logit with respect to
     the last grid, which needs a backward pass through the head alone.
+
+    levels: pyramid levels announced for `taps`, those of all classes: the forward pass then keeps a graph from the
+    shallowest on, and one backward pass a class gives the gradients of all. Levels not announced cost a forward and
+    backward pass each. part: opens the block in which a named piece of work, "forward" or "gradient", is done, so that
+    it can be timed from outside. used: which of the two has been read, perhaps from memory, since it was last cleared.
     """
 
     def __init__(
@@ -151,14 +184,32 @@ class Evidence:
         logits: Tensor | None = None,
         ids: Sequence[str] = (),
         seed: int = 0,
+        levels: Sequence[int] = (),
+        part: Callable[[str], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.images, self.model, self.ids, self.seed = images, model, ids, seed
-        self._activations, self._logits, self._classes = activations, logits, classes
+        self._classes = classes
+        self._levels = self._shallow(levels)
+        self._pass = _Pass(self._levels, activations, logits, part)
+        self._gradients: Tensor | None = None
         self._taps: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def of(self, classes: Tensor) -> "Evidence":
-        """The same batch, asked about other classes; forward results are shared."""
-        return Evidence(self.images, classes, self.model, self._activations, self._logits, self.ids, self.seed)
+    def of(self, classes: Tensor, levels: Sequence[int] = ()) -> "Evidence":
+        """The same batch, asked about other classes; forward results are shared.
+
+        levels: the announced levels whose gradients these classes will be asked for.
+        """
+        other = Evidence(self.images, classes, self.model, ids=self.ids, seed=self.seed)
+        other._pass, other._levels = self._pass, self._shallow(levels)
+        return other
+
+    def _shallow(self, levels: Sequence[int]) -> tuple[int, ...]:
+        """Indexes of levels before the last grid, whose gradients are cheaper. Raises BenchError for unknown ones."""
+        if not levels:
+            return ()
+        backbone = self.explained.backbone
+        last = backbone.level_index(-1)
+        return tuple(sorted({backbone.level_index(level) for level in levels} - {last}))
 
     @property
     def explained(self) -> Explainable:
@@ -166,6 +217,11 @@ class Evidence:
         if self.model is None:
             raise RuntimeError("a method without needs=('checkpoint:…',) has no model to read")
         return self.model
+
+    @property
+    def used(self) -> set[str]:
+        """Of "forward" and "gradient" what has been read; the reader may clear it."""
+        return self._pass.used
 
     @cached_property
     def rgb(self) -> Tensor:
@@ -176,18 +232,32 @@ class Evidence:
     @property
     def activations(self) -> Tensor:
         """The last grid (B, D, h, w), detached."""
-        if self._activations is None:
-            with torch.no_grad():
-                self._activations = self.explained.features(self.images)
-        return self._activations
+        self.used.add("forward")
+        if self._pass.activations is None:
+            with self._pass.part("forward"):
+                self._pass.activations = self._forward()
+        return self._pass.activations
 
     @property
     def logits(self) -> Tensor:
         """(B, K), detached."""
-        if self._logits is None:
+        grid = self.activations
+        if self._pass.logits is None:
+            with self._pass.part("forward"), torch.no_grad():
+                self._pass.logits = self.explained.classify(grid)
+        return self._pass.logits
+
+    def _forward(self) -> Tensor:
+        """The grid; with announced levels also the graph from the shallowest of them to the logits."""
+        levels = self._pass.levels
+        if not levels:
             with torch.no_grad():
-                self._logits = self.explained.classify(self.activations)
-        return self._logits
+                return self.explained.features(self.images)
+        with torch.enable_grad(), self.explained.backbone.tapped(*levels) as tap:
+            grid = self.explained.features(self.images)
+            logits = self.explained.classify(grid)
+        self._pass.graph, self._pass.logits = _Graph(tap.values, grid, logits), logits.detach()
+        return grid.detach()
 
     @property
     def classes(self) -> Tensor:
@@ -196,28 +266,60 @@ class Evidence:
             self._classes = self.logits.argmax(1)
         return self._classes
 
-    @cached_property
+    @property
     def gradients(self) -> Tensor:
         """d logit[class] / d activations, (B, D, h, w); parameters get no gradient."""
-        with torch.enable_grad():
-            grid = self.activations.detach().requires_grad_()
-            return torch.autograd.grad(self._own_class(self.explained.classify(grid)).sum(), grid)[0]
-
-    def _own_class(self, logits: Tensor) -> Tensor:
-        return logits.gather(1, self.classes[:, None])[:, 0]
+        self.used.update(("forward", "gradient"))
+        if self._gradients is None:
+            grid = self.activations.detach()
+            if self._pass.graph is not None and self._levels:
+                return self._backward(self._pass.graph)
+            with self._pass.part("gradient"), torch.enable_grad():
+                grid.requires_grad_()
+                self._gradients = torch.autograd.grad(self._own_class(self.explained.classify(grid)).sum(), grid)[0]
+        return self._gradients
 
     def taps(self, level: int) -> tuple[Tensor, Tensor]:
         """Activations and gradients (B, D, h, w) at level `level` of the backbone's pyramid (negative from the end).
 
-        Runs one forward and backward pass from that level on, shared by all explainers that ask for it.
+        Shared by all explainers that ask for them.
         """
-        if level not in self._taps:
-            with torch.enable_grad():
-                with self.explained.backbone.tapped(level) as tap:
-                    logits = self.explained.classify(self.explained.features(self.images))
-                gradients = torch.autograd.grad(self._own_class(logits).sum(), tap.value)[0]
-            self._taps[level] = (tap.value.detach(), gradients)
-        return self._taps[level]
+        self.used.update(("forward", "gradient"))
+        index = self.explained.backbone.level_index(level)
+        if index in self._levels and index not in self._taps:
+            _ = self.gradients  # one backward pass gives both, if the forward pass kept its graph
+        if index not in self._taps:
+            self._taps[index] = self._tap_alone(index)
+        return self._taps[index]
+
+    def _backward(self, graph: _Graph) -> Tensor:
+        """Gradients of all announced levels and of the last grid, by one backward pass; returns those of the grid.
+
+        The graph is kept, as other classes may be asked of it.
+        """
+        with self._pass.part("gradient"):
+            taps = {index: graph.taps[index] for index in self._levels}
+            asked = [*taps.values(), graph.grid]
+            *found, last = torch.autograd.grad(self._own_class(graph.logits).sum(), asked, retain_graph=True)
+        self._taps |= {index: (taps[index].detach(), found[k]) for k, index in enumerate(taps)}
+        self._gradients = last
+        return last
+
+    def _tap_alone(self, index: int) -> tuple[Tensor, Tensor]:
+        """Activations and gradients of a level nobody announced, by a forward and backward pass from that level on."""
+        with self._pass.part("gradient"), torch.enable_grad():
+            with self.explained.backbone.tapped(index) as tap:
+                logits = self.explained.classify(self.explained.features(self.images))
+            gradients = torch.autograd.grad(self._own_class(logits).sum(), tap.value)[0]
+        return tap.value.detach(), gradients
+
+    def weigh(self, weights: Tensor) -> Tensor:
+        """sum_k w_k A_k, (B, h, w) float32, of the last grid and weights (B, D), without a temporary of its size."""
+        grid = self.activations.float()
+        return torch.bmm(weights.float()[:, None], grid.flatten(2)).view(len(grid), *grid.shape[2:])
+
+    def _own_class(self, logits: Tensor) -> Tensor:
+        return logits.gather(1, self.classes[:, None])[:, 0]
 
 
 Explainer = Callable[[Evidence, Options], Tensor]

@@ -24,5 +24,4 @@ def cam(evidence: Evidence, options: Options) -> Tensor:
     layer's own weight. Read off the gradient it holds for other heads as well; the bias, a constant, is left out.
     Returns (B, h, w), signed.
     """
-    weights = evidence.gradients.float().sum((2, 3))
-    return (weights[:, :, None, None] * evidence.activations.float()).sum(1)
+    return evidence.weigh(evidence.gradients.float().sum((2, 3)))

@@ -23,5 +23,4 @@ def gradcam(evidence: Evidence, options: Options) -> Tensor:
     M = ReLU(sum_k mean_p(g_k) A_k). With the plain classifier, at the last grid of n positions, ReLU(CAM) / n.
     Returns (B, h, w), not negative.
     """
-    weights = evidence.gradients.float().mean((2, 3))
-    return (weights[:, :, None, None] * evidence.activations.float()).sum(1).relu()
+    return evidence.weigh(evidence.gradients.float().mean((2, 3))).relu()

@@ -1,6 +1,5 @@
 """GradCAM++ with an exact division."""
 
-import torch
 from torch import Tensor
 
 from .base import Evidence, Options, register
@@ -28,7 +27,7 @@ def gradcampp(evidence: Evidence, options: Options) -> Tensor:
     the denominator exactly 0, alpha is set to 0. Returns (B, h, w), not negative.
     """
     activations, gradients = evidence.activations.float(), evidence.gradients.float()
-    denominator = 2 + activations.sum((2, 3), keepdim=True) * gradients
-    counted = (gradients > 0) & (denominator != 0)
-    shares = torch.where(counted, gradients / torch.where(counted, denominator, 1.0), 0.0)
-    return (shares.sum((2, 3), keepdim=True) * activations).sum(1).relu()
+    positive = gradients.relu()
+    denominator = activations.sum((2, 3), keepdim=True).mul(positive).add_(2)
+    shares = positive.div_(denominator).masked_fill_(denominator == 0, 0.0)
+    return evidence.weigh(shares.sum((2, 3))).relu()

@@ -47,7 +47,13 @@ def _check_options(options: Options) -> None:
     _levels(options.layers)
 
 
+def _announced(options: Options) -> tuple[int, ...]:
+    """The pyramid levels that will be read, so that one pass can serve them together with those of others."""
+    return _levels(options.layers)
+
+
 setattr(layercam, "check_options", _check_options)  # noqa: B010 - a function has no such attribute to type
+setattr(layercam, "levels", _announced)  # noqa: B010
 
 
 def _levels(layers: str) -> tuple[int, ...]:
@@ -70,7 +76,7 @@ def _read(evidence: Evidence, level: int) -> tuple[Tensor, Tensor]:
 
 
 def _one_layer(activations: Tensor, gradients: Tensor) -> Tensor:
-    return (gradients.float().relu() * activations.float()).sum(1).relu()
+    return gradients.float().relu().mul_(activations.float()).sum(1).relu()
 
 
 def _to_one(maps: Tensor) -> Tensor:

@@ -28,4 +28,4 @@ def xgradcam(evidence: Evidence, options: Options) -> Tensor:
     total = activations.sum((2, 3))
     alive = total != 0
     weights = torch.where(alive, (gradients * activations).sum((2, 3)) / torch.where(alive, total, 1.0), 0.0)
-    return (weights[:, :, None, None] * activations).sum(1).relu()
+    return evidence.weigh(weights).relu()
