@@ -9,7 +9,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from wsolbench.benchmark.errors import BenchError
 from wsolbench.methods.base import Evidence
 
-OWN = ("cam", "gradcam", "gradcampp", "xgradcam", "layercam")
+OWN = ("cam", "gradcam", "gradcampp", "xgradcam", "layercam", "hirescam", "gradcam_elementwise", "eigencam")
 
 
 @pytest.fixture(params=["test_resnet", "test_vit"])
@@ -54,6 +54,19 @@ def test_layercam_uses_positive_weights_only(seen, make):
     torch.testing.assert_close(make.explain("layercam", seen), wanted, atol=1e-7, rtol=1e-4)
 
 
+def test_hirescam_is_rectified_cam_over_positions(seen, make):
+    wanted = make.explain("cam", seen).relu() / positions(seen)
+    torch.testing.assert_close(make.explain("hirescam", seen), wanted, atol=1e-7, rtol=1e-4)
+
+
+def test_elementwise_gradcam_leaves_out_what_speaks_against_the_class(seen, make):
+    terms = class_weights(seen)[:, :, None, None].double() * seen.activations.double() / positions(seen)
+    maps = make.explain("gradcam_elementwise", seen)
+    torch.testing.assert_close(maps, terms.clamp(min=0).sum(1).float(), atol=1e-7, rtol=1e-4)
+    if seen.activations.min() >= 0:
+        torch.testing.assert_close(maps, make.explain("layercam", seen), atol=1e-7, rtol=1e-4)
+
+
 def test_gradcampp_has_its_closed_form(seen, make):
     weights = class_weights(seen).double()
     mean = seen.activations.double().mean((2, 3))
@@ -78,6 +91,16 @@ def test_gradcampp_survives_gradients_whose_powers_vanish(make):
     assert maps.max() > 0
 
 
+def test_gradcampp_gives_no_weight_where_its_denominator_is_zero(make):
+    class Head:
+        def classify(self, grid):
+            return (grid * torch.tensor([[[1.0]], [[0.25]]])).sum((1, 2, 3))[:, None]
+
+    activations = torch.tensor([[[[-3.0, 1.0]], [[3.0, 1.0]]]])  # sums -2 and 4: 2 + S g is 0 and 3
+    maps = make.explain("gradcampp", Evidence(torch.zeros(1, 3, 8, 8), torch.tensor([0]), Head(), activations))
+    torch.testing.assert_close(maps, 2 * 0.25 / 3 * activations[:, 1])
+
+
 def test_zero_gradients_and_dead_channels_give_zeros_not_nan(make):
     class Dead:
         def classify(self, grid):
@@ -86,7 +109,7 @@ def test_zero_gradients_and_dead_channels_give_zeros_not_nan(make):
     activations = torch.rand(1, 4, 3, 3)
     activations[:, :2] = 0
     seen = Evidence(torch.zeros(1, 3, 8, 8), torch.tensor([0]), Dead(), activations)
-    for name in ("cam", "gradcam", "gradcampp", "xgradcam"):
+    for name in ("cam", "gradcam", "gradcampp", "xgradcam", "hirescam", "gradcam_elementwise"):
         assert torch.equal(make.explain(name, seen), torch.zeros(1, 3, 3)), name
 
 
@@ -117,8 +140,10 @@ def cnn(make):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("gradcam", package.GradCAM), ("layercam", package.LayerCAM), ("xgradcam", package.XGradCAM)]
-)
+    ("name", "kind"),
+    [("gradcam", package.GradCAM), ("layercam", package.LayerCAM), ("xgradcam", package.XGradCAM),
+     ("hirescam", package.HiResCAM), ("gradcam_elementwise", package.GradCAMElementWise)],
+)  # fmt: skip
 def test_agrees_with_the_package_at_the_last_layer(cnn, make, name, kind):
     wanted = raw(kind, cnn, cnn.explained.backbone.net.layer4)
     torch.testing.assert_close(make.explain(name, cnn), wanted, atol=1e-7, rtol=1e-3)
@@ -202,7 +227,8 @@ def test_eigencam_is_the_first_component_up_to_its_sign(make):
 
 def test_ablationcam_has_its_closed_form(make):
     seen = make.evidence(make.build("classifier"))
-    seen._activations = torch.rand(3, 96, 2, 3) * (torch.rand(3, 96, 2, 3) > 0.5)  # reaches 0, as after a ReLU
+    reaching_zero = torch.rand(3, 96, 2, 3) * (torch.rand(3, 96, 2, 3) > 0.5)  # as after a ReLU
+    seen = Evidence(seen.images, seen.classes, seen.explained, reaching_zero)
     maps = make.explain("gradcam:AblationCAM", seen, package_class="AblationCAM")
     weights, mean = class_weights(seen), seen.activations.mean((2, 3))
     score = seen.logits.gather(1, seen.classes[:, None])
@@ -264,7 +290,7 @@ def test_batches_do_not_mix_images(make):
         torch.testing.assert_close(make.explain(name, alone)[0], maps[1], atol=1e-6, rtol=1e-4)
 
 
-def test_five_explainers_cost_one_forward(make, monkeypatch):
+def test_all_explainers_at_the_last_grid_cost_one_forward(make, monkeypatch):
     model = make.build("classifier")
     calls, plain = [], model.backbone.net.forward_features
     monkeypatch.setattr(model.backbone.net, "forward_features", lambda x: (calls.append(1), plain(x))[1])
