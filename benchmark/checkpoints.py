@@ -56,6 +56,7 @@ class Progress:
     images: int = 0
     history_bytes: int = 0
     candidates: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    times: dict[str, float] = field(default_factory=dict)  # seconds by part of the stage, as far as they were saved
 
     def prune(self) -> None:
         """Forgets the weights of epochs that no role points at any more."""
@@ -100,6 +101,7 @@ class Snapshots:
             "optimizer": rest,
             "scaler": scaler.state_dict(),
             "candidates": {str(e): h for e, h in candidates.items()},
+            "times": progress.times,
         }
         current = self.folder / STATES[0]
         if current.is_file():
@@ -138,9 +140,8 @@ class Snapshots:
         _load_optimizer(optimizer, _unflatten_optimizer(tensors, state["optimizer"]))
         scaler.load_state_dict(state["scaler"])
         self._written = hashes
-        return Progress(
-            state["epoch"], state["roles"], state["seconds"], state["images"], state["history_bytes"], candidates
-        )
+        reached = (state[k] for k in ("epoch", "roles", "seconds", "images", "history_bytes"))
+        return Progress(*reached, candidates, state.get("times", {}))
 
     def remove(self) -> None:
         """Deletes the snapshots and weights no role needs, once the training has its record."""

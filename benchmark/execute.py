@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -17,6 +17,7 @@ from joblib import Parallel, delayed
 from .config import RunConfig
 from .errors import BenchError
 from .plan import Plan, Stage
+from .slots import gpu_slot, workers
 from .sources import Source
 from .store import Store
 
@@ -43,13 +44,13 @@ def open_stages(plan: Plan, store: Store) -> list[Stage]:
 
     A finished score needs no training behind it, so checkpoints may be deleted once the scores are there.
     """
-    wanted: set[str] = set()
-    waiting = [k for k in plan.rows if not store.is_done(k)]
+    done, wanted = store.done(plan.stages), set[str]()
+    waiting = [k for k in plan.rows if k not in done]
     while waiting:
         key = waiting.pop()
         if key not in wanted:
             wanted.add(key)
-            waiting += [p for p in plan.stages[key].parents.values() if not store.is_done(p)]
+            waiting += [p for p in plan.stages[key].parents.values() if p not in done]
     return [s for k, s in plan.stages.items() if k in wanted]
 
 
@@ -103,8 +104,9 @@ def _guarded(
 def _start(
     groups: Sequence[Sequence[Stage]], run: RunConfig, sources: dict[str, Source], report: Callable
 ) -> Iterable[dict[str, str]]:
-    alone = run.jobs == 1 and run.backend == "loky"  # in this process, where a bar can be shown
-    parallel = Parallel(n_jobs=1) if alone else Parallel(n_jobs=run.jobs, backend=run.backend)
+    at_once = workers(run)
+    alone = at_once == 1 and run.backend == "loky"  # in this process, where a bar can be shown
+    parallel = Parallel(n_jobs=1) if alone else Parallel(n_jobs=at_once, backend=run.backend)
     found: Any = parallel(delayed(do_group)(g, run, sources, report if alone else None) for g in groups)
     return found
 
@@ -125,7 +127,8 @@ def do_group(
         for stage in todo:  # half-written files of a killed run; the lock says that nobody is writing now
             for leftover in store.run_dir(stage.key).rglob(".*.tmp"):
                 leftover.unlink()
-        return _attempt(todo, Desk(run, sources, report or _log_event))
+        with gpu_slot(run, store.root / "locks") as device:
+            return _attempt(todo, Desk(replace(run, device=device), sources, report or _log_event))
 
 
 def _attempt(stages: Sequence[Stage], desk: Any) -> dict[str, str]:
@@ -196,7 +199,7 @@ def _settle_process(run: RunConfig, in_worker: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if in_worker:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // run.jobs))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers(run)))
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 

@@ -5,6 +5,7 @@ the very code that computes the table.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from .images import Frames
 from .maps import histogram, resize_maps, scale_constants, scale_maps
 from .metrics import BINS, Histograms
 from .protocols import Protocol
+from .reading import batches
 from .spill import Spill
-from .views import Reader, View, batches
+from .transfer import Landing
+from .views import Reader, View
 
 
 @dataclass(frozen=True)
@@ -90,13 +93,14 @@ def validation_pass(
         wanted[task.view.name] |= chosen.get(task.name, set())
     kept: dict[str, dict[int, Tensor]] = {name: {} for name in wanted}
     logits = []
-    for rows, images, labels, ids in batches(frames, batch_size, device):
-        found, maps = reader.read(images, labels, ids)
-        logits.append(found.cpu())
+    for seen in batches(frames, batch_size, device, watch=reader.watch):
+        found, maps = reader.read(seen.images, seen.labels, seen.ids)
+        logits.append(found)
+        start = seen.rows.start
         for name, native in maps.items():
-            here = (r for r in range(rows.start, rows.start + len(ids)) if r in wanted[name])
+            here = (r for r in range(start, start + len(seen.ids)) if r in wanted[name])
             # copies: a view would keep the maps of its whole batch, and with few images of each batch thus of all
-            kept[name].update({r: native[r - rows.start].clone() for r in here})
+            kept[name].update({r: native[r - start].clone() for r in here})
     masked = sorted(masks)
     scored = {}
     for task in tasks:
@@ -108,9 +112,11 @@ def validation_pass(
         if masked and task.view.map_class != "-":
             truth = torch.from_numpy(np.stack([masks[r] for r in masked])).to(device)
             few = torch.stack([native[r] for r in masked])
-            _score(parts, task, scale, few, truth, [frames.ids[r] for r in masked], ())
+            with _charged(reader, task):
+                counted = _count(task, scale, few, truth, [frames.ids[r] for r in masked])
+            _keep(parts, Landing(counted).get())
         scored[task.name] = _collect(parts, scale)
-    return torch.cat(logits).numpy(), scored
+    return torch.cat(logits).cpu().numpy(), scored
 
 
 @dataclass(frozen=True)
@@ -144,35 +150,55 @@ def evaluation_pass(
     evaluation_mode(reader.model)
     parts = {t.name: _Parts.of(t.protocol, target.spill) for t in tasks}
     mapping = torch.tensor(target.label_map, device=device)
-    logits = []
-    for rows, images, labels, ids in batches(frames, batch_size, device, change=target.change):
-        found, maps = reader.read(images, mapping[labels], ids)
-        logits.append(found[:, mapping].cpu())
-        truth = torch.from_numpy(frames.masks[rows]).to(device)
-        shown = [r - rows.start for r in target.examples if rows.start <= r < rows.start + len(ids)]
+    logits, late = [], None
+    for seen in batches(frames, batch_size, device, change=target.change, masks=True, watch=reader.watch):
+        found, maps = reader.read(seen.images, mapping[seen.labels], seen.ids)
+        logits.append(found[:, mapping])
+        shown = [r - seen.rows.start for r in target.examples if r in range(seen.rows.start, seen.rows.stop)]
+        landing = {}
         for task in tasks:
-            if task.view.map_class != "-":
-                _score(parts[task.name], task, scales[task.name], maps[task.view.name], truth, ids, shown)
-    return torch.cat(logits).numpy(), {t.name: _collect(parts[t.name], scales[t.name]) for t in tasks}
+            if task.view.map_class != "-" and seen.masks is not None:
+                with _charged(reader, task):
+                    native = maps[task.view.name]
+                    landing[task.name] = Landing(_count(task, scales[task.name], native, seen.masks, seen.ids, shown))
+        # the counts of the batch before, whose way to the host took place while this one was computed
+        _keep_all(parts, late)
+        late = landing
+    _keep_all(parts, late)
+    return torch.cat(logits).cpu().numpy(), {t.name: _collect(parts[t.name], scales[t.name]) for t in tasks}
 
 
-def _score(
-    parts: _Parts,
+def _charged(reader: Reader, task: Task) -> AbstractContextManager[None]:
+    return nullcontext() if reader.watch is None else reader.watch.part(f"score:{task.name}")
+
+
+def _count(
     task: Task,
     scale: tuple[float, float],
     native: Tensor,
     truth: Tensor,
     ids: Sequence[str],
-    shown: Sequence[int],
-) -> None:
+    shown: Sequence[int] = (),
+) -> dict[str, Tensor]:
+    """Counts (B, BINS) of native maps, how many maps are constant, and the scaled maps of the rows to show."""
     scaled, degenerate = scale_maps(native, task.view.method.spec.kind, task.protocol.scale, scale, ids=ids)
     full = resize_maps(scaled, truth.shape[-1])
     foreground, background = histogram(full, truth)
-    parts.foreground.append(foreground.cpu().numpy())
-    parts.background.append(background.cpu().numpy())
-    parts.degenerate += int(degenerate.sum())
-    if shown:
-        parts.examples.append(full[list(shown)].half().cpu())
+    found = {"foreground": foreground, "background": background, "degenerate": degenerate.sum()}
+    return found | ({"shown": torch.stack([full[k] for k in shown]).half()} if shown else {})
+
+
+def _keep_all(parts: Mapping[str, _Parts], landed: Mapping[str, Landing] | None) -> None:
+    for name, landing in (landed or {}).items():
+        _keep(parts[name], landing.get())
+
+
+def _keep(parts: _Parts, found: Mapping[str, Tensor]) -> None:
+    parts.foreground.append(found["foreground"].numpy())
+    parts.background.append(found["background"].numpy())
+    parts.degenerate += int(found["degenerate"])
+    if "shown" in found:
+        parts.examples.append(found["shown"])
 
 
 def _collect(parts: _Parts, scale: tuple[float, float]) -> Scored:

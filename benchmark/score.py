@@ -8,6 +8,7 @@ import numpy as np
 
 from ..datasets.base import Item
 from ..datasets.shift import SHIFTS
+from .costs import cost_of, ms_per_image, own_times, pass_times
 from .evalsets import EvalSet, mapping_text
 from .metrics import BINS
 from .passes import Scored, Target, Task, evaluation_pass, validation_pass
@@ -15,6 +16,7 @@ from .plan import Stage
 from .shifted import change_of, severity
 from .spill import let_go
 from .stages import Desk, common_facts, example_rows, load_model, pixel_masks
+from .stopwatch import Stopwatch
 from .store import key_of, read_npz, write_npz
 from .views import Reader, View
 
@@ -45,7 +47,8 @@ def _score_checkpoint(stages: Sequence[Stage], desk: Desk) -> None:
     distinct = tuple(dict.fromkeys(tasks.values()))
     card = desk.manifest(cell).card  # of the set the model knows; the classes of the other are mapped to it
     views = tuple(dict.fromkeys(t.view for t in distinct))
-    reader = Reader(model, views, card.positive_class, len(card.classes), cell.seed)
+    watch = Stopwatch(desk.device)
+    reader = Reader(model, views, card.positive_class, len(card.classes), cell.seed, watch)
     items = desk.manifest(on).split(split)
     desk.report({"kind": "score", "stage": first, "images": len(items), "methods": len(reader.views)})
     began = time.monotonic()
@@ -59,22 +62,23 @@ def _score_checkpoint(stages: Sequence[Stage], desk: Desk) -> None:
         target = _target(first, desk, items, shown)
         logits, scored = evaluation_pass(reader, distinct, target, scales, desk.device, desk.run.score_batch)
         unchanged = sorted(target.change.unchanged) if target.change else []
-    seconds = (time.monotonic() - began) / len(distinct)
+    seconds, parts = (time.monotonic() - began) / len(distinct), watch.seconds()
     parameters = sum(p.numel() for p in model.parameters()) if model is not None else 0
-    extra = {
-        "seconds": seconds,
-        "facts": {
-            "parameters": parameters,
-            "epoch": entry["epoch"],
-            "weights_sha256": entry["sha256"],
-            "left_unshifted": unchanged,
-        },
+    facts = {
+        "parameters": parameters,
+        "epoch": entry["epoch"],
+        "weights_sha256": entry["sha256"],
+        "left_unshifted": unchanged,
     }
     for stage in stages:
-        found = scored[tasks[stage.key].name]
-        _write(stage, desk, [items[r] for r in rows], logits[rows], found, shown, extra)
-        for counts in found.histograms:
+        task = tasks[stage.key]
+        own = own_times(parts, reader.used.get(task.view.name, set()), task.view.name, task.name)
+        extra = {**cost_of(seconds, len(items), own), "ms_per_image": ms_per_image(own, len(items)), "facts": facts}
+        _write(stage, desk, [items[r] for r in rows], logits[rows], scored[task.name], shown, extra)
+        for counts in scored[task.name].histograms:
             let_go(counts)
+    whole = cost_of(time.monotonic() - began, len(items), pass_times(parts))
+    desk.report({"kind": "done", "stage": first, "methods": len(reader.views), **whole})
 
 
 def _target(stage: Stage, desk: Desk, items: Sequence[Item], shown: Sequence[int]) -> Target:
@@ -110,6 +114,7 @@ def _write(
     shown: Sequence[int],
     extra: dict[str, Any],
 ) -> None:
+    began = time.monotonic()
     manifest, spec = desk.manifest(stage.work["on"]), stage.work["method"].spec
     folder, card = desk.store.run_dir(stage.key), manifest.card
     histograms = {n: _packed(getattr(scored.histograms, n), len(items)) for n in ("foreground", "background")}
@@ -146,7 +151,8 @@ def _write(
         "family": spec.family,
         "examples": stem,
     }
-    desk.store.finish(stage.key, {**common, **extra, "facts": facts})
+    times = {**extra["times"], "write": time.monotonic() - began}
+    desk.store.finish(stage.key, {**common, **extra, "times": times, "facts": facts})
 
 
 def _evaluation_facts(stage: Stage, desk: Desk) -> dict[str, Any]:

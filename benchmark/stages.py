@@ -19,6 +19,7 @@ from ..methods.base import Method, TrainContext
 from .build import build_method, choose_device
 from .checkpoints import Snapshots, load_tensors
 from .config import RunConfig, TrainConfig
+from .costs import cost_of, own_times
 from .data import TrainingSet
 from .environment import compute, environment, peak_memory_mb
 from .errors import BenchError
@@ -28,12 +29,14 @@ from .maps import scale_maps
 from .passes import Task, evaluation_mode
 from .plan import Cell, Stage, selecting_maps
 from .protocols import PROTOCOLS
+from .reading import batches
 from .resolve import MethodRef, Resolver
 from .shifted import make_pool, pool_items, pooled
 from .sources import Source
+from .stopwatch import Stopwatch
 from .store import Store, read_npz, write_npz
 from .train import Training, Validation, train
-from .views import Reader, View, batches
+from .views import Reader, View
 
 EXAMPLES_PER_CLASS = 4
 MAPS_SIDE = 56  # px; stored teacher maps are at most so large
@@ -149,7 +152,7 @@ def run_train(stage: Stage, desk: Desk) -> None:
     context = TrainContext(
         0, config.epochs, len(card.classes), card.region_classes, torch_device, generator, parent_states(stage, desk)
     )
-    folder = desk.store.run_dir(stage.key)
+    folder, watch = desk.store.run_dir(stage.key), Stopwatch(torch_device)
     job = Training(
         method,
         TrainingSet(frames, config, torch_device, maps).on_device(),
@@ -160,6 +163,7 @@ def run_train(stage: Stage, desk: Desk) -> None:
         cell.seed,
         folder,
         lambda event: desk.report({"stage": stage, "kind": "train", **event}),
+        watch,
     )
     progress, hashes = train(job)
     snapshots = Snapshots(folder)
@@ -172,18 +176,19 @@ def run_train(stage: Stage, desk: Desk) -> None:
         }
         for role, r in progress.roles.items()
     }
+    cost = cost_of(progress.seconds, progress.images, watch.seconds())
     desk.store.finish(
         stage.key,
         {
             **common_facts(stage, desk, manifest),
+            **cost,
             "roles": roles,
             "epochs": config.epochs,
-            "seconds": progress.seconds,
-            "images_per_second": progress.images / max(progress.seconds, 1e-9),
             "parameters": sum(p.numel() for p in method.parameters()),
             "peak_memory_mb": peak_memory_mb(torch_device),
         },
     )
+    desk.report({"stage": stage, "kind": "done", **cost})
     keep = {r["weights"] for r in roles.values()}
     for path in folder.glob("epoch-*.safetensors"):
         if path.name not in keep:
@@ -294,21 +299,26 @@ def run_maps(stages: Sequence[Stage], desk: Desk) -> None:
         manifest = desk.manifest(cell)
         model, entry = load_model(first, desk, role)
         views = tuple(View(s.work["method"], "true" if s.work["method"].spec.class_specific else "any") for s in todo)
-        reader = Reader(model, views, manifest.card.positive_class, len(manifest.card.classes), cell.seed)
+        watch, card = Stopwatch(desk.device), manifest.card
+        reader = Reader(model, views, card.positive_class, len(card.classes), cell.seed, watch)
         # the copy that trainings read, squashed to the network's size on the device: no second decoded copy
         frames = desk.images(cell).frames(manifest.split("train"), config.load_size)
         began, parts = time.monotonic(), {v.name: [] for v in views}
-        for _, images, labels, ids in batches(frames, desk.run.score_batch, desk.device, config.image_size):
-            _, maps = reader.read(images, labels, ids)
+        for seen in batches(frames, desk.run.score_batch, desk.device, side=config.image_size, watch=watch):
+            _, maps = reader.read(seen.images, seen.labels, seen.ids)
             for view in views:
-                scaled, _ = scale_maps(maps[view.name], view.method.spec.kind, "image", None, ids=ids)
-                parts[view.name].append(_shrunk(scaled).half().cpu())
-        seconds = (time.monotonic() - began) / len(todo)
+                with watch.part(f"score:{view.name}"):
+                    scaled, _ = scale_maps(maps[view.name], view.method.spec.kind, "image", None, ids=seen.ids)
+                    parts[view.name].append(_shrunk(scaled).half().cpu())
+        seconds, measured = (time.monotonic() - began) / len(todo), watch.seconds()
         for stage, view in zip(todo, views, strict=True):
             arrays = {"ids": np.array(frames.ids), "maps": torch.cat(parts[view.name]).numpy()}
             write_npz(desk.store.run_dir(stage.key) / "maps.npz", arrays)
-            record = {**common_facts(stage, desk, manifest), "seconds": seconds, "epoch": entry["epoch"]}
+            own = own_times(measured, reader.used.get(view.name, set()), view.name, view.name)
+            cost = cost_of(seconds, len(frames.items), own)
+            record = {**common_facts(stage, desk, manifest), **cost, "epoch": entry["epoch"]}
             desk.store.finish(stage.key, record)
+            desk.report({"stage": stage, "kind": "done", **cost})
 
 
 def _shrunk(maps: torch.Tensor) -> torch.Tensor:

@@ -78,6 +78,8 @@ def train(job: Training) -> tuple[Progress, dict[int, str]]:
     scaler = torch.amp.GradScaler(device.type, enabled=job.config.precision == "fp16" and device.type == "cuda")
     snapshots = Snapshots(job.folder)
     progress = snapshots.load(method, optimizer, scaler)
+    for name, seconds in progress.times.items():
+        job.watch.add(name, seconds)
     history = History(job.folder / "history.jsonl", progress.history_bytes)
     started, saved = time.monotonic() - progress.seconds, time.monotonic()
     if progress.epoch < 0:
@@ -89,6 +91,7 @@ def train(job: Training) -> tuple[Progress, dict[int, str]]:
             _finish_epoch(job, progress, history, epoch, entry)
             progress.seconds = time.monotonic() - started
             if epoch < job.config.epochs and time.monotonic() - saved >= job.run.snapshot_seconds:
+                progress.times = job.watch.seconds()
                 with job.watch.part("write"):
                     snapshots.save(progress, method, optimizer, scaler)
                 saved = time.monotonic()

@@ -3,7 +3,7 @@
 import functools
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -71,3 +71,26 @@ def _produce(items: Iterator[Any], waiting: queue.Queue[Any], stopped: threading
     except BaseException as problem:  # noqa: BLE001 - handed to the caller, who raises it
         waiting.put(_Failure(problem))
     waiting.put(_END)
+
+
+class Landing:
+    """Tensors on their way to the host: the copies start at once, and only `get` waits, for them and nothing later."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._there = {name: _to_host(t) for name, t in tensors.items()}
+        self._done = None
+        if device := next((t.device for t in tensors.values() if t.is_cuda), None):
+            self._done = torch.cuda.Event()
+            self._done.record(torch.cuda.current_stream(device))
+
+    def get(self) -> dict[str, Tensor]:
+        """The tensors on the CPU."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._there
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    if not tensor.is_cuda:
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
