@@ -11,26 +11,33 @@ def estimate_seconds(stages: Sequence[Stage], store: Store) -> float | None:
 
     Trainings are compared by images per second at the same backbone, size and stride, else by the median of all.
     """
+    if not stages:
+        return 0.0
     records = list(store.records().values())
     trained = [r for r in records if r["kind"] == "train" and r.get("images_per_second")]
-    scored = [r["seconds"] for r in records if r["kind"] != "train"]
-    total = 0.0
+    scored = [r["seconds"] for r in records if r["kind"] != "train" and r["seconds"] is not None]
+    each = _median(scored) if scored else 0.0
+    speeds: dict[tuple, list[float]] = {}
+    for record in trained:
+        speeds.setdefault(_place(record["identity"]), []).append(record["images_per_second"])
+    total, every = 0.0, [r["images_per_second"] for r in trained]
     for stage in stages:
         if stage.kind != "train":
-            total += _median(scored) if scored else 0.0
+            total += each
             continue
-        alike = [r for r in trained if _alike(r, stage)] or trained
-        speeds = [r["images_per_second"] for r in alike]
-        if not speeds:
+        if not every:
             return None
-        total += stage.identity["data"]["images"] * stage.work["config"].epochs / _median(speeds)
-    return total if total or not stages else None
+        speed = _median(speeds.get(_place(stage.identity), every))
+        total += stage.identity["data"]["images"] * stage.work["config"].epochs / speed
+    return total or None
 
 
-def _alike(record: dict, stage: Stage) -> bool:
-    mine, its = stage.identity, record["identity"]
-    same_size = all(mine["train"][k] == its["train"][k] for k in ("image_size", "stride", "precision"))
-    return same_size and mine["backbone"].get("name") == its["backbone"].get("name")
+def _place(identity: dict) -> tuple:
+    """What trainings of one speed have in common."""
+    return (
+        *(identity["train"].get(k) for k in ("image_size", "stride", "precision")),
+        identity["backbone"].get("name"),
+    )
 
 
 def _median(values: Sequence[float]) -> float:

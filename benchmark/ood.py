@@ -35,6 +35,8 @@ class Evaluated:
             if self.sources[name].dataset.card.evaluation_only:
                 raise BenchError(f"Dataset {name} has no training images; score models of another on it: --ood {name}.")
         self._found: dict[tuple[str, str], list[EvalSet]] = {}
+        self._identities: dict[tuple[str, EvalSet, str], dict[str, Any]] = {}
+        self._label_maps: dict[tuple[str, str], tuple[int, ...]] = {}
 
     def sets(self, dataset: str, fold: str) -> list[EvalSet]:
         """What models of a dataset's fold are scored on: its own test set first, then every other set asked for."""
@@ -98,6 +100,12 @@ class Evaluated:
 
     def identity(self, dataset: str, on: EvalSet, split: str) -> dict[str, Any]:
         """What of an evaluation set enters a stage key."""
+        place = (dataset, on, split)
+        if place not in self._identities:
+            self._identities[place] = self._identify(*place)
+        return self._identities[place]
+
+    def _identify(self, dataset: str, on: EvalSet, split: str) -> dict[str, Any]:
         found = self.sources[on.dataset].identity(on.fold, (split,))
         if on.shift:
             found = {**found, "shift": shift_identity(on.shift, on.level)}
@@ -110,11 +118,13 @@ class Evaluated:
 
     def label_map(self, dataset: str, on: EvalSet) -> tuple[int, ...]:
         """For every class of the evaluation set, the class of the training set that means the same."""
-        cards = (self.sources[name].dataset.card for name in (dataset, on.dataset))
-        mapping = map_labels(*cards)
-        if mapping is None:
-            raise ValueError(f"no label map from {dataset} to {on.dataset}")
-        return mapping
+        place = (dataset, on.dataset)
+        if place not in self._label_maps:
+            mapping = map_labels(*(self.sources[name].dataset.card for name in place))
+            if mapping is None:
+                raise ValueError(f"no label map from {dataset} to {on.dataset}")
+            self._label_maps[place] = mapping
+        return self._label_maps[place]
 
 
 def _open(name: str, request: Request, cache: Path) -> Source:

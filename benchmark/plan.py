@@ -4,9 +4,10 @@ Planning reads no image and imports no torch, so a finished matrix is recognised
 need appears once: its key is the hash of what it is, not of who asked.
 """
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 from ..methods.spec import SUPERVISIONS
 from ..methods.strides import takes_preset_stride
@@ -20,6 +21,7 @@ from .protocols import PROTOCOLS, Protocol, get_protocol
 from .resolve import MethodRef, Resolver
 from .store import key_of
 
+Asked = TypeVar("Asked", bound=Callable[..., Any])
 HARNESS_VERSION = 2  # raised when training or scoring itself gives other numbers
 
 
@@ -58,6 +60,13 @@ class Plan:
         return [s for s in self.stages.values() if s.kind == kind]
 
 
+class Site(NamedTuple):
+    """What of a combination settles a method's options and training: its recipe knows no more."""
+
+    dataset: str
+    backbone: str
+
+
 class Cell(NamedTuple):
     """One combination of the matrix."""
 
@@ -66,6 +75,24 @@ class Cell(NamedTuple):
     backbone: str
     seed: int
     protocol: Protocol
+
+    @property
+    def site(self) -> Site:
+        """Its dataset and backbone."""
+        return Site(self.dataset, self.backbone)
+
+
+def _once(ask: Asked) -> Asked:
+    """Answers a question of a planner once: the rows of a matrix ask the same thousands of times."""
+
+    @functools.wraps(ask)
+    def answer(self: "Planner", *about: Any) -> Any:
+        place = (ask.__name__, *about)
+        if place not in self.answers:
+            self.answers[place] = ask(self, *about)
+        return self.answers[place]
+
+    return cast("Asked", answer)
 
 
 class Planner:
@@ -79,37 +106,49 @@ class Planner:
         self.protocols = [_protocol(name, changes) for name in request.protocols]
         self.evaluated = Evaluated(request)
         self.sources = self.evaluated.sources
-        self._weights: dict[str, dict[str, str]] = {}
+        self.answers: dict[tuple[Any, ...], Any] = {}
         self.plan = Plan()
 
-    def _refuse_circles(self, method: MethodRef, cell: Cell, trail: tuple[str, ...] = ()) -> None:
+    @_once
+    def _refuse_circles(self, method: MethodRef, site: Site, trail: tuple[str, ...] = ()) -> None:
         if method.label in trail:
             raise BenchError(f"{' learns from '.join((*trail, method.label))}: choose a teacher outside the circle.")
         for _, name in method.needs():
-            self._refuse_circles(self._ref(name, cell), cell, (*trail, method.label))
+            self._refuse_circles(self._ref(name, site), site, (*trail, method.label))
 
-    def _ref(self, name: str, cell: Cell) -> MethodRef:
+    @_once
+    def _ref(self, name: str, site: Site) -> MethodRef:
         """A method with the options its recipe has for this dataset and backbone."""
-        return self.resolver.ref(name).at(self.request.preset, cell.dataset, cell.backbone)
+        return self._settled(self.resolver.ref(name), site)
 
-    def _supervision(self, method: MethodRef, cell: Cell) -> str:
+    @_once
+    def _settled(self, method: MethodRef, site: Site) -> MethodRef:
+        return method.at(self.request.preset, *site)
+
+    @_once
+    def _supervision(self, method: MethodRef, site: Site) -> str:
         """The strongest supervision behind a method's maps: a student of a model that saw masks has seen them too."""
-        behind = [self._supervision(self._ref(name, cell), cell) for _, name in method.needs()]
+        behind = [self._supervision(self._ref(name, site), site) for _, name in method.needs()]
         return max((method.spec.supervision, *behind), key=SUPERVISIONS.index)
 
+    @_once
     def _weights_of(self, backbone: str) -> dict[str, str]:
-        if backbone not in self._weights:
-            self._weights[backbone] = weights_identity(self.request.weights, backbone)
-        return self._weights[backbone]
+        return weights_identity(self.request.weights, backbone)
+
+    @_once
+    def _rules(self, protocol: Protocol) -> tuple[str, dict[str, Any]]:
+        """The id of a protocol and what of it enters a stage key."""
+        return protocol.id, protocol.identity()
 
     def build(self) -> Plan:
         """The plan of the whole matrix."""
         for cell in self._cells():
             for method in self.methods:
-                settled = method.at(self.request.preset, cell.dataset, cell.backbone)
-                self._refuse_circles(settled, cell)
+                settled = self._settled(method, cell.site)
+                self._refuse_circles(settled, cell.site)
                 self._rows(settled, cell)
         self.resolver.check_sections(("train", "protocol", "run", "shift"))
+        self.plan.rows = list(dict.fromkeys(self.plan.rows))
         return self.plan
 
     def _cells(self) -> Iterator[Cell]:
@@ -123,7 +162,7 @@ class Planner:
 
     # -- rows and scores ---------------------------------------------------------------------------------------------
     def _rows(self, method: MethodRef, cell: Cell) -> None:
-        carrier = self._carrier(method, cell)
+        carrier = self._carrier(method, cell.site)
         selections = ("loc", "cl", "last") if carrier else ("-",)
         mapless = carrier is not None and carrier.spec.kind == "none" and not carrier.spec.selects
         masks = self.sources[cell.dataset].has_validation_masks(cell.fold)
@@ -133,10 +172,8 @@ class Planner:
         for on in self.evaluated.sets(cell.dataset, cell.fold):
             for selection in selections:
                 for map_class in self._map_classes(method, cell, on):
-                    val = self._score(method, cell, selection, map_class, home, "val", {})
-                    key = self._score(method, cell, selection, map_class, on, "test", {"val": val})
-                    if key not in self.plan.rows:
-                        self.plan.rows.append(key)
+                    val = self._score(method, cell, selection, map_class, home, "val")
+                    self.plan.rows.append(self._score(method, cell, selection, map_class, on, "test", val))
 
     def _map_classes(self, method: MethodRef, cell: Cell, on: EvalSet) -> list[str]:
         if method.spec.kind == "none":
@@ -146,16 +183,19 @@ class Planner:
         extra = cell.protocol.also_positive and self.sources[on.dataset].dataset.card.background_class is not None
         return list(dict.fromkeys([cell.protocol.map_class, *(["positive"] if extra else [])]))
 
+    @_once
     def _score(
-        self, method: MethodRef, cell: Cell, selection: str, map_class: str, on: EvalSet, split: str,
-        parents: dict[str, str],
-    ) -> str:  # fmt: skip
-        carrier = self._carrier(method, cell)
-        config = self._config(carrier or method, cell)
+        self, method: MethodRef, cell: Cell, selection: str, map_class: str, on: EvalSet, split: str, val: str = ""
+    ) -> str:
+        """A score; val: the key of the validation score it takes threshold and scale from."""
+        carrier = self._carrier(method, cell.site)
+        config = self._config(carrier or method, cell.site)
+        protocol, rules = self._rules(cell.protocol)
+        parents = {"val": val} if val else {}
         identity: dict[str, Any] = {
             "harness": HARNESS_VERSION,
             "method": method.identity(),
-            "protocol": cell.protocol.identity(),
+            "protocol": rules,
             "map_class": map_class,
             "image_size": config.image_size,
             "eval": self.evaluated.identity(cell.dataset, on, split),
@@ -172,7 +212,7 @@ class Planner:
             "split": split,
             "seed": cell.seed if carrier or method.spec.uses_seed else 0,
             "selection": selection,
-            "protocol": cell.protocol.id,
+            "protocol": protocol,
             "map_class": map_class,
         }
         work = {
@@ -184,7 +224,7 @@ class Planner:
             "cell": cell,
             "on": on,
             "label_map": self.evaluated.label_map(cell.dataset, on),
-            "supervision": self._supervision(method, cell),
+            "supervision": self._supervision(method, cell.site),
         }
         model = parents.get("checkpoint") or key_of([cell.dataset, cell.fold, cell.seed])
         group = ("score", model, split, *(str(part) for part in on))
@@ -212,30 +252,33 @@ class Planner:
         return f"loc/{protocol.name}/{method.label if not own and method.label in maps else maps[0]}"
 
     # -- trainings and teacher maps ----------------------------------------------------------------------------------
-    def _carrier(self, method: MethodRef, cell: Cell) -> MethodRef | None:
+    @_once
+    def _carrier(self, method: MethodRef, site: Site) -> MethodRef | None:
         """The trained method a method reads: itself, the classifier an explainer explains, or None for a baseline."""
         if method.spec.trains:
             return method
         for role, name in method.needs():
             if role == "checkpoint":
-                return self._carrier(self._ref(name, cell), cell)
+                return self._carrier(self._ref(name, site), site)
         return None
 
-    def _config(self, method: MethodRef, cell: Cell) -> TrainConfig:
+    @_once
+    def _config(self, method: MethodRef, site: Site) -> TrainConfig:
         preset = self.request.preset
-        own_stride = {} if takes_preset_stride(cell.backbone) else {"stride": 0}
-        recipe = method.spec.recipe(preset, cell.dataset, cell.backbone)
+        own_stride = {} if takes_preset_stride(site.backbone) else {"stride": 0}
+        recipe = method.spec.recipe(preset, *site)
         return train_config(preset, own_stride, recipe.train, self.request.overrides.get("train", {}), method.train)
 
+    @_once
     def _train(self, method: MethodRef, cell: Cell) -> str:
-        config = self._config(method, cell)
+        config = self._config(method, cell.site)
         parents: dict[str, str] = {}
         roles: dict[str, str] = {}
         for role, name in method.needs():
-            teacher = self._ref(name, cell)
+            teacher = self._ref(name, cell.site)
             if role == "maps":
                 parents[role] = self._maps(teacher, cell)
-            elif carrier := self._carrier(teacher, cell):
+            elif carrier := self._carrier(teacher, cell.site):
                 parents[role] = self._train(carrier, cell)
                 roles[role] = self._role(teacher, carrier, "cl", cell.protocol)
         body = {"name": cell.backbone, "weights": self._weights_of(cell.backbone)} if method.spec.backbone else {}
@@ -251,9 +294,10 @@ class Planner:
         }
         labels = self._labels(method, cell, cell.backbone)
         work = {"method": method, "config": config, "cell": cell, "weights": self.request.weights}
-        work["supervision"] = self._supervision(method, cell)
+        work["supervision"] = self._supervision(method, cell.site)
         return self.plan.add(Stage("train", identity, parents, labels, work))
 
+    @_once
     def _selection_identity(self, method: MethodRef) -> dict[str, Any]:
         """What picks the checkpoints a training keeps: protocols, the maps they judge, and the code of the metrics."""
         plain = Resolver({})
@@ -264,7 +308,7 @@ class Planner:
         """Teacher maps of the training images, for their true (training) label."""
         if teacher.spec.kind == "none":
             raise BenchError(f"'{teacher.label}' makes no maps and cannot be a teacher.")
-        carrier = self._carrier(teacher, cell)
+        carrier = self._carrier(teacher, cell.site)
         if (
             carrier
             and cell.protocol.teacher_selection == "loc"
@@ -274,7 +318,7 @@ class Planner:
                 f"Under protocol {cell.protocol.id} a teacher is chosen by the masks of validation images, and "
                 f"{self.sources[cell.dataset].title} has none. Use --protocol fair."
             )
-        config = self._config(carrier or teacher, cell)
+        config = self._config(carrier or teacher, cell.site)
         identity: dict[str, Any] = {
             "harness": HARNESS_VERSION,
             "method": teacher.identity(),
@@ -290,7 +334,7 @@ class Planner:
             identity["seed"] = cell.seed
         labels = self._labels(teacher, cell, cell.backbone if carrier else "-")
         work = {"method": teacher, "carrier": carrier, "role": role, "config": config, "cell": cell}
-        work["supervision"] = self._supervision(teacher, cell)
+        work["supervision"] = self._supervision(teacher, cell.site)
         model = parents.get("checkpoint") or key_of([cell.dataset, cell.fold, cell.seed])
         return self.plan.add(Stage("maps", identity, parents, labels, work, ("maps", model)))
 

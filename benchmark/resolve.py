@@ -21,6 +21,10 @@ class MethodRef:
     train: Mapping[str, Any]  # training settings for this method alone
     chosen: frozenset[str] = frozenset()  # options the user set
 
+    def __hash__(self) -> int:
+        """By name: equal methods have it in common, and options may hold lists."""
+        return hash((self.label, self.spec.name))
+
     def at(self, preset: str, dataset: str, backbone: str) -> "MethodRef":
         """With the options its recipe gives for a dataset and backbone, where the user set none.
 

@@ -19,6 +19,7 @@ class Source:
         self._cache = cache
         self._folds: dict[str, tuple[Manifest, dict[Path, FileFacts]]] = {}
         self._identities: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {}
+        self._masked: dict[str, bool] = {}
         self.apart: set[tuple[str, str, str]] = set()  # fold, and dataset and fold whose test set was found disjoint
 
     @property
@@ -48,7 +49,9 @@ class Source:
 
     def has_validation_masks(self, fold: str) -> bool:
         """Whether a validation mask may be read."""
-        return any(i.mask is not None for i in self.manifest(fold).split("valpx"))
+        if fold not in self._masked:  # asked for every row of a matrix, and a fold may have 50,000 images
+            self._masked[fold] = any(i.pixel_val and i.mask is not None for i in self.manifest(fold).items)
+        return self._masked[fold]
 
     def _read(self, fold: str) -> tuple[Manifest, dict[Path, FileFacts]]:
         if fold not in self._folds:

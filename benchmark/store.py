@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,8 @@ def write_json(path: Path, value: object) -> None:
 def read_json(path: Path) -> Any:
     """Reads a JSON file. Raises BenchError naming the file if it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with open(path, "rb", buffering=0) as handle:  # noqa: PTH123 - half the time, and a matrix has thousands
+            return json.loads(handle.read().decode("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as problem:
         raise BenchError(f"{path} is damaged ({problem}). Remove it; what it belongs to is then made again.") from None
 
@@ -151,7 +152,19 @@ class Store:
 
     def is_done(self, key: str) -> bool:
         """Whether the stage has its completion record."""
-        return (self.run_dir(key) / RECORD).is_file()
+        return os.path.isfile(f"{self.root}/runs/{key}/{RECORD}")  # noqa: PTH113 - Path takes three times as long
+
+    def done(self, keys: Iterable[str]) -> set[str]:
+        """Those of some stages that have their completion record."""
+        begun = set(self._folders())  # one listing spares asking for all that was never begun
+        return {key for key in keys if key in begun and self.is_done(key)}
+
+    def _folders(self) -> list[str]:
+        """The keys that have a folder, sorted."""
+        try:
+            return sorted(os.listdir(self.root / "runs"))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def record(self, key: str) -> dict[str, Any]:
         """The completion record of a stage. Raises BenchError if it is missing or damaged."""
@@ -163,16 +176,22 @@ class Store:
     def records(self) -> dict[str, dict[str, Any]]:
         """All completion records of this schema by stage key; others are left alone and not mixed in."""
         found = {}
-        for path in sorted((self.root / "runs").glob(f"*/{RECORD}")):
-            record = read_json(path)
-            if record.get("schema") == SCHEMA:
-                found[path.parent.name] = record
+        for key in self._folders():
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                record = read_json(self.run_dir(key) / RECORD)
+                if record.get("schema") == SCHEMA:
+                    found[key] = record
         return found
 
     def failures(self) -> dict[str, dict[str, Any]]:
         """The last failure of every stage that failed and was not finished since."""
-        paths = sorted((self.root / "runs").glob(f"*/{FAILURE}"))
-        return {p.parent.name: read_json(p) for p in paths if not (p.parent / RECORD).is_file()}
+        found = {}
+        for key in self._folders():
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                failure = read_json(self.run_dir(key) / FAILURE)
+                if not self.is_done(key):
+                    found[key] = failure
+        return found
 
     def finish(self, key: str, record: Mapping[str, Any]) -> None:
         """Writes the completion record; call it after everything else of the stage is on disk."""

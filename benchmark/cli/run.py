@@ -165,13 +165,13 @@ def _show_plan(plan: "Plan", store: "Store", as_json: bool) -> None:
     from ..execute import open_stages
     from ..progress import title
 
-    todo = {s.key for s in open_stages(plan, store)}
+    todo, done = {s.key for s in open_stages(plan, store)}, store.done(plan.stages)
     stages = [
         {
             "stage": k,
             "kind": s.kind,
             "what": title(s),
-            "done": store.is_done(k),
+            "done": k in done,
             "to_do": k in todo,
             "parents": s.parents,
             "labels": s.labels,
@@ -190,12 +190,12 @@ def _show_plan(plan: "Plan", store: "Store", as_json: bool) -> None:
         click.echo(f"{len(of_kind)} {noun}, {len(waiting)} to do")
         if kind != "score":
             for stage in of_kind:
-                mark = "to do " if stage.key in todo else "stored" if store.is_done(stage.key) else "unused"
+                mark = "to do " if stage.key in todo else "stored" if stage.key in done else "unused"
                 click.echo(f"  {mark}  {stage.key}  {title(stage)}")
     pairs = Counter((plan.stages[k].labels["train"], plan.stages[k].labels["eval"]) for k in plan.rows)
     for (train, evaluated), rows in pairs.items():
         click.echo(f"  {train} → {evaluated}: {rows} rows")
-    click.echo(f"{len(plan.rows)} rows of the tables, {sum(store.is_done(k) for k in plan.rows)} stored")
+    click.echo(f"{len(plan.rows)} rows of the tables, {sum(k in done for k in plan.rows)} stored")
     if todo:
         text = f"about {_duration(seconds)}" if seconds is not None else "unknown (no finished training to learn from)"
         click.echo(f"estimated time: {text}")

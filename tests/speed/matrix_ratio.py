@@ -1,0 +1,237 @@
+"""A large finished matrix: seconds to plan it and find nothing to do, and seconds to report it, over their limits.
+
+A request of about 1,000 rows is planned on synthetic images, and the records of all its stages are made up without any
+training: the records of the real stages, histograms of random scores whose counts are those of 224 px maps, random
+logits and smooth random example maps. Then the real command line runs in processes of its own, alternating with
+`python -c pass`. The arrays are drawn from a small stock and linked, so they are read from the disk's cache.
+
+Counted are the rows, one test score each; the validation scores, trainings and teacher maps behind them come on top.
+
+study: GlaS, 13 methods x 5 folds x 3 seeds x 2 backbones. sets: two datasets, scored on each other and on five levels
+of a shift, under both protocols.
+
+usage: python tests/speed/matrix_ratio.py [--shape study|sets|all] [--rounds 3] [--keep FOLDER] [--json]
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from alternate import measure
+from rows import Row, show
+from scipy.ndimage import gaussian_filter
+
+from wsolbench.benchmark.cli.run import make_request
+from wsolbench.benchmark.images import Need, mask_need
+from wsolbench.benchmark.metrics import BINS
+from wsolbench.benchmark.plan import Plan, Planner, Stage, selecting_maps
+from wsolbench.benchmark.protocols import PROTOCOLS
+from wsolbench.benchmark.score import _evaluation_facts, _synthetic, _write_pictures
+from wsolbench.benchmark.seeds import seed_for
+from wsolbench.benchmark.stages import Desk, common_facts, example_rows
+from wsolbench.benchmark.store import Store, write_npz
+from wsolbench.datasets.base import Item
+from wsolbench.datasets.synthetic import WRITERS
+
+LIMITS = {"plan": 2.0, "report": 8.0}  # seconds
+SIDE, VARIANTS = 224, 8
+TRAIN, TEST, PX = 85, 80, 64  # images as in GlaS, small
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One matrix: what is typed after `bench run`, without folders."""
+
+    datasets: str
+    words: dict[str, str]
+
+
+SHAPES = {
+    "study": Shape(
+        "glas",
+        {
+            "methods": "cam,gradcam,gradcampp,xgradcam,layercam,deepmil,pixelcam,negev,fcam,twostep,unet,constant,darkness",
+            "folds": "0,1,2,3,4", "seeds": "0,1,2", "backbones": "resnet18,resnet50",
+        },
+    ),
+    "sets": Shape(
+        "glas,camelyon16",
+        {
+            "methods": "cam,layercam,pixelcam,negev,unet,constant,random", "seeds": "0,1", "protocols": "fair,paper",
+            "ood": "all,jpeg",
+        },
+    ),
+}  # fmt: skip
+
+
+@dataclass
+class Forge:
+    """Makes up what finished stages leave behind."""
+
+    desk: Desk
+    stock: Path
+
+    def all(self, plan: Plan) -> None:
+        """Every stage of a plan."""
+        makers = {"train": self.train, "maps": self.maps, "score": self.score}
+        for stage in plan.stages.values():
+            self.desk.store.run_dir(stage.key).mkdir(parents=True, exist_ok=True)
+            makers[stage.kind](stage)
+
+    def train(self, stage: Stage) -> None:
+        """A training's record and history; no weights, as nothing here reads them."""
+        ref, config = stage.work["method"], stage.work["config"]
+        rng, lines = np.random.default_rng(int(stage.key[:8], 16)), []
+        names = [f"{p}/{m}" for p in PROTOCOLS for m in selecting_maps(ref)] if ref.spec.kind != "none" else []
+        names = names or [f"{p}/{m}" for p in PROTOCOLS for m in ref.spec.selects]
+        for epoch in range(config.epochs + 1):
+            value = 60 + 30 * (1 - np.exp(-4 * epoch / config.epochs))
+            entry: dict[str, Any] = {"epoch": epoch, "val": {"accuracy": value + rng.normal(), "loss": 1 / value}}
+            entry["valpx"] = {n: {"pxap": value + rng.normal(), "dice_at_half": value / 2} for n in names}
+            if epoch:
+                entry.update(lr=config.lr, seconds=1.0, images=67, losses={"total": 9 / value, "ce": 5 / value})
+            lines.append(json.dumps(entry))
+        (self.desk.store.run_dir(stage.key) / "history.jsonl").write_text("\n".join(lines) + "\n")
+        role = {"epoch": config.epochs, "value": 90.0, "weights": "epoch.safetensors", "sha256": stage.key * 3}
+        roles = {f"cl/{p}": role for p in PROTOCOLS} | {"last": role} | {f"loc/{n}": role for n in names}
+        manifest = self.desk.manifest(stage.work["cell"])
+        more = {"roles": roles, "epochs": config.epochs, "seconds": 100 + rng.random(), "images_per_second": 80.0}
+        size = {"parameters": 11_177_538, "peak_memory_mb": 900.0}
+        self.desk.store.finish(stage.key, {**common_facts(stage, self.desk, manifest), **more, **size})
+
+    def maps(self, stage: Stage) -> None:
+        """The record of a set of teacher maps; the maps are read by trainings alone."""
+        facts = common_facts(stage, self.desk, self.desk.manifest(stage.work["cell"]))
+        self.desk.store.finish(stage.key, {**facts, "seconds": 1.0, "epoch": 9})
+
+    def score(self, stage: Stage) -> None:
+        """A score's arrays, example maps and record, as `score.py` writes them."""
+        on, split = stage.work["on"], stage.labels["split"]
+        manifest, spec, folder = self.desk.manifest(on), stage.work["method"].spec, self.desk.store.run_dir(stage.key)
+        items = manifest.split("valpx" if split == "val" else "test")
+        variant, trained = int(stage.key[:8], 16) % VARIANTS, stage.work["carrier"] is not None
+        what = (on.dataset, on.fold, split, spec.kind != "none", trained, variant)
+        self._link("-".join(map(str, what)), folder / "scores.npz", lambda: self._arrays(items, manifest.card, what))
+        stem, common = "", common_facts(stage, self.desk, manifest)
+        if split == "test":
+            shown = [items[row] for row in example_rows(items)]
+            size = stage.work["protocol"].size
+            self.desk.images(on).prepare([Need(tuple(shown), size), mask_need(shown, size)])
+            stem = _write_pictures(stage, self.desk, shown)
+            if spec.kind != "none":
+                name = f"examples-{on.dataset}-{on.fold}-{variant}"
+                self._link(name, folder / "examples.npz", lambda: self._examples(shown, variant))
+        facts = {
+            **common["facts"], "parameters": 11_177_538 if trained else 0, "epoch": 7 if trained else None,
+            "weights_sha256": stage.key * 3 if trained else "", "left_unshifted": [], "kind": spec.kind,
+            "classes": list(manifest.card.classes), "region_classes": list(manifest.card.region_classes),
+            "foreground": manifest.card.foreground, "group": manifest.card.group,
+            "evaluation": _evaluation_facts(stage, self.desk), "licence": manifest.card.licence, "images": len(items),
+            "synthetic": _synthetic(stage, self.desk), "degenerate": 0, "family": spec.family, "examples": stem,
+        }  # fmt: skip
+        self.desk.store.finish(stage.key, {**common, "seconds": 3.1, "facts": facts})
+
+    def _link(self, name: str, path: Path, make: Any) -> None:
+        source = self.stock / f"{name}.npz"
+        if not source.is_file():
+            write_npz(source, make())
+        os.link(source, path)
+
+    def _arrays(self, items: list[Item], card: Any, what: tuple[Any, ...]) -> dict[str, np.ndarray]:
+        *_, with_maps, trained, variant = what
+        rng = np.random.default_rng(seed_for("matrix", *map(str, what)))
+        labels = np.array([i.label for i in items], np.int64)
+        logits = rng.normal(0, 1, (len(items), len(card.classes))) + 2 * np.eye(len(card.classes))[labels]
+        counts = np.zeros((2, len(items), 0), np.uint16)
+        if with_maps:
+            share = [np.random.default_rng(seed_for("share", i.id)).uniform(0.1, 0.7) for i in items]
+            inside = (np.array(share) * np.array(card.region_classes)[labels] * SIDE**2).astype(int)
+            x = (np.arange(BINS) + 0.5) / BINS
+            pick = [x ** (1 + 0.2 * variant) * (1 - x) ** 0.5, x**0.5 * (1 - x) ** (1 + 0.3 * variant)]
+            pixels = (inside, SIDE**2 - inside)
+            counts = np.stack([rng.multinomial(n, p / p.sum()) for n, p in zip(pixels, pick, strict=True)])
+        return {
+            "ids": np.array([i.id for i in items]), "labels": labels, "groups": np.array([i.group for i in items]),
+            "logits": np.where(trained, logits, np.nan).astype(np.float32), "scale": np.array([0.0, 1.0]),
+            "foreground": counts[0].astype(np.uint16), "background": counts[1].astype(np.uint16),
+        }  # fmt: skip
+
+    def _examples(self, items: list[Item], variant: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(seed_for("examples", variant))
+        smooth = gaussian_filter(rng.normal(0, 1, (len(items), SIDE, SIDE)), (0, 12, 12))
+        return {"ids": np.array([i.id for i in items]), "maps": (1 / (1 + np.exp(-30 * smooth))).astype(np.float16)}
+
+
+def forge(folder: Path, shape: Shape) -> tuple[list[str], Plan]:
+    """Synthetic images and a finished matrix in a folder; the words after `bench` that ask for it, and its plan."""
+    for name in shape.datasets.split(","):
+        WRITERS[name](folder / "data", train=TRAIN, test=TEST, size=PX)
+    typed = {"datasets": shape.datasets, **shape.words, "data_root": folder / "data", "results": folder / "results"}
+    planner = Planner(make_request(dict(typed), (), None))
+    plan = planner.build()
+    os.fsync = lambda _: None  # made-up results need not survive a power cut
+    Forge(Desk(planner.request.run, planner.sources), folder / "stock").all(plan)
+    option = {"protocols": "protocol", "data_root": "data-root"}
+    return ["run", *(w for k, v in typed.items() for w in (f"--{option.get(k, k)}", str(v)))], plan
+
+
+def bench(words: list[str]) -> str:
+    """What the command line prints; raises where it fails."""
+    command = [str(Path(sys.executable).with_name("bench")), *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def rows_of(name: str, folder: Path, rounds: int) -> list[Row]:
+    """The two ratios of one matrix."""
+    results = str(folder / "results")
+    again, plan = forge(folder, SHAPES[name])
+    sides = {
+        "python": lambda: subprocess.run([sys.executable, "-c", "pass"], check=True),
+        "plan": lambda: bench(again),
+        "report": lambda: bench(["report", "--results", results]),
+    }
+    if "Nothing to do" not in bench(again):
+        raise RuntimeError("the made-up matrix is not finished")
+    seconds = measure(sides, rounds, torch.device("cpu"))
+    page = Path(results) / "report" / "index.html"
+    shared = {
+        "shape": name, "rows": len(plan.rows), "stages": len(plan.stages), "records": len(Store(Path(results)).records()),
+        "test images": TEST, "cores": os.cpu_count(), "rounds": rounds,
+    }  # fmt: skip
+    seen = {
+        "page MB": round(page.stat().st_size / 1e6, 1),
+        "figures": len(list((page.parent / "figures").glob("*.png"))),
+    }
+    found = []
+    for side, more in (("plan", {}), ("report", seen)):
+        what = {"plan": "bench run of a finished matrix", "report": "bench report"}[side]
+        times = {side: seconds[side], "limit": LIMITS[side], "python -c pass": seconds["python"]}
+        ratio = seconds[side] / LIMITS[side]
+        found.append(Row(f"{what}, {len(plan.rows)} rows", "its limit", ratio, "<= 1", times, {**shared, **more}))
+    return found
+
+
+def main() -> None:
+    """Prints the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=[*SHAPES, "all"], default="all")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--keep", type=Path, help="an empty folder to build in, kept; without it a temporary one")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    for name in SHAPES if options.shape == "all" else [options.shape]:
+        with tempfile.TemporaryDirectory() as temporary:
+            for row in rows_of(name, (options.keep or Path(temporary)) / name, options.rounds):
+                show(row, options.json)
+
+
+if __name__ == "__main__":
+    main()
