@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ..methods import METHODS
-from ..methods.backbones import create_backbone
+from ..methods.backbones import Backbone, create_backbone
 from ..methods.base import Explainer, Method, Options
 from .config import TrainConfig
 from .resolve import MethodRef
@@ -23,6 +23,25 @@ def build_method(ref: MethodRef, backbone: str, config: TrainConfig, num_classes
         body = create_backbone(backbone, config.stride or None) if ref.spec.backbone else None
         method: Method = METHODS.load(ref.spec.name)(body, num_classes, options(ref))
     return method.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def compile_backbone(method: Method, backend: str = "inductor") -> bool:
+    """Lets torch.compile make the pass to the last grid faster; returns whether there is a backbone to do it for.
+
+    Passes under hooks (pyramids, taps, attention) run as they are: compiled code would pass the hooks by.
+    """
+    backbone = getattr(method, "backbone", None)
+    if not isinstance(backbone, Backbone):
+        return False
+    net: Any = backbone.net
+    compiled = torch.compile(net.forward_features, backend=backend)
+
+    def run(images: torch.Tensor) -> torch.Tensor:
+        hooked = any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+        return net.forward_features(images) if hooked else compiled(images)
+
+    backbone.fast = run
+    return True
 
 
 def load_function(ref: MethodRef) -> Explainer:

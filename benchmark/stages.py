@@ -16,7 +16,7 @@ from ..datasets.stain import StainPool
 from ..methods import METHODS
 from ..methods.backbones import Backbone, load_weights
 from ..methods.base import Method, TrainContext
-from .build import build_method, choose_device
+from .build import build_method, choose_device, compile_backbone
 from .checkpoints import Snapshots, load_tensors
 from .config import RunConfig, TrainConfig
 from .costs import cost_of, own_times
@@ -145,6 +145,8 @@ def run_train(stage: Stage, desk: Desk) -> None:
     method = build_method(ref, cell.backbone, config, len(card.classes), cell.seed)
     if ref.spec.backbone:
         load_weights(_backbone(method), stage.work["weights"])
+    if desk.run.compile:
+        compile_backbone(method)
     pixel = ref.spec.supervision == "pixel"
     frames = images.frames(manifest.split("train"), config.load_size, config.load_size if pixel else 0)
     maps = teacher_maps(stage, desk, frames.ids)
@@ -185,6 +187,7 @@ def run_train(stage: Stage, desk: Desk) -> None:
             "roles": roles,
             "epochs": config.epochs,
             "parameters": sum(p.numel() for p in method.parameters()),
+            "compiled": desk.run.compile,
             "peak_memory_mb": peak_memory_mb(torch_device),
         },
     )

@@ -64,8 +64,11 @@ class Backbone(nn.Module):
 
     Attributes: name; abilities (of methods.spec.ABILITIES); dims and strides, one a pyramid level, the last the grid's.
     Images are (B, 3, H, W), normalised. `net` is the timm network, with its own parameter names; `neck` holds published
-    layers that timm does not have (VGG's conv6), else nothing.
+    layers that timm does not have (VGG's conv6), else nothing. `fast`, where set, computes what net.forward_features
+    does; passes with hooks go without it only if it sees to that itself.
     """
+
+    fast: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, name: str, net: nn.Module, quirk: quirks.Quirk, neck: nn.Module | None = None) -> None:
         super().__init__()
@@ -90,7 +93,8 @@ class Backbone(nn.Module):
     def grid(self, images: Tensor) -> Tensor:
         """The last grid (B, D, h, w), by one forward pass. Raises BenchError for a size that cuts patches."""
         self._token_grid = self._patches(images)
-        features = self.net.forward_features(images)  # pyright: ignore[reportCallIssue]
+        run: Callable[[Tensor], Tensor] = self.fast or self.net.forward_features  # pyright: ignore
+        features = run(images)
         return self.out(self.neck(self._as_grid(features, self._layouts[-1] if self._layouts else None)))
 
     def pyramid(self, images: Tensor) -> list[Tensor]:

@@ -87,7 +87,9 @@ def _weights(flat: Tensor, shape: torch.Size, rule: SeedRule) -> tuple[Tensor, T
 def lowest(flat: Tensor, share: float) -> Tensor:
     """(B, N) bool: the `share` of positions with the lowest values, all ties with the last of them included."""
     count = max(1, round(share * flat.shape[1]))
-    return flat <= flat.kthvalue(count, 1, keepdim=True).values
+    # torch's selection is the quicker one on a CPU, and on a GPU refuses to run where only deterministic code may
+    edge = flat.kthvalue(count, 1, keepdim=True).values if flat.is_cpu else flat.sort(1).values[:, count - 1 : count]
+    return flat <= edge
 
 
 def otsu(levels: Tensor) -> Tensor:

@@ -1,0 +1,36 @@
+"""Building methods: the layout of weights, and a compiled backbone that hooks still see."""
+
+import pytest
+import torch
+
+from wsolbench.benchmark.build import build_method, compile_backbone
+from wsolbench.benchmark.config import TrainConfig
+from wsolbench.benchmark.resolve import Resolver
+
+
+def build(name="classifier"):
+    return build_method(Resolver({}).ref(name), "test_resnet", TrainConfig(), 2, 0).eval()
+
+
+def test_convolutions_keep_their_weights_channels_last():
+    weights = [p for p in build("negev").parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
+    assert len(weights) > 10
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_backbone_gives_the_same_and_hooks_still_see(backend):
+    plain, compiled = build(), build()
+    images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert compile_backbone(compiled, backend)
+    for batch in (images, images[:2]):
+        with torch.no_grad():
+            torch.testing.assert_close(compiled.backbone.grid(batch), plain.backbone.grid(batch), rtol=1e-3, atol=1e-4)
+    expected = plain.backbone.pyramid(images)
+    for found, level in zip(compiled.backbone.pyramid(images), expected, strict=True):
+        torch.testing.assert_close(found, level, rtol=1e-3, atol=1e-4)
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_a_method_without_a_backbone_is_left_alone():
+    assert not compile_backbone(torch.nn.Linear(2, 2))
