@@ -3,19 +3,36 @@
 The scoring loop of the harness and `bench score` both go through these functions and no others.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .counting import GPU, count_on_cpu, count_with_torch
 from .errors import BenchError
-from .metrics import BINS
 
-STEPS = 1000.0  # bins per unit of score; BINS has one more, for the value 1 itself
 PROB_TOLERANCE = 1e-4  # how far outside [0, 1] a probability may lie and still pass for rounding
-_CHUNK = {"cpu": 1 << 18, "cuda": 1 << 25}  # pixels counted at once: what a core's cache holds; what bounds GPU memory
+REFUSALS = {
+    1: "is not finite (NaN or infinite values)",
+    2: "leaves [0, 1] though its kind is `prob`; unbounded maps have the kind `score`",
+}
+_COUNTERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cpu": count_on_cpu, "cuda": GPU.count}
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Maps brought to [0, 1], with what is known of them, all still on their device: nothing has waited for it.
+
+    maps: (B, h, w) float32; 0 everywhere where a map is refused. degenerate: (B,) bool. refused: (B,) uint8, 0 or the
+    number of a reason in REFUSALS, for `Refusals` to raise.
+    """
+
+    maps: Tensor
+    degenerate: Tensor
+    refused: Tensor
 
 
 def scale_maps(
@@ -32,18 +49,25 @@ def scale_maps(
     becomes 0 and counts as degenerate.
 
     Raises BenchError, naming the image by `ids` (or its index), for NaN or infinite values and for a `prob` map outside
-    [0, 1] by more than PROB_TOLERANCE.
+    [0, 1] by more than PROB_TOLERANCE. That makes the host wait for a GPU; `scale_later` does not.
     """
+    scaled, refusals = scale_later(maps, kind, scale, constants), Refusals()
+    refusals.add(scaled, ids)
+    refusals.check()
+    return scaled.maps, scaled.degenerate
+
+
+def scale_later(maps: Tensor, kind: str, scale: str, constants: tuple[float, float] | None = None) -> Scaled:
+    """What scale_maps does, except that maps it would refuse become 0 and are marked, for `Refusals` to raise."""
+    if kind not in ("prob", "score"):
+        raise BenchError(f"Maps of kind '{kind}' cannot be scaled; the kinds are score and prob.")
     # float64 on the small native grid: the range of two finite float32 numbers can overflow float32
     maps = maps.double()
     low, high = torch.aminmax(maps.flatten(1), dim=1)  # NaN propagates, so these two tell all
-    _refuse(~(low.isfinite() & high.isfinite()), ids, "is not finite (NaN or infinite values)")
-    degenerate = low == high
+    degenerate, refused = low == high, (~(high - low).isfinite()).byte()
     if kind == "prob":
         outside = (low < -PROB_TOLERANCE) | (high > 1 + PROB_TOLERANCE)
-        _refuse(outside, ids, "leaves [0, 1] though its kind is `prob`; unbounded maps have the kind `score`")
-    elif kind != "score":
-        raise BenchError(f"Maps of kind '{kind}' cannot be scaled; the kinds are score and prob.")
+        refused = torch.where(refused.bool(), refused, 2 * outside.byte())
     elif scale == "image":
         span = torch.where(degenerate, 1.0, high - low)
         maps = (maps - low[:, None, None]) / span[:, None, None]
@@ -52,19 +76,45 @@ def scale_maps(
             raise BenchError("Maps of kind `score` need two constants (lo, hi) under scale `validation`.")
         lo, hi = constants
         if not lo < hi:
-            return torch.zeros_like(maps, dtype=torch.float32), torch.ones_like(degenerate)
+            return Scaled(torch.zeros_like(maps, dtype=torch.float32), torch.ones_like(degenerate), refused)
         maps = (maps - lo) / (hi - lo)
     else:
         raise BenchError(f"Score maps cannot be scaled by '{scale}'; the scales are image and validation.")
-    return maps.clamp(0, 1).float(), degenerate
+    return Scaled(maps.clamp(0, 1).masked_fill(refused.bool()[:, None, None], 0).float(), degenerate, refused)
 
 
-def _refuse(bad: Tensor, ids: Sequence[str], what: str) -> None:
-    if bad.any():
-        first = int(bad.nonzero()[0, 0])
-        name = f"'{ids[first]}'" if ids else f"number {first} of the batch"
-        more = f" ({int(bad.sum())} such maps in this batch)" if bad.sum() > 1 else ""
-        raise BenchError(f"The score map of image {name} {what}{more}.")
+class Refusals:
+    """Verdicts of scale_later on many batches and views, read back from the device in one go.
+
+    Until `check` the maps in question count as 0 everywhere, so that the work under way stays defined; its results must
+    be thrown away when `check` raises.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[Tensor, Sequence[str]]] = []
+
+    def add(self, scaled: Scaled, ids: Sequence[str] = ()) -> None:
+        """Notes the verdicts of a batch; ids name its images."""
+        self._kept.append((scaled.refused, ids))
+
+    def check(self) -> None:
+        """Raises BenchError that names the first image refused of the first batch with one; forgets all else."""
+        kept, self._kept = self._kept, []
+        if not kept:
+            return
+        reasons = torch.cat([refused for refused, _ in kept]).cpu()
+        for part, (_, ids) in zip(reasons.split([len(r) for r, _ in kept]), kept, strict=True):
+            if part.any():
+                raise BenchError(_refusal(part, ids))
+
+
+def _refusal(reasons: Tensor, ids: Sequence[str]) -> str:
+    """What is wrong with the first refused map of a batch, and how many share it; the lower reason goes first."""
+    reason = int(reasons[reasons > 0].min())
+    bad = (reasons == reason).nonzero()[:, 0].tolist()
+    name = f"'{ids[bad[0]]}'" if ids else f"number {bad[0]} of the batch"
+    more = f" ({len(bad)} such maps in this batch)" if len(bad) > 1 else ""
+    return f"The score map of image {name} {REFUSALS[reason]}{more}."
 
 
 def scale_constants(values: Iterable[Tensor | np.ndarray], quantiles: tuple[float, float]) -> tuple[float, float]:
@@ -100,33 +150,24 @@ def resize_maps(maps: Tensor, size: int | tuple[int, int]) -> Tensor:
 def histogram(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Pixels per bin of metrics.THRESHOLDS, apart for foreground and background: two int64 tensors (B, BINS).
 
-    maps: (B, H, W) float32 in [0, 1], finite (as scale_maps and resize_maps leave them). masks: (B, H, W) bool.
-
-    The counts are exactly those of numpy.histogram with float64 edges: the product of a float32 number (24 bits) and
-    1000 (10 bits) is exact in float64, and no float32 number lies between i / 1000 and the edge numpy has for it.
+    maps: (B, H, W) float32 in [0, 1], finite (as scale_maps and resize_maps leave them). masks: (B, H, W) bool on the
+    same device. The counts are exactly those of numpy.histogram with float64 edges; see counting.py.
     """
     if maps.shape != masks.shape:
         raise ValueError(f"maps {tuple(maps.shape)} and masks {tuple(masks.shape)} differ in shape")
-    values, inside = maps.float().flatten(1), masks.bool().flatten(1)
-    images, pixels = values.shape
-    counts = torch.zeros(images, 2 * BINS, dtype=torch.int64, device=maps.device)
-    chunk = _CHUNK.get(maps.device.type, 1 << 22)
-    rows, columns = max(1, chunk // max(1, pixels)), min(pixels, chunk) or 1
-    for top in range(0, images, rows):
-        for left in range(0, pixels, columns):
-            block = slice(top, top + rows), slice(left, left + columns)
-            counts[block[0]] += _count(values[block], inside[block])
-    background, foreground = counts.view(images, 2, BINS).unbind(1)
+    count = _COUNTERS.get(maps.device.type, count_with_torch)
+    background, foreground = count(maps, masks).unbind(1)
     return foreground, background
 
 
-def _count(values: Tensor, inside: Tensor) -> Tensor:
-    """(n, pixels) -> (n, 2 * BINS): background bins, then foreground bins."""
-    images = len(values)
-    # of shape (1,), not a scalar, so that the product is float64
-    steps = torch.full((1,), STEPS, dtype=torch.float64, device=values.device)
-    index = torch.mul(values, steps).to(torch.int16 if images == 1 else torch.int32)
-    index.add_(inside, alpha=BINS)
-    if images > 1:
-        index += torch.arange(images, dtype=torch.int32, device=values.device)[:, None] * (2 * BINS)
-    return torch.bincount(index.flatten(), minlength=images * 2 * BINS).view(images, 2 * BINS)
+def resized_histogram(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Histogram of maps (B, h, w) in [0, 1] resized to their masks (B, H, W), as `histogram` returns it.
+
+    In main memory it is resize_maps and then histogram. On CUDA the map is never written at the size of the mask: one
+    kernel interpolates and counts, with the arithmetic of counting.resize_by_steps, which differs from torch's own
+    resize, in the order of roundings, by a unit in the last place of float32.
+    """
+    if maps.device.type != "cuda" or maps.shape[1:] == masks.shape[1:]:
+        return histogram(resize_maps(maps, (masks.shape[1], masks.shape[2])), masks)
+    background, foreground = GPU.count_resized(maps, masks).unbind(1)
+    return foreground, background

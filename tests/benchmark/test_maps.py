@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from wsolbench.benchmark import maps as maps_module
+from wsolbench.benchmark import counting
 from wsolbench.benchmark.errors import BenchError
 from wsolbench.benchmark.maps import histogram, resize_maps, scale_constants, scale_maps
 from wsolbench.benchmark.metrics import BINS, THRESHOLDS
@@ -63,7 +63,7 @@ def test_each_edge_falls_where_the_threshold_list_says():
 
 @pytest.mark.parametrize("chunk", [1 << 18, 5000, 37])
 def test_counts_equal_numpy_on_random_maps_whatever_the_chunk(monkeypatch, chunk):
-    monkeypatch.setitem(maps_module._CHUNK, "cpu", chunk)
+    monkeypatch.setitem(counting._CHUNK, "cpu", chunk)
     rng = np.random.default_rng(chunk)
     side = 70 if chunk == 37 else 500
     maps = torch.from_numpy(rng.random((4, side, side), dtype=np.float32) ** 3)
