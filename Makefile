@@ -33,12 +33,8 @@ lint: install  ## ruff
 types: install  ## basedpyright
 	$(BIN)/basedpyright
 
-speed: install  ## ratios against bare loops and peers, one process each
-	$(BIN)/python tests/speed/train_ratio.py
-	$(BIN)/python tests/speed/score_ratio.py
-	$(BIN)/python tests/speed/histogram_ratio.py
-	$(BIN)/python tests/speed/seeds_ratio.py
-	$(BIN)/python tests/speed/memory_ratio.py
+speed: install  ## the speed table, one process a row; JSON=1, ONLY=train,cache and DEVICE=cuda change it
+	@$(BIN)/python tests/speed/table.py $(if $(JSON),--json) $(if $(ONLY),--only $(ONLY)) $(if $(DEVICE),--device $(DEVICE))
 
 clean:  ## remove the environment and tool caches; results and data stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info build

@@ -21,7 +21,7 @@ from .pixelstore import Growth, PixelStore, Rows
 from .store import Store, key_of
 
 DECODER_VERSION = 1
-FLUSH_SECONDS = 20.0  # a process killed while decoding loses at most this much work
+FLUSH_SECONDS = 2.0  # what a process killed while decoding loses; the disk writes while the threads go on decoding
 
 Decode = Callable[[Path, Sequence[int]], list[np.ndarray]]
 Places = list[tuple["Growth", int]]

@@ -6,12 +6,12 @@ usage: python tests/speed/seeds_ratio.py [--methods pixelcam,fcam,negev] [--back
 """
 
 import argparse
-import json
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from alternate import measure
+from rows import Row, show
 
 from wsolbench.benchmark.build import build_method, choose_device
 from wsolbench.benchmark.config import TrainConfig
@@ -61,13 +61,18 @@ def main() -> None:
     device = choose_device(options.device)
     for name in options.methods.split(","):
         seconds = measure(sides(name, options, device), options.rounds, device)
-        ratio = seconds["seeds"] / seconds["step"]
-        if options.json:
-            print(json.dumps({"what": f"seeds of {name}", **seconds, "ratio": ratio}))
-        else:
-            drawn, whole = (1000 * seconds[k] for k in ("seeds", "step"))
-            about = f"{name}, {options.backbone} at {options.size} px, {options.batch} images"
-            print(f"{about}: pixels drawn in {drawn:.1f} ms, step {whole:.0f} ms: {ratio:.4f} (reach: 0.05)")
+        row = Row(
+            what=f"drawing pixels for {name}",
+            peer="the whole training step (share)",
+            ratio=seconds["seeds"] / seconds["step"],
+            reach="<= 0.05",
+            seconds=seconds,
+            conditions={
+                "device": str(device), "threads": torch.get_num_threads(), "backbone": options.backbone,
+                "size": options.size, "stride": options.stride, "batch": options.batch, "rounds": options.rounds,
+            },
+        )  # fmt: skip
+        show(row, options.json)
 
 
 if __name__ == "__main__":
