@@ -10,6 +10,7 @@ from ..benchmark.store import Store, write_text
 from .aggregate import SYNTHETIC, tables_of
 from .art import Art, Pictures, make_art, no_art
 from .contents import Contents
+from .cost import costed_rows
 from .escape import markdown_escape
 from .grid_text import latex_grid, markdown_grid
 from .rows import collect, need_rows
@@ -48,7 +49,7 @@ def _write(store: Store, out: Path, formats: Sequence[str], contents: Contents) 
     writers: dict[str, tuple[str, Callable[[], str]]] = {
         "md": ("report.md", lambda: _markdown(contents, art)),
         "tex": ("report.tex", lambda: _latex(contents)),
-        "csv": ("rows.csv", lambda: rows_csv(contents.findings.rows)),
+        "csv": ("rows.csv", lambda: rows_csv(costed_rows(contents.findings.rows, contents.findings.records))),
         "html": ("index.html", lambda: _html(store, contents, art)),
     }
     paths = list(art.paths)
@@ -71,9 +72,10 @@ def _markdown(contents: Contents, art: Pictures) -> str:
         f"{len(findings.rows)} runs, wsolbench {_version()}. Tables of different protocols are never to be compared."
     )
     parts = ["# wsolbench report", intro]
-    for table, classes, drawn in zip(contents.tables, contents.classes, art.tables, strict=True):
+    each = zip(contents.tables, contents.classes, contents.costs, art.tables, strict=True)
+    for table, classes, costs, drawn in each:
         parts += [markdown_table(table).rstrip(), f"Protocol: {markdown_escape(protocol_sentences(table.protocol))}"]
-        parts += [markdown_grid(classes, 3).rstrip()] if classes else []
+        parts += [markdown_grid(grid, 3).rstrip() for grid in (classes, *costs) if grid]
         parts += _markdown_figures(drawn, table.synthetic)
     for chapter, drawn in zip(contents.chapters, art.chapters, strict=True):
         parts += [markdown_grid(grid, 2 if k == 0 else 3).rstrip() for k, grid in enumerate(chapter.grids)]
@@ -95,7 +97,9 @@ def _markdown_figures(drawn: Art, synthetic: bool) -> list[str]:
 def _latex(contents: Contents) -> str:
     head = "% Written by wsolbench. Needs \\usepackage{booktabs} and \\usepackage{graphicx}; \\input this file.\n"
     out = [latex_table(table, number) for number, table in enumerate(contents.tables, 1)]
-    grids = [*(g for g in contents.classes if g), *(g for c in contents.chapters for g in c.grids if g.groups)]
+    beside = zip(contents.classes, contents.costs, strict=True)
+    grids = [g for classes, costs in beside for g in (classes, *costs) if g]
+    grids += [g for c in contents.chapters for g in c.grids if g.groups]
     out += [latex_grid(grid, f"{number}") for number, grid in enumerate(grids, len(out) + 1)]
     return head + "\n".join(out)
 
@@ -107,9 +111,9 @@ def _html(store: Store, contents: Contents, art: Pictures) -> str:
     findings = contents.findings
     made = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     sections = [
-        Section(f"table-{number}", table, drawn.pictures, drawn.missing, classes)
-        for number, (table, classes, drawn) in enumerate(
-            zip(contents.tables, contents.classes, art.tables, strict=True), 1
+        Section(f"table-{number}", table, drawn.pictures, drawn.missing, classes, costs)
+        for number, (table, classes, costs, drawn) in enumerate(
+            zip(contents.tables, contents.classes, contents.costs, art.tables, strict=True), 1
         )
     ]
     chapters = [

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from .aggregate import Table, build_tables
 from .beside import build_beside
+from .cost import cost_grids
 from .grid import Grid
 from .ood import Away, build_away
 from .perclass import class_grid
@@ -43,6 +44,11 @@ class Contents:
     def classes(self) -> list[Grid | None]:
         """Beside every in-domain table, the same class by class; None where no class was ever named."""
         return [class_grid([table], f"{table.sets} class by class") for table in self.tables]
+
+    @cached_property
+    def costs(self) -> list[tuple[Grid, ...]]:
+        """Beside every in-domain table, what its lines cost and, where records say it, where the time went."""
+        return [cost_grids(table, self.findings.records) for table in self.tables]
 
     @cached_property
     def chapters(self) -> list[Chapter]:

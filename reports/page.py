@@ -48,13 +48,14 @@ class Card(NamedTuple):
 
 @dataclass(frozen=True)
 class Section:
-    """One in-domain table of the page with its figures. classes: the same class by class."""
+    """One in-domain table of the page with its figures. classes: the same class by class; costs: what it took."""
 
     anchor: str
     table: Table
     pictures: Sequence[Picture]
     missing: Sequence[str]
     classes: Grid | None = None
+    costs: Sequence[Grid] = ()
 
     @property
     def protocol_text(self) -> str:
