@@ -1,20 +1,16 @@
 """Score maps of many methods in one pass: one forward of the shared model, then each method's reading of it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..methods.base import Evidence, Explainable, Method, Prediction
-from .augment import normalise
 from .build import load_function, options
 from .errors import BenchError
-from .images import Frames
 from .resolve import MethodRef
 from .stopwatch import Stopwatch
 
@@ -39,8 +35,8 @@ class View:
 class Reader:
     """Reads views of one checkpoint. `model` is None for baselines; its own map comes from `predict`.
 
-    watch: charged with the parts `forward` (the pass all views share), `gradient` (backward to what they explain) and
-    `read:NAME` for what the view of that name does by itself, which of a trained method is all of `predict`.
+    watch: charged with the parts `forward` (the pass all views share), `gradient` (backward to what they explain),
+    `read:NAME` for what the explainer of that view does by itself, and `predict:NAME` for all a trained method does.
     used: view name -> which of the first two it has read since the Reader was made, perhaps worked out for another.
     """
 
@@ -62,7 +58,7 @@ class Reader:
         maps: dict[str, Tensor] = {}
         logits = None
         for view in own:
-            with self._part(f"read:{view.name}"):
+            with self._part(f"predict:{view.name}"):
                 prediction = self._predict(images, self._classes(view, None, labels))
             maps[view.name] = _checked(prediction.maps, images, view)
             self.used.setdefault(view.name, set())
@@ -141,26 +137,3 @@ def _checked(native: Any, images: Tensor, view: View) -> Tensor:
     if native.device != images.device:
         raise BenchError(f"Method '{name}' returned its map on {native.device}; the images are on {images.device}.")
     return native.detach().float()
-
-
-def batches(
-    frames: Frames,
-    size: int,
-    device: torch.device,
-    side: int = 0,
-    change: Callable[[np.ndarray, Sequence[str]], np.ndarray] | None = None,
-) -> Iterator[tuple[slice, Tensor, Tensor, list[str]]]:
-    """Rows, normalised images, labels and ids of evaluation batches in order.
-
-    side: squash the images to this size in px on the device, 0 leaves them as they are. change: applied to the uint8
-    images (B, S, S, 3) with their ids before anything else.
-    """
-    labels, ids = torch.from_numpy(frames.labels), frames.ids
-    for start in range(0, len(ids), size):
-        rows = slice(start, start + size)
-        raw = frames.images[rows]
-        pixels = torch.from_numpy(raw if change is None else change(raw, ids[rows])).to(device)
-        images = normalise(pixels)
-        if side and images.shape[-1] != side:
-            images = F.interpolate(images, (side, side), mode="bilinear", align_corners=False, antialias=True)
-        yield rows, images, labels[rows].to(device), ids[rows]

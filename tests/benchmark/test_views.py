@@ -205,6 +205,6 @@ def test_a_trained_method_is_charged_for_all_of_its_prediction():
     reader = Reader(model_of("deepmil"), views, 1, 2, watch=watch)
     reader.read(images(), LABELS, IDS)
     seconds = watch.seconds()
-    assert list(seconds) == [f"read:{v.name}" for v in views]
+    assert list(seconds) == [f"predict:{v.name}" for v in views]
     assert min(seconds.values()) > 0
     assert reader.used == {v.name: set() for v in views}
