@@ -137,38 +137,12 @@ def know_files(stages: Sequence[Stage]) -> None:
 # -- train -----------------------------------------------------------------------------------------------------------
 def run_train(stage: Stage, desk: Desk) -> None:
     """Trains a method and writes its checkpoints, history and record."""
-    ref, config, cell = stage.work["method"], stage.work["config"], stage.work["cell"]
-    torch_device, manifest = desk.device, desk.manifest(cell)
-    if torch_device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(torch_device)
-    card, images = manifest.card, desk.images(cell)
-    method = build_method(ref, cell.backbone, config, len(card.classes), cell.seed)
-    if ref.spec.backbone:
-        load_weights(_backbone(method), stage.work["weights"])
-    if desk.run.compile:
-        compile_backbone(method)
-    pixel = ref.spec.supervision == "pixel"
-    frames = images.frames(manifest.split("train"), config.load_size, config.load_size if pixel else 0)
-    maps = teacher_maps(stage, desk, frames.ids)
-    generator = torch.Generator(torch_device)
-    context = TrainContext(
-        0, config.epochs, len(card.classes), card.region_classes, torch_device, generator, parent_states(stage, desk)
-    )
-    folder, watch = desk.store.run_dir(stage.key), Stopwatch(torch_device)
-    job = Training(
-        method,
-        TrainingSet(frames, config, torch_device, maps).on_device(),
-        validation(ref, desk, cell, config),
-        context,
-        config,
-        desk.run,
-        cell.seed,
-        folder,
-        lambda event: desk.report({"stage": stage, "kind": "train", **event}),
-        watch,
-    )
+    device, manifest = desk.device, desk.manifest(stage.work["cell"])
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    job = _training(stage, desk)
     progress, hashes = train(job)
-    snapshots = Snapshots(folder)
+    snapshots = Snapshots(job.folder)
     roles = {
         role: {
             "epoch": r["epoch"],
@@ -178,25 +152,49 @@ def run_train(stage: Stage, desk: Desk) -> None:
         }
         for role, r in progress.roles.items()
     }
-    cost = cost_of(progress.seconds, progress.images, watch.seconds())
+    cost = cost_of(progress.seconds, progress.images, job.watch.seconds())
     desk.store.finish(
         stage.key,
         {
             **common_facts(stage, desk, manifest),
             **cost,
             "roles": roles,
-            "epochs": config.epochs,
-            "parameters": sum(p.numel() for p in method.parameters()),
+            "epochs": job.config.epochs,
+            "parameters": sum(p.numel() for p in job.method.parameters()),
             "compiled": desk.run.compile,
-            "peak_memory_mb": peak_memory_mb(torch_device),
+            "peak_memory_mb": peak_memory_mb(device),
         },
     )
     desk.report({"stage": stage, "kind": "done", **cost})
     keep = {r["weights"] for r in roles.values()}
-    for path in folder.glob("epoch-*.safetensors"):
+    for path in job.folder.glob("epoch-*.safetensors"):
         if path.name not in keep:
             path.unlink()
     snapshots.remove()
+
+
+def _training(stage: Stage, desk: Desk) -> Training:
+    """The method of a stage with its weights, its data and its settings."""
+    ref, config, cell = stage.work["method"], stage.work["config"], stage.work["cell"]
+    device, manifest = desk.device, desk.manifest(cell)
+    card, images = manifest.card, desk.images(cell)
+    method = build_method(ref, cell.backbone, config, len(card.classes), cell.seed)
+    if ref.spec.backbone:
+        load_weights(_backbone(method), stage.work["weights"])
+    if desk.run.compile:
+        compile_backbone(method)
+    pixel = ref.spec.supervision == "pixel"
+    frames = images.frames(manifest.split("train"), config.load_size, config.load_size if pixel else 0)
+    data = TrainingSet(frames, config, device, teacher_maps(stage, desk, frames.ids)).on_device()
+    generator, parents = torch.Generator(device), parent_states(stage, desk)
+    context = TrainContext(0, config.epochs, len(card.classes), card.region_classes, device, generator, parents)
+    folder, watch = desk.store.run_dir(stage.key), Stopwatch(device)
+
+    def report(event: dict[str, Any]) -> None:
+        desk.report({"stage": stage, "kind": "train", **event})
+
+    judged = validation(ref, desk, cell, config)
+    return Training(method, data, judged, context, config, desk.run, cell.seed, folder, report, watch)
 
 
 def _backbone(method: Method) -> Backbone:
