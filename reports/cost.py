@@ -241,7 +241,8 @@ def where(devices: Sequence[str], told: str = "see the column Device") -> str:
 
 def _footnotes(cells: Sequence[Cell], has_parts: bool) -> tuple[str, ...]:
     notes = [
-        "ms/image: what a method would take if it were scored alone; reading the pixels is left out.",
+        "in all: where one pass made the maps of several teachers, its seconds are divided among them.",
+        "ms/image: what a method would take if it were scored alone; reading the pixels and writing are left out.",
         "peak: memory of the GPU where there is one, else of the whole process since it began, which may have done "
         "other stages before.",
     ]
@@ -293,8 +294,8 @@ def parts_grid(table: Table, records: Records) -> Grid | None:
         if lines:
             blocks.append(GridBlock(kind, title, lines))
     notes = [
-        "Scoring: load, forward and gradient are those of the pass over the images that all methods of a checkpoint "
-        "share; explain, score and write are the method's own.",
+        "Maps and scoring: load, forward and gradient belong to a pass that all methods of a checkpoint share, and "
+        "stand in full with each that uses them; explain, score and write are the method's own.",
     ]
     if _REST in met:
         notes.append(f"{_REST}: seconds of the training that no part was charged with.")
@@ -346,4 +347,5 @@ def _parts_line(names: tuple[str, ...], members: Sequence[Mapping[str, Any]], or
 
 def _share(part: float, whole: float) -> Cell:
     share = 100 * part / whole if whole else NAN
-    return Cell(UNDEFINED) if math.isnan(share) else Cell(f"{share:.1f}", number=share)
+    # A plain 0 is a part that the stage has no use for.
+    return Cell(UNDEFINED) if math.isnan(share) else Cell(f"{share:.1f}" if share else "0", number=share)

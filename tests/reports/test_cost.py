@@ -24,7 +24,7 @@ from wsolbench.reports.rows import collect
 CPU, GPU = {"device": "cpu", "threads": 2}, {"device": "NVIDIA H200"}
 HOSTILE = '"><script>alert(1)</script>|*x*_$&'
 TRAIN = {"load": 1.0, "forward": 5.0, "backward": 3.0}
-SCORE = {"load": 0.5, "forward": 1.0, "explain": 0.25, "score": 0.25}
+SCORE = {"load": 0.5, "forward": 1.0, "gradient": 0.0, "explain": 0.25, "score": 0.25}
 
 
 def stage(kind: str, method: str, seconds: float | None, parents: dict, place: dict = CPU, **more) -> dict:
@@ -173,7 +173,13 @@ def test_shares_of_the_time(found):
     said = {k: v for k, v in lines["train", "unet"].items() if v}
     assert said == {"load [%]": "20.0", "warm up [%]": "60.0", "other [%]": "20.0", "total [s]": "10.0"}
     said = {k: v for k, v in lines["score", "layercam"].items() if v}  # only trainings have a rest
-    shares = {"load [%]": "25.0", "forward [%]": "50.0", "explain [%]": "12.5", "score [%]": "12.5"}
+    shares = {
+        "load [%]": "25.0",
+        "forward [%]": "50.0",
+        "gradient [%]": "0",
+        "explain [%]": "12.5",
+        "score [%]": "12.5",
+    }
     assert said == {**shares, "total [s]": "2.00"}
     assert len([k for k in lines if k[0] == "train"]) == 3  # one classifier, whatever explains it
     assert len(cost_grids(table, found.records)) == 1  # records from before there were times
