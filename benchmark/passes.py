@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..datasets.shift import Shift
 from .images import Frames
-from .maps import histogram, resize_maps, scale_constants, scale_maps
+from .maps import Refusals, resize_maps, resized_histogram, scale_constants, scale_later
 from .metrics import BINS, Histograms
 from .protocols import Protocol
 from .reading import batches
@@ -101,7 +101,7 @@ def validation_pass(
             here = (r for r in range(start, start + len(seen.ids)) if r in wanted[name])
             # copies: a view would keep the maps of its whole batch, and with few images of each batch thus of all
             kept[name].update({r: native[r - start].clone() for r in here})
-    masked = sorted(masks)
+    masked, refusals = sorted(masks), Refusals()
     scored = {}
     for task in tasks:
         native = kept[task.view.name]
@@ -113,9 +113,10 @@ def validation_pass(
             truth = torch.from_numpy(np.stack([masks[r] for r in masked])).to(device)
             few = torch.stack([native[r] for r in masked])
             with _charged(reader, task):
-                counted = _count(task, scale, few, truth, [frames.ids[r] for r in masked])
+                counted = _count(task, scale, few, truth, [frames.ids[r] for r in masked], refusals)
             _keep(parts, Landing(counted).get())
         scored[task.name] = _collect(parts, scale)
+    refusals.check()
     return torch.cat(logits).cpu().numpy(), scored
 
 
@@ -150,7 +151,7 @@ def evaluation_pass(
     evaluation_mode(reader.model)
     parts = {t.name: _Parts.of(t.protocol, target.spill) for t in tasks}
     mapping = torch.tensor(target.label_map, device=device)
-    logits, late = [], None
+    logits, late, refusals = [], None, Refusals()
     for seen in batches(frames, batch_size, device, change=target.change, masks=True, watch=reader.watch):
         found, maps = reader.read(seen.images, mapping[seen.labels], seen.ids)
         logits.append(found[:, mapping])
@@ -159,12 +160,13 @@ def evaluation_pass(
         for task in tasks:
             if task.view.map_class != "-" and seen.masks is not None:
                 with _charged(reader, task):
-                    native = maps[task.view.name]
-                    landing[task.name] = Landing(_count(task, scales[task.name], native, seen.masks, seen.ids, shown))
+                    native, scale = maps[task.view.name], scales[task.name]
+                    landing[task.name] = Landing(_count(task, scale, native, seen.masks, seen.ids, refusals, shown))
         # the counts of the batch before, whose way to the host took place while this one was computed
         _keep_all(parts, late)
         late = landing
     _keep_all(parts, late)
+    refusals.check()
     return torch.cat(logits).cpu().numpy(), {t.name: _collect(parts[t.name], scales[t.name]) for t in tasks}
 
 
@@ -178,14 +180,18 @@ def _count(
     native: Tensor,
     truth: Tensor,
     ids: Sequence[str],
+    refusals: Refusals,
     shown: Sequence[int] = (),
 ) -> dict[str, Tensor]:
     """Counts (B, BINS) of native maps, how many maps are constant, and the scaled maps of the rows to show."""
-    scaled, degenerate = scale_maps(native, task.view.method.spec.kind, task.protocol.scale, scale, ids=ids)
-    full = resize_maps(scaled, truth.shape[-1])
-    foreground, background = histogram(full, truth)
-    found = {"foreground": foreground, "background": background, "degenerate": degenerate.sum()}
-    return found | ({"shown": torch.stack([full[k] for k in shown]).half()} if shown else {})
+    scaled = scale_later(native, task.view.method.spec.kind, task.protocol.scale, scale)
+    refusals.add(scaled, ids)
+    foreground, background = resized_histogram(scaled.maps, truth)
+    found = {"foreground": foreground, "background": background, "degenerate": scaled.degenerate.sum()}
+    if shown:
+        few = torch.stack([scaled.maps[k] for k in shown])  # an index list would make a GPU's host wait
+        found["shown"] = resize_maps(few, truth.shape[-1]).half()
+    return found
 
 
 def _keep_all(parts: Mapping[str, _Parts], landed: Mapping[str, Landing] | None) -> None:

@@ -25,7 +25,7 @@ from .environment import compute, environment, peak_memory_mb
 from .errors import BenchError
 from .evalsets import EvalSet
 from .images import ImageCache, Need, mask_need
-from .maps import scale_maps
+from .maps import Refusals, scale_later
 from .passes import Task, evaluation_mode
 from .plan import Cell, Stage, selecting_maps
 from .protocols import PROTOCOLS
@@ -36,6 +36,7 @@ from .sources import Source
 from .stopwatch import Stopwatch
 from .store import Store, read_npz, write_npz
 from .train import Training, Validation, train
+from .transfer import Landing
 from .views import Reader, View
 
 EXAMPLES_PER_CLASS = 4
@@ -304,16 +305,21 @@ def run_maps(stages: Sequence[Stage], desk: Desk) -> None:
         reader = Reader(model, views, card.positive_class, len(card.classes), cell.seed, watch)
         # the copy that trainings read, squashed to the network's size on the device: no second decoded copy
         frames = desk.images(cell).frames(manifest.split("train"), config.load_size)
-        began, parts = time.monotonic(), {v.name: [] for v in views}
+        began, parts, refusals = time.monotonic(), {v.name: [] for v in views}, Refusals()
         for seen in batches(frames, desk.run.score_batch, desk.device, side=config.image_size, watch=watch):
             _, maps = reader.read(seen.images, seen.labels, seen.ids)
             for view in views:
                 with watch.part(f"score:{view.name}"):
-                    scaled, _ = scale_maps(maps[view.name], view.method.spec.kind, "image", None, ids=seen.ids)
-                    parts[view.name].append(_shrunk(scaled).half().cpu())
+                    scaled = scale_later(maps[view.name], view.method.spec.kind, "image")
+                    refusals.add(scaled, seen.ids)
+                    parts[view.name].append(Landing({"maps": _shrunk(scaled.maps).half()}))
+        refusals.check()
         seconds, measured = (time.monotonic() - began) / len(todo), watch.seconds()
         for stage, view in zip(todo, views, strict=True):
-            arrays = {"ids": np.array(frames.ids), "maps": torch.cat(parts[view.name]).numpy()}
+            arrays = {
+                "ids": np.array(frames.ids),
+                "maps": torch.cat([p.get()["maps"] for p in parts[view.name]]).numpy(),
+            }
             write_npz(desk.store.run_dir(stage.key) / "maps.npz", arrays)
             own = own_times(measured, reader.used.get(view.name, set()), view.name, view.name)
             cost = cost_of(seconds, len(frames.items), own)
