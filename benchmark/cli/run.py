@@ -48,7 +48,9 @@ _RUN_FLAGS = ("data_root", "results", "device", "jobs", "jobs_per_gpu", "backend
 @click.option("--results", type=click.Path(path_type=Path), help="Folder for everything stored.  [default: results]")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
 @click.option("--jobs", type=int, help="Stages at a time.  [default: 1]")
-@click.option("--jobs-per-gpu", type=int, help="Stages that share a GPU; by itself it sets --jobs.  [default: as --jobs]")
+@click.option(
+    "--jobs-per-gpu", type=int, help="Stages that share a GPU; by itself it sets --jobs.  [default: as --jobs]"
+)
 @click.option("--backend", help="joblib backend that starts the stages.  [default: loky]")
 @click.option("--deterministic", is_flag=True, default=None, help="Bitwise repeats on a GPU too, slower.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
