@@ -21,7 +21,7 @@ BITS = 10  # a bin fits in so many bits, so that the next one tells foreground
 CELLS = 2 << BITS  # cells of an image: 1024 of background, of which BINS are used, and as many of foreground
 _IMAGES = (1 << 16) // CELLS  # images whose cells 16 bits tell apart
 _BLOCK = 1 << 18  # pixels OpenCV counts at once: their indices stay in the cache; it counts in float32, exact to 2^24
-_STRIP = 1 << 15  # pixels whose float64 products are in memory at once, 256 KB
+_STRIP = 1 << 17  # pixels whose float64 products are in memory at once: 1 MB; in less, calls outweigh the cache
 _log = logging.getLogger(__name__)
 
 
@@ -38,7 +38,8 @@ def count_on_cpu(maps: Tensor, masks: Tensor) -> Tensor:
     images, pixels = values.shape
     counts = np.zeros((images, CELLS), np.int64)
     rows, columns = min(_IMAGES, max(1, _BLOCK // max(1, pixels))), max(1, min(pixels, _BLOCK))
-    buffer, scratch = np.empty(rows * columns, np.uint16), (np.empty(_STRIP), np.empty(_STRIP, np.uint16))
+    buffer, strip = np.empty(rows * columns, np.uint16), min(_STRIP, rows * columns)
+    scratch = np.empty(strip), np.empty(strip, np.uint16)
     for top in range(0, images, rows):
         for left in range(0, pixels, columns):
             part = slice(top, top + rows), slice(left, left + columns)  # whole rows or a part of one: contiguous
@@ -54,9 +55,9 @@ def count_on_cpu(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def _fill(index: np.ndarray, values: np.ndarray, inside: np.ndarray, scratch: tuple[np.ndarray, np.ndarray]) -> None:
-    """Writes bin + 1024 * inside of flat arrays; scratch: float64 and uint16 of _STRIP."""
-    for start in range(0, index.size, _STRIP):
-        strip = slice(start, min(start + _STRIP, index.size))
+    """Writes bin + 1024 * inside of flat arrays; scratch: float64 and uint16, a strip long."""
+    for start in range(0, index.size, len(scratch[0])):
+        strip = slice(start, min(start + len(scratch[0]), index.size))
         product, side = (s[: strip.stop - start] for s in scratch)
         np.copyto(product, values[strip])
         np.multiply(product, STEPS, out=product)
