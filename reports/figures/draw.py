@@ -15,6 +15,7 @@ FIGURES = {
     "classes": "Class by class",
     "selection": "Checkpoint selection",
     "convergence": "Training curves",
+    "cost": "Cost and quality",
 }
 AWAY_FIGURES = {"away": "In domain and out", "away_classes": "Class by class", "away_maps": "Maps"}
 SHIFT_FIGURES = {"ladder": "Performance by shift"}

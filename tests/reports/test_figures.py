@@ -61,6 +61,7 @@ def test_every_figure_is_drawn_and_marked(drawings):
             "classes",
             "selection",
             "convergence",
+            "cost",
         ]
         assert len(found.drawn) == len(FIGURES) + 1  # maps of malignant images and of benign ones
         for drawn in found.drawn:
@@ -143,6 +144,7 @@ def test_baselines_alone(results, found):
         "Class by class",
         "Checkpoint selection",
         "Training curves",
+        "Cost and quality",
     }
     assert all(reason.partition(":")[2] for reason in drawings.missing)
 
@@ -151,7 +153,7 @@ def test_a_classifier_alone_draws_its_training_and_nothing_else(results, found):
     scene = scenes(results, found, rows=lambda rows: [r for r in rows if r.method == "classifier"])[0]
     drawings = draw_figures(scene)
     assert [d.name.partition("_")[0] for d in drawings.drawn] == ["classes", "convergence"]  # accuracy has classes
-    assert len(drawings.missing) == 6
+    assert len(drawings.missing) == 7
 
 
 def test_missing_files_leave_out_their_figure(small):
@@ -159,7 +161,7 @@ def test_missing_files_leave_out_their_figure(small):
         path.unlink()
     found = draw_figures(scenes(small)[0])
     assert {m.partition(":")[0] for m in found.missing} == {"Maps", "Training curves"}
-    assert len(found.drawn) == 6
+    assert len(found.drawn) == 7
 
 
 def test_backbones_have_their_own_panels(tmp_path, write_results, recipe):
