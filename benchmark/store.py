@@ -162,7 +162,7 @@ class Store:
     def _folders(self) -> list[str]:
         """The keys that have a folder, sorted."""
         try:
-            return sorted(os.listdir(self.root / "runs"))
+            return sorted(os.listdir(self.root / "runs"))  # noqa: PTH208 - names, not paths
         except (FileNotFoundError, NotADirectoryError):
             return []
 

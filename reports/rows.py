@@ -1,26 +1,15 @@
 """One row of the table per finished score: read from records and histograms alone, undefined is NaN."""
 
+import contextlib
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from ..benchmark.errors import BenchError
-from ..benchmark.metrics import best_tau
 from ..benchmark.store import Store, jsonable, key_of
-from .quality import (
-    NAN,
-    ClassResult,
-    DamageError,
-    Evidence,
-    by_class,
-    class_quality,
-    evidence_of,
-    map_quality,
-    read_scores,
-)
+from .measures import Asked, EvidenceOf, Measures
+from .quality import NAN, ClassResult, DamageError, Evidence
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +128,7 @@ class Findings:
     """What a results folder holds for a report. `problems` says which rows were left out and why."""
 
     rows: list[Row] = field(default_factory=list)
-    evidence: dict[str, Evidence] = field(default_factory=dict)
+    evidence: Mapping[str, Evidence] = field(default_factory=dict)
     settings: dict[str, dict[str, str]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     failures: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -159,31 +148,40 @@ def load_rows(store: Store, keys: Iterable[str] | None = None) -> list[Row]:
 
 
 def load_report_rows(store: Store) -> list[Row]:
-    """All rows, as `load_rows`. Raises BenchError if there is none, saying what to do."""
-    found = collect(store)
+    """All rows, as `load_rows`, writing nothing. Raises BenchError if there is none, saying what to do."""
+    found = collect(store, keep=False)
     for problem in found.problems:
         log.warning("%s", problem)
     need_rows(found, store)
     return found.rows
 
 
-def collect(store: Store, keys: Iterable[str] | None = None) -> Findings:
-    """Rows, and beside them what figures and the page need. Raises BenchError as `load_rows` does."""
-    found = Findings(records=store.records(), failures=store.failures())
-    wanted = None if keys is None else set(keys)
+def collect(store: Store, keys: Iterable[str] | None = None, keep: bool = True) -> Findings:
+    """Rows, and beside them what figures and the page need. Raises BenchError as `load_rows` does.
+
+    keep: whether numbers worked out here may be kept in the results folder for the next time.
+    """
+    evidence = EvidenceOf(store)
+    found = Findings(records=store.records(), failures=store.failures(), evidence=evidence)
+    wanted = found.records if keys is None else set(keys)
+    scores = {k: r for k, r in found.records.items() if r.get("kind") == "score" and k in wanted}
     reader = _Reader(store, found)
-    for key, record in found.records.items():
-        if record.get("kind") != "score" or (wanted is not None and key not in wanted):
-            continue
+    reader.prepare(scores)
+    for key, record in scores.items():
         try:
             if record["labels"]["split"] == "test":
-                found.rows.append(reader.row(key, record))
+                row, maps = reader.row(key, record)
+                found.rows.append(row)
+                if maps:
+                    evidence.add(key)
         except DamageError as problem:
             found.problems.append(f"A row is left out: {problem} Run the same `bench run` again.")
         except (KeyError, TypeError, AttributeError) as problem:
             what = f"{type(problem).__name__}: {problem}"
             path = store.run_dir(key) / "record.json"
             found.problems.append(f"A row is left out: {path} or a record it builds on lacks something ({what}).")
+    if keep:
+        reader.measures.keep(found.records)
     found.rows = sorted(with_drops(found.rows), key=sort_key)
     return found
 
@@ -231,37 +229,47 @@ class _Reader:
 
     def __init__(self, store: Store, found: Findings) -> None:
         self.store, self.found = store, found
-        self._taus: dict[str, tuple[float, int]] = {}
+        self.measures = Measures(store)
         self._flat: dict[str, dict[str, str]] = {}
 
-    def row(self, key: str, record: dict[str, Any]) -> Row:
-        """One row. Raises DamageError, or KeyError/TypeError for a record that lacks a field."""
+    def prepare(self, scores: Mapping[str, dict[str, Any]]) -> None:
+        """Works out the numbers of all rows at once; what cannot be had is told by `row`."""
+        tests = {k: r for k, r in scores.items() if r.get("labels", {}).get("split") == "test"}
+        behind = dict.fromkeys(r.get("parents", {}).get("val", "") for r in tests.values())
+        self.measures.prepare((k, None) for k in behind if k in self.found.records)
+        asked = []
+        for key, record in tests.items():
+            with contextlib.suppress(DamageError, KeyError, TypeError, AttributeError):
+                asked.append((key, self._asked(record)))
+        self.measures.prepare(asked)
+
+    def _asked(self, record: dict[str, Any]) -> Asked:
+        facts, tau = record["facts"], self._tau(record["parents"]["val"])[0]
+        regions = [bool(region) for region in facts["region_classes"]]
+        return Asked(regions, list(facts["classes"]), None if tau != tau else tau, record["labels"]["eval"])
+
+    def row(self, key: str, record: dict[str, Any]) -> tuple[Row, bool]:
+        """One row, and whether its method makes maps.
+
+        Raises DamageError, or KeyError/TypeError for a record that lacks a field.
+        """
         facts, labels, parents = record["facts"], record["labels"], record["parents"]
-        scores = read_scores(self.store.run_dir(key))
-        tau, masks = self._tau(parents["val"])
+        asked, (tau, masks) = self._asked(record), self._tau(parents["val"])
         trained = parents.get("checkpoint", "")
         seconds = _seconds(self._parent(trained)) if trained else 0.0
         settings = self._settings(key)
         short = key_of(settings)[:8]
         self.found.settings[key] = settings
-        region = np.asarray(facts["region_classes"], bool)
-        if not len(scores.labels):
-            raise DamageError(f"{self.store.run_dir(key) / 'scores.npz'} holds no images; remove its folder.")
-        if not 0 <= scores.labels.min() <= scores.labels.max() < len(region):
-            raise DamageError(f"{self.store.run_dir(key) / 'scores.npz'} has labels outside its classes.")
-        quality = map_quality(scores, region[scores.labels], tau, labels["eval"])
-        if len(scores.maps.foreground):
-            self.found.evidence[key] = evidence_of(scores.maps, scores.labels)
-        return Row(
+        measured = self.measures.test(key, asked)
+        row = Row(
             **{k: labels[k] for k in _LABELS}, **{k: facts[k] for k in _FACTS},
-            **quality, **class_quality(scores, labels["eval"]), **_evaluation(facts, labels),
+            **measured.values, **_evaluation(facts, labels),
             options=labels.get("options", ""), fold=_fold(labels["fold"]), tau_val=tau, validation_masks=masks,
-            images=len(scores.labels), images_positive=int(region[scores.labels].sum()),
-            groups=len(set(scores.groups.tolist())), classes=tuple(facts["classes"]), notes=tuple(facts["notes"]),
-            by_class=by_class(scores, facts["classes"]),
+            classes=tuple(facts["classes"]), notes=tuple(facts["notes"]), by_class=measured.by_class,
             seconds_train=seconds, seconds_parents=self._seconds_before(trained), seconds_score=_seconds(record),
             stage=key, stage_train=trained, stage_val=parents["val"], settings=short, versions=record["environment"],
         )  # fmt: skip
+        return row, measured.maps
 
     def _parent(self, key: str) -> dict[str, Any]:
         if key not in self.found.records:
@@ -295,12 +303,8 @@ class _Reader:
 
     def _tau(self, key: str) -> tuple[float, int]:
         """The threshold a validation stage chose and the number of masks behind it."""
-        if key not in self._taus:
-            self._parent(key)
-            maps = read_scores(self.store.run_dir(key)).maps
-            rows = len(maps.foreground)
-            self._taus[key] = (best_tau(maps) if rows else NAN, rows)
-        return self._taus[key]
+        self._parent(key)
+        return self.measures.tau(key)
 
 
 _LABELS = ("method", "backbone", "train", "eval", "seed", "selection", "protocol", "map_class")

@@ -58,7 +58,8 @@ SHAPES = {
     "study": Shape(
         "glas",
         {
-            "methods": "cam,gradcam,gradcampp,xgradcam,layercam,deepmil,pixelcam,negev,fcam,twostep,unet,constant,darkness",
+            "methods": "cam,gradcam,gradcampp,xgradcam,layercam,deepmil,pixelcam,negev,fcam,twostep,unet,"
+            "constant,darkness",
             "folds": "0,1,2,3,4", "seeds": "0,1,2", "backbones": "resnet18,resnet50",
         },
     ),
@@ -203,8 +204,8 @@ def rows_of(name: str, folder: Path, rounds: int) -> list[Row]:
     seconds = measure(sides, rounds, torch.device("cpu"))
     page = Path(results) / "report" / "index.html"
     shared = {
-        "shape": name, "rows": len(plan.rows), "stages": len(plan.stages), "records": len(Store(Path(results)).records()),
-        "test images": TEST, "cores": os.cpu_count(), "rounds": rounds,
+        "shape": name, "rows": len(plan.rows), "stages": len(plan.stages),
+        "records": len(Store(Path(results)).records()), "test images": TEST, "cores": os.cpu_count(), "rounds": rounds,
     }  # fmt: skip
     seen = {
         "page MB": round(page.stat().st_size / 1e6, 1),
