@@ -197,6 +197,7 @@ def _settle_process(run: RunConfig, in_worker: bool) -> None:
 
     if run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = not run.deterministic  # sizes hardly change: the search for a kernel pays
     if in_worker:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers(run)))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchvision.transforms.v2
 import torchvision.transforms.v2.functional as tv
 
 from wsolbench.benchmark import augment as ours
@@ -79,3 +80,34 @@ def test_without_jitter_and_flips_an_image_is_only_cropped_and_normalised():
     pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
     drawn = ours.draw(2, config, torch.Generator().manual_seed(0))
     torch.testing.assert_close(ours.augment(pixels, drawn, config), ours.normalise(pixels))
+
+
+def test_the_moments_are_those_of_the_published_pipeline():
+    """Random crop, both flips and colour jitter of torchvision, image by image, against ours in one batch."""
+    config, times = TrainConfig(image_size=6, load_size=8, jitter=(0.5, 0.5, 0.5, 0.05)), 2000
+    image = torch.randint(20, 236, (8, 8, 3), generator=torch.Generator().manual_seed(6), dtype=torch.uint8)
+    pipeline = torchvision.transforms.v2.Compose(
+        [
+            torchvision.transforms.v2.RandomCrop(6),
+            torchvision.transforms.v2.RandomHorizontalFlip(),
+            torchvision.transforms.v2.RandomVerticalFlip(),
+            torchvision.transforms.v2.ColorJitter(0.5, 0.5, 0.5, 0.05),
+        ]
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        whole = image.permute(2, 0, 1).float() / 255
+        theirs = torch.stack([pipeline(whole) for _ in range(times)])
+    source = torch.Generator().manual_seed(8)
+    parts = [ours.draw(40, config, source) for _ in range(times // 40)]  # one order of operations a batch
+    found = torch.cat([ours.augment(image.expand(40, -1, -1, -1), drawn, config) for drawn in parts])
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (ours.IMAGENET_MEAN, ours.IMAGENET_STD))
+    found = found * std + mean
+    noise = theirs.std(0) / times**0.5
+    assert ((found.mean(0) - theirs.mean(0)).abs() < 6 * noise).all()
+    torch.testing.assert_close(found.std(0), theirs.std(0), rtol=0.1, atol=0)
+    # beside single pixels also what an image as a whole does: its brightness, and its spread of colours
+    for statistic in (lambda t: t.mean((1, 2, 3)), lambda t: t.std((1, 2, 3))):
+        a, b = statistic(found), statistic(theirs)
+        assert abs(float(a.mean() - b.mean())) < 6 * float(b.std()) / times**0.5
+        assert float(a.std() / b.std()) == pytest.approx(1, abs=0.1)
