@@ -41,6 +41,14 @@ def compute(device: Any) -> dict[str, Any]:
     return {"device": "cpu", "threads": torch.get_num_threads()}
 
 
+def forget_peak(device: Any) -> None:
+    """Starts a GPU's peak anew; that of a process cannot be."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_mb(device: Any) -> float:
     """Highest memory use so far in MiB: of the GPU where there is one, else of the process."""
     import torch

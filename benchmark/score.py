@@ -9,6 +9,7 @@ import numpy as np
 from ..datasets.base import Item
 from ..datasets.shift import SHIFTS
 from .costs import cost_of, ms_per_image, own_times, pass_times
+from .environment import forget_peak, peak_memory_mb
 from .evalsets import EvalSet, mapping_text
 from .metrics import BINS
 from .passes import Scored, Target, Task, evaluation_pass, validation_pass
@@ -41,6 +42,7 @@ def _epoch(stage: Stage, desk: Desk) -> Any:
 
 def _score_checkpoint(stages: Sequence[Stage], desk: Desk) -> None:
     first = stages[0]
+    forget_peak(desk.device)
     cell, on, split = first.work["cell"], first.work["on"], first.labels["split"]
     model, entry = load_model(first, desk, first.work["role"])
     tasks = {s.key: Task(View(s.work["method"], s.labels["map_class"]), s.work["protocol"]) for s in stages}
@@ -73,7 +75,8 @@ def _score_checkpoint(stages: Sequence[Stage], desk: Desk) -> None:
     for stage in stages:
         task = tasks[stage.key]
         own = own_times(parts, reader.used.get(task.view.name, set()), task.view.name, task.name)
-        extra = {**cost_of(seconds, len(items), own), "ms_per_image": ms_per_image(own, len(items)), "facts": facts}
+        alone = {"ms_per_image": ms_per_image(own, len(items)), "peak_memory_mb": peak_memory_mb(desk.device)}
+        extra = {**cost_of(seconds, len(items), own), **alone, "facts": facts}
         _write(stage, desk, [items[r] for r in rows], logits[rows], scored[task.name], shown, extra)
         for counts in scored[task.name].histograms:
             let_go(counts)

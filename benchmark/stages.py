@@ -21,7 +21,7 @@ from .checkpoints import Snapshots, load_tensors
 from .config import RunConfig, TrainConfig
 from .costs import cost_of, own_times
 from .data import TrainingSet
-from .environment import compute, environment, peak_memory_mb
+from .environment import compute, environment, forget_peak, peak_memory_mb
 from .errors import BenchError
 from .evalsets import EvalSet
 from .images import ImageCache, Need, mask_need
@@ -139,8 +139,7 @@ def know_files(stages: Sequence[Stage]) -> None:
 def run_train(stage: Stage, desk: Desk) -> None:
     """Trains a method and writes its checkpoints, history and record."""
     device, manifest = desk.device, desk.manifest(stage.work["cell"])
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    forget_peak(device)
     job = _training(stage, desk)
     progress, hashes = train(job)
     snapshots = Snapshots(job.folder)

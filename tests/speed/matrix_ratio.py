@@ -42,7 +42,7 @@ from wsolbench.datasets.base import Item
 from wsolbench.datasets.synthetic import WRITERS
 
 LIMITS = {"plan": 2.0, "report": 8.0}  # seconds
-SIDE, VARIANTS = 224, 8
+SIDE, VARIANTS, EXAMPLES = 224, 8, 128  # px; sets of arrays and of example maps in stock
 TRAIN, TEST, PX = 85, 80, 64  # images as in GlaS, small
 
 
@@ -79,6 +79,7 @@ class Forge:
 
     desk: Desk
     stock: Path
+    folds: int
 
     def all(self, plan: Plan) -> None:
         """Every stage of a plan."""
@@ -128,8 +129,9 @@ class Forge:
             self.desk.images(on).prepare([Need(tuple(shown), size), mask_need(shown, size)])
             stem = _write_pictures(stage, self.desk, shown)
             if spec.kind != "none":
-                name = f"examples-{on.dataset}-{on.fold}-{variant}"
-                self._link(name, folder / "examples.npz", lambda: self._examples(shown, variant))
+                number = int(stage.key[:8], 16) % (EXAMPLES // self.folds)
+                name = f"examples-{on.dataset}-{on.fold}-{number}"
+                self._link(name, folder / "examples.npz", lambda: self._examples(shown, number))
         facts = {
             **common["facts"], "parameters": 11_177_538 if trained else 0, "epoch": 7 if trained else None,
             "weights_sha256": stage.key * 3 if trained else "", "left_unshifted": [], "kind": spec.kind,
@@ -179,7 +181,7 @@ def forge(folder: Path, shape: Shape) -> tuple[list[str], Plan]:
     planner = Planner(make_request(dict(typed), (), None))
     plan = planner.build()
     os.fsync = lambda _: None  # made-up results need not survive a power cut
-    Forge(Desk(planner.request.run, planner.sources), folder / "stock").all(plan)
+    Forge(Desk(planner.request.run, planner.sources), folder / "stock", len(planner.request.folds)).all(plan)
     option = {"protocols": "protocol", "data_root": "data-root"}
     return ["run", *(w for k, v in typed.items() for w in (f"--{option.get(k, k)}", str(v)))], plan
 

@@ -5,7 +5,7 @@ method each, every one into a fresh folder of its own, so that it decodes, train
 Demo data, preset smoke. Both sides must give the same rows, digit for digit, and the shared side must train exactly
 what is distinct. The seven take minutes, therefore one round unless asked.
 
-usage: python tests/speed/share_ratio.py [--rounds 1] [--epochs 20] [--jobs 1] [--device auto] [--json]
+usage: python tests/speed/share_ratio.py [--rounds 1] [--epochs 0] [--jobs 1] [--device auto] [--json]
 """
 
 import argparse
@@ -64,7 +64,8 @@ def command(methods: Sequence[str], data: Path, results: Path, options: argparse
     return [
         "run", "--methods", ",".join(methods), "--datasets", "glas", "--data-root", str(data), "--json",
         "--backbones", options.backbone, "--weights", "none", "--preset", "smoke", "--device", options.device,
-        "--jobs", str(options.jobs), "--set", f"train.epochs={options.epochs}", "--results", str(results),
+        "--jobs", str(options.jobs), "--results", str(results),
+        *(("--set", f"train.epochs={options.epochs}") if options.epochs else ()),
     ]  # fmt: skip
 
 
@@ -120,7 +121,7 @@ def row_of(shared: Sequence[Side], alone: Sequence[Side], distinct: int, options
         seconds=seconds | parts,
         conditions={
             "device": options.device, "threads": threads, "backbone": options.backbone, "size": 96, "batch": 16,
-            "epochs": options.epochs, "jobs": options.jobs, "rounds": len(shared), "data": "synthetic GlaS, 64 + 20",
+            "epochs": options.epochs or "20, two-step 10", "jobs": options.jobs, "rounds": len(shared), "data": "synthetic GlaS, 64 + 20",
         },
         note=f"{len(one.trainings)} trainings of {distinct} distinct ones, {len(many.trainings)} one by one; "
         f"{len(one.rows)} rows {'equal' if equal else 'DIFFERENT'} on both sides; "
@@ -133,7 +134,7 @@ def main() -> None:
     """Prints the ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="resnet10t")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=0, help="0: those of the preset")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--device", default="auto")
