@@ -140,8 +140,8 @@ class Snapshots:
         _load_optimizer(optimizer, _unflatten_optimizer(tensors, state["optimizer"]))
         scaler.load_state_dict(state["scaler"])
         self._written = hashes
-        reached = {k: state[k] for k in ("epoch", "roles", "seconds", "images", "history_bytes", "times")}
-        return Progress(**reached, candidates=candidates)
+        reached = {k: state[k] for k in ("epoch", "roles", "seconds", "images", "history_bytes")}
+        return Progress(**reached, candidates=candidates, times=state.get("times", {}))
 
     def remove(self) -> None:
         """Deletes the snapshots and weights no role needs, once the training has its record."""

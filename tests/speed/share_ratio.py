@@ -121,7 +121,8 @@ def row_of(shared: Sequence[Side], alone: Sequence[Side], distinct: int, options
         seconds=seconds | parts,
         conditions={
             "device": options.device, "threads": threads, "backbone": options.backbone, "size": 96, "batch": 16,
-            "epochs": options.epochs or "20, two-step 10", "jobs": options.jobs, "rounds": len(shared), "data": "synthetic GlaS, 64 + 20",
+            "epochs": options.epochs or "20, two-step 10", "jobs": options.jobs, "rounds": len(shared),
+            "data": "synthetic GlaS, 64 + 20",
         },
         note=f"{len(one.trainings)} trainings of {distinct} distinct ones, {len(many.trainings)} one by one; "
         f"{len(one.rows)} rows {'equal' if equal else 'DIFFERENT'} on both sides; "
