@@ -118,11 +118,14 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         np.savez_compressed(handle, **arrays)  # pyright: ignore[reportArgumentType]
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Reads all arrays of an npz file. Raises BenchError naming the file if it is damaged or holds pickles."""
+def read_npz(path: Path, names: Iterable[str] = ()) -> dict[str, np.ndarray]:
+    """Reads some arrays of an npz file, without `names` all of them.
+
+    Raises BenchError naming the file if it is damaged or holds pickles, and KeyError for an array it does not hold.
+    """
     try:
         with np.load(path, allow_pickle=False) as data:
-            return {name: data[name] for name in data.files}
+            return {name: data[name] for name in names or data.files}
     except (ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as problem:
         raise BenchError(
             f"{path} is damaged ({problem}). Remove it; what it belongs to is then made again."

@@ -5,15 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..benchmark.store import Store, atomic_path
+from ..benchmark.store import Store
 from .aggregate import Table
 from .contents import Chapter, Contents
 from .ood import Away
 from .shifts import Shifted
+from .studio import make
 
 if TYPE_CHECKING:
-    from .figures.base import Drawn, Scene
-    from .figures.draw import Drawings
+    from .figures.base import AwayScene, Scene, ShiftScene
     from .page import Picture
 
 
@@ -40,9 +40,9 @@ def no_art(contents: Contents) -> Pictures:
 
 
 def make_art(store: Store, folder: Path, contents: Contents) -> Pictures:
-    """Draws and saves all figures in a folder; every file is written atomically."""
+    """Draws and saves all figures in a folder, but for those that are there already."""
     from .figures.base import Palette, Scene
-    from .figures.draw import draw_figures
+    from .figures.draw import jobs_of
 
     findings, away = contents.findings, [c.source for c in contents.chapters if isinstance(c.source, Away)]
     shifted = [t for c in contents.chapters if isinstance(c.source, Shifted) for x in c.source.ladders
@@ -55,43 +55,30 @@ def make_art(store: Store, folder: Path, contents: Contents) -> Pictures:
 
     home = [scene_of(table) for table in contents.tables]
     found = no_art(contents)
-    for scene, art in zip(home, found.tables, strict=True):
-        _keep(draw_figures(scene), art, folder, found.paths)
+    scenes: list[tuple[Scene | AwayScene | ShiftScene, Art]] = list(zip(home, found.tables, strict=True))
     for chapter, art in zip(contents.chapters, found.chapters, strict=True):
-        drawings = _chapter(chapter, home, scene_of)
-        if drawings:
-            _keep(drawings, art, folder, found.paths)
+        scene = _chapter(chapter, home, scene_of)
+        if scene:
+            scenes.append((scene, art))
+    jobs = [(job, art) for scene, art in scenes for job in jobs_of(scene)]
+    for (_, art), made in zip(jobs, make([job for job, _ in jobs], folder, store), strict=True):
+        art.pictures += made.pictures
+        art.missing += made.missing
+        found.paths += made.paths
     return found
 
 
-def _chapter(chapter: Chapter, home: Sequence["Scene"], scene_of: Callable[[Table], "Scene"]) -> "Drawings | None":
+def _chapter(
+    chapter: Chapter, home: Sequence["Scene"], scene_of: Callable[[Table], "Scene"]
+) -> "AwayScene | ShiftScene | None":
     from .figures.base import AwayScene, ShiftScene
-    from .figures.draw import draw_away, draw_shifted
 
     source = chapter.source
     if isinstance(source, Shifted):
         table = next(iter(source.ladders[0].levels.values()))
-        return draw_shifted(ShiftScene(source, scene_of(table).palette))
+        return ShiftScene(source, scene_of(table).palette)
     if source is None:
         return None
     pairs = tuple(scene_of(table) for table in source.tables)
     own = tuple(s for s in home if s.table.protocol == source.protocol and s.synthetic == source.synthetic)
-    return draw_away(AwayScene(source, pairs, own, pairs[0].palette))
-
-
-def _keep(drawings: "Drawings", art: Art, folder: Path, paths: list[Path]) -> None:
-    art.missing += drawings.missing
-    art.pictures += [_save(drawn, folder, paths) for drawn in drawings.drawn]
-
-
-def _save(drawn: "Drawn", folder: Path, paths: list[Path]) -> "Picture":
-    from .figures.base import render
-    from .page import picture
-
-    png = render(drawn.figure, "png")
-    for form, data in (("png", png), ("pdf", render(drawn.figure, "pdf"))):
-        path = folder / f"{drawn.name}.{form}"
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(data)
-        paths.append(path)
-    return picture(drawn, png)
+    return AwayScene(source, pairs, own, pairs[0].palette)

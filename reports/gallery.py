@@ -8,9 +8,12 @@ import base64
 import io
 import itertools
 import math
+import os
 import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +27,7 @@ from .rows import Findings, Row
 LIMIT = 24_000_000  # characters of packed images, masks and maps on one page
 QUALITY = 85  # of the WebP or JPEG images; the overlays on them lose nothing
 STEPS = BINS - 1
+HELD = 1000  # maps in memory while they wait for a place
 
 
 @dataclass(frozen=True)
@@ -91,12 +95,17 @@ class _Scene(NamedTuple):
 
 
 class _Candidate(NamedTuple):
-    """One map that may become a card. rank: of its image in its set."""
+    """One map that may become a card. rank: of its image in its set; path, name: the file of the map and its id there.
+
+    scores: the map itself, None where so many wait for a place that this one is read again when its turn comes.
+    """
 
     rank: int
     line: int
     stem: str
-    packed: str
+    path: Path
+    name: str
+    scores: np.ndarray | None
     predicted: int | None
 
 
@@ -121,7 +130,23 @@ def pack_map(scores: np.ndarray) -> str:
     residual = bins - (padded[1:, :-1] + padded[:-1, 1:] - padded[:-1, :-1])
     folded = np.where(residual >= 0, 2 * residual, -2 * residual - 1)
     planes = np.stack([folded & 255, folded >> 8]).astype(np.uint8)
-    return base64.b64encode(zlib.compress(planes.tobytes(), 6)).decode()
+    return base64.b64encode(zlib.compress(planes.tobytes(), 4)).decode()
+
+
+def _packed(candidates: Sequence[_Candidate]) -> Iterator[str]:
+    """Their maps packed, on all cores and not many more than are taken: most of a large matrix find no room."""
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(candidates), 4 * workers):
+            yield from pool.map(_pack, candidates[start : start + 4 * workers])
+
+
+def _pack(candidate: _Candidate) -> str:
+    scores = candidate.scores
+    if scores is None:
+        found = _arrays(candidate.path, "ids", "maps")
+        scores = found["maps"][found["ids"].tolist().index(candidate.name)]
+    return pack_map(scores)
 
 
 def pack_mask(mask: np.ndarray) -> str:
@@ -177,9 +202,9 @@ class _Builder:
         return self.maps.size + self.images.size + self.masks.size
 
     def _candidates(self, lines: Sequence[tuple[Line, bool]]) -> Iterator[_Candidate]:
-        for line, own in lines:
+        for (line, own), found in zip(lines, _loaded(self.store, lines), strict=True):
             try:
-                stem, scene, maps, predicted = self._read(line.first)
+                stem, scene, maps, predicted = self._check(line.first, found)
             except _UnusableError as reason:
                 self.reasons.setdefault(str(reason), []).append(line.marked)
                 continue
@@ -187,24 +212,26 @@ class _Builder:
             if self._full:  # packing what cannot be shown would take minutes
                 continue
             self._lines.append(_line_facts(line, own))
+            path, held = _files(self.store, line.first)[0], max(1, HELD // len(lines))
             for name, one in maps.items():
                 row = scene.ids.index(name)
-                yield _Candidate(row, len(self._lines) - 1, stem, pack_map(one), predicted.get(name))
+                kept = one.copy() if row < held else None
+                yield _Candidate(row, len(self._lines) - 1, stem, path, name, kept, predicted.get(name))
 
     def _place(self, candidates: Sequence[_Candidate]) -> None:
         """Adds cards until one would not fit; nothing is added after it, so that no gaps arise."""
         if self._full:
             return
-        for c in candidates:
+        for c, packed in zip(candidates, _packed(candidates), strict=False):
             image, mask = self._picture(c.stem, c.rank)
-            cost = self.maps.cost(c.packed) + self.images.cost(image) + self.masks.cost(mask)
+            cost = self.maps.cost(packed) + self.images.cost(image) + self.masks.cost(mask)
             if self.size + cost > self.limit:
                 self._full = True
                 return
             if (c.stem, c.rank) not in self._shown:
                 self._shown[c.stem, c.rank] = len(self._facts)
                 self._facts.append(self._image_facts(c, image, mask))
-            self._cards.append([c.line, self._shown[c.stem, c.rank], self.maps.add(c.packed), c.predicted])
+            self._cards.append([c.line, self._shown[c.stem, c.rank], self.maps.add(packed), c.predicted])
 
     def _image_facts(self, c: _Candidate, image: str, mask: str) -> dict[str, Any]:
         scene = self._scenes[c.stem]
@@ -219,21 +246,21 @@ class _Builder:
             self._pictures[stem, row] = pack_image(scene.images[row]), pack_mask(scene.masks[row])
         return self._pictures[stem, row]
 
-    def _read(self, row: Row) -> tuple[str, _Scene, dict[str, np.ndarray], dict[str, int]]:
+    def _check(self, row: Row, loaded: "_Loaded") -> tuple[str, _Scene, dict[str, np.ndarray], dict[str, int]]:
         """Everything of one run: the stem of its images, the images, maps by id, predicted classes by id."""
         stem = self.findings.records[row.stage]["facts"].get("examples", "")
         folder = self.store.run_dir(row.stage)
         if not stem:
             raise _UnusableError("no example images are stored")
         scene = self._scene(stem, len(row.classes))
-        found = _arrays(folder / "examples.npz", "ids", "maps")
+        found = loaded.sound(0)
         maps = dict(zip(found["ids"].tolist(), found["maps"], strict=False))
         size = scene.masks.shape[1:]
         known = len(maps) == len(found["maps"]) == len(found["ids"]) and set(maps) <= set(scene.ids)
         known = known and found["maps"].shape[1:] == size
-        if not (known and ((found["maps"] >= 0) & (found["maps"] <= 1)).all()):  # NaN is neither
+        if not (known and _within_0_and_1(found["maps"])):
             raise _UnusableError(f"{folder / 'examples.npz'} does not fit its images; remove {folder}")
-        scores = _arrays(folder / "scores.npz", "ids", "logits")
+        scores = loaded.sound(1)
         predicted: dict[str, int] = {}
         if not np.isnan(scores["logits"]).any():
             predicted = dict(zip(scores["ids"].tolist(), scores["logits"].argmax(1).tolist(), strict=True))
@@ -262,10 +289,54 @@ class _Builder:
             yield f"{', '.join(dict.fromkeys(names))}: {reason}."
 
 
-def _arrays(path: Any, *names: str) -> dict[str, np.ndarray]:
+class _Loaded(NamedTuple):
+    """The arrays of a run's two files, each perhaps the reason why it cannot be used."""
+
+    files: tuple[dict[str, np.ndarray] | _UnusableError, ...]
+
+    def sound(self, index: int) -> dict[str, np.ndarray]:
+        """The arrays of one file. Raises _UnusableError with its reason."""
+        found = self.files[index]
+        if isinstance(found, _UnusableError):
+            raise found
+        return found
+
+
+def _loaded(store: Store, lines: Sequence[tuple[Line, bool]]) -> Iterator[_Loaded]:
+    """The arrays of the first run of some lines, read on all cores, a few lines ahead."""
+
+    def load(line: Line) -> _Loaded:
+        found: list[dict[str, np.ndarray] | _UnusableError] = []
+        for path, names in zip(_files(store, line.first), (("ids", "maps"), ("ids", "logits")), strict=True):
+            try:
+                found.append(_arrays(path, *names))
+            except _UnusableError as reason:
+                found.append(reason)
+        return _Loaded(tuple(found))
+
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(lines), 2 * workers):
+            yield from pool.map(load, (line for line, _ in lines[start : start + 2 * workers]))
+
+
+def _files(store: Store, row: Row) -> tuple[Path, Path]:
+    """The example maps of a run and its scores."""
+    folder = store.run_dir(row.stage)
+    return folder / "examples.npz", folder / "scores.npz"
+
+
+def _within_0_and_1(maps: np.ndarray) -> bool:
+    """Whether all values are; NaN is not."""
+    if maps.dtype != np.float16:
+        return bool(((maps >= 0) & (maps <= 1)).all())
+    bits = maps.view(np.uint16)  # ordered as the numbers are up to 0x3C00, which is 1; many times faster
+    return bool(((bits <= 0x3C00) | (bits == 0x8000)).all())  # 0x8000 is -0
+
+
+def _arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
     try:
-        found = read_npz(path)
-        return {name: found[name] for name in names}
+        return read_npz(path, names)
     except FileNotFoundError:
         raise _UnusableError("no example maps are stored") from None
     except (OSError, BenchError, KeyError) as problem:

@@ -66,6 +66,11 @@ class Palette:
         look = self._looks.get(line.name, Look("#000000"))
         return replace(look, linestyle=_DOTTED) if line.label != line.marked else look
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All methods it has a look for, in the order of their looks."""
+        return tuple(self._looks)
+
     def knows(self, method: str) -> bool:
         """Whether the report has a line of that name."""
         return method in self._looks
@@ -112,6 +117,11 @@ class Scene:
         return self.table.synthetic
 
     @property
+    def tables(self) -> tuple[Table, ...]:
+        """All tables it shows something of."""
+        return (self.table,)
+
+    @property
     def stem(self) -> tuple[str, ...]:
         """What the names of this table's figure files end with."""
         table = self.table
@@ -141,6 +151,11 @@ class AwayScene:
         return self.away.synthetic
 
     @property
+    def tables(self) -> tuple[Table, ...]:
+        """All tables it shows something of."""
+        return tuple(scene.table for scene in (*self.home, *self.pairs))
+
+    @property
     def stem(self) -> tuple[str, ...]:
         """What the names of the figure files end with."""
         return (self.away.protocol, *(["synthetic"] if self.synthetic else []))
@@ -157,6 +172,11 @@ class ShiftScene:
     def synthetic(self) -> bool:
         """Whether the data are made up."""
         return self.shifted.synthetic
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """All tables it shows something of."""
+        return tuple(table for ladder in self.shifted.ladders for table in ladder.levels.values())
 
     @property
     def stem(self) -> tuple[str, ...]:
@@ -268,12 +288,18 @@ STYLE: Any = {
 
 def render(figure: "Figure", form: str) -> bytes:
     """The bytes of a figure as `png` or `pdf`; the same figure gives the same bytes."""
-    if figure.get_layout_engine() is not None:
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # each further drawing would shift the layout a little, and costs time
+    import matplotlib
+
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        # Each further drawing would shift the layout a little, and any engine costs a drawing that shows nothing.
+        with matplotlib.rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
+            figure.set_layout_engine(None)
     stamp = (
         {"CreationDate": None, "Producer": None, "Creator": "wsolbench"} if form == "pdf" else {"Software": "wsolbench"}
     )
+    fast: dict[str, Any] = {"pil_kwargs": {"compress_level": 4}} if form == "png" else {}  # 3% larger in half the time
     out = io.BytesIO()
-    figure.savefig(out, format=form, dpi=130, metadata=stamp)
+    figure.savefig(out, format=form, dpi=130, metadata=stamp, **fast)
     return out.getvalue()

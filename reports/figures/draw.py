@@ -29,6 +29,25 @@ class Drawings:
     missing: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Job:
+    """The figures of one module for one scene: what is drawn in one go."""
+
+    scene: Scene | AwayScene | ShiftScene
+    module: str
+    title: str
+
+    def draw(self) -> Drawings:
+        """The figures, or the reason why there are none."""
+        return _draw(self.scene, {self.module: self.title})
+
+
+def jobs_of(scene: Scene | AwayScene | ShiftScene) -> list[Job]:
+    """Everything to draw of a scene, in the order of the page."""
+    kinds = {Scene: FIGURES, AwayScene: AWAY_FIGURES, ShiftScene: SHIFT_FIGURES}
+    return [Job(scene, module, title) for module, title in kinds[type(scene)].items()]
+
+
 def draw_figures(scene: Scene) -> Drawings:
     """Draws what the data allow. A new figure is a new file with `draw(scene)` and a name in FIGURES."""
     return _draw(scene, FIGURES)

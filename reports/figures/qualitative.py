@@ -2,6 +2,7 @@
 
 import textwrap
 import zipfile
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from ..aggregate import Line
 from .base import Drawn, NoFigureError, Scene, by_backbone, new_figure, slug
 
 TILE, GAP, SIDE, HEAD = 176, 10, 150, 50  # px; SIDE and HEAD hold the names of rows and columns
-METHODS_PER_FIGURE, MAX_IMAGES, MAX_KINDS = 12, 6, 3
+METHODS_PER_FIGURE, MAX_IMAGES, MAX_KINDS, MAX_FIGURES = 12, 6, 3, 4
 RIGHT, WRONG = "#0072B2", "#D55E00"
 
 
@@ -22,14 +23,15 @@ class _Examples(NamedTuple):
 
 
 def draw(scene: Scene, images: int = MAX_IMAGES, first_only: bool = False) -> list[Drawn]:
-    """One figure a kind of image, backbone and dozen methods.
+    """One figure a kind of image, backbone and dozen methods; the first backbone alone where those are too many.
 
     images: rows of a figure. first_only: the first backbone and its first dozen methods alone. Raises NoFigureError if
     no example images are stored.
     """
     drawn = []
     groups = list(by_backbone(scene.with_maps()).items())
-    for backbone, lines in groups[:1] if first_only else groups:
+    many = sum(-(-len(lines) // METHODS_PER_FIGURE) for _, lines in groups) * len(_kinds(scene)) > MAX_FIGURES
+    for backbone, lines in groups[:1] if first_only or many else groups:
         found = [(line, maps) for line in lines if (maps := _maps(scene, line)) is not None]
         for kind, classes in _kinds(scene).items():
             examples = next((e for x, _ in found if (e := _examples(scene, x, classes, images)) is not None), None)
@@ -42,6 +44,10 @@ def draw(scene: Scene, images: int = MAX_IMAGES, first_only: bool = False) -> li
                 drawn.append(_grid(scene, labels, examples, part))
     if not drawn:
         raise NoFigureError("no example images are stored with these results")
+    if many and not first_only and len(groups) > 1:
+        others = ", ".join(name for name, _ in groups[1:])
+        left = f" Maps of {others} are left out here; the gallery of the page holds them too, as far as there is room."
+        drawn = [replace(one, how=one.how + left) for one in drawn]
     return drawn
 
 

@@ -1,0 +1,193 @@
+"""Where figures are drawn and saved: side by side on all cores, and again only when what they show has changed.
+
+What was drawn is noted in `cache/figures.json` with a hash of all that it was drawn from; it may be deleted any time.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..benchmark import metrics
+from ..benchmark.store import Store, atomic_path, write_text
+from .aggregate import Table
+
+if TYPE_CHECKING:
+    from .figures.base import Drawn, Palette
+    from .figures.draw import Job
+    from .page import Picture
+
+NOTES = "figures.json"
+FORMS = ("png", "pdf")
+FEW = 6  # jobs up to which processes of their own cost more than they bring
+_STAMPED = ("record.json", "scores.npz", "examples.npz", "history.jsonl")
+_LIBRARIES = ("matplotlib", "seaborn", "numpy", "pillow")
+_todo: list[tuple["Job", Path]] = []  # what a forked process finds; scenes are too large to be sent
+
+
+@dataclass
+class Made:
+    """The figures of one job, and `title: reason` for each that was left out. drawn: as noted for the next time."""
+
+    pictures: list["Picture"] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    paths: list[Path] = field(default_factory=list)
+    drawn: list[dict[str, str]] = field(default_factory=list)
+
+
+def make(jobs: Sequence["Job"], folder: Path, store: Store) -> list[Made]:
+    """Draws and saves the figures of some jobs, in their order; what is there and still true is left as it is."""
+    sources = _Sources(store)
+    hashes = [sources.of(job) for job in jobs]
+    notes = _read(store.cache_dir / NOTES)
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        found = list(pool.map(lambda h: _again(notes.get(h), folder), hashes))
+    fresh = iter(list(_all([job for job, made in zip(jobs, found, strict=True) if made is None], folder)))
+    out = [made or next(fresh) for made in found]
+    known = {h: {"drawn": m.drawn, "missing": m.missing} for h, m in zip(hashes, out, strict=True)}
+    if known != notes:
+        with contextlib.suppress(OSError):  # a folder closed to us
+            write_text(store.cache_dir / NOTES, json.dumps({"figures": known}))
+    return out
+
+
+def _all(jobs: Sequence["Job"], folder: Path) -> Iterator[Made]:
+    """Every job drawn, in processes where that is safe: Linux, no other thread, no torch with its own."""
+    workers = min(os.cpu_count() or 1, len(jobs))
+    alone = sys.platform != "linux" or threading.active_count() > 1 or "torch" in sys.modules
+    if alone or workers < 2 or len(jobs) <= FEW:
+        yield from (_make(job, folder) for job in jobs)
+        return
+    for module in ("seaborn", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf"):
+        importlib.import_module(module)  # once here, not once a process
+    _todo[:] = [(job, folder) for job in jobs]
+    try:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+            yield from pool.map(_forked, range(len(jobs)))
+    finally:
+        _todo.clear()
+
+
+def _forked(index: int) -> Made:
+    return _make(*_todo[index])
+
+
+def _make(job: "Job", folder: Path) -> Made:
+    made, drawings = Made(), job.draw()
+    made.missing = drawings.missing
+    for drawn in drawings.drawn:
+        _save(drawn, folder, made)
+    return made
+
+
+def _save(drawn: "Drawn", folder: Path, made: Made) -> None:
+    from .figures.base import render
+    from .page import picture
+
+    note = {"name": drawn.name, "title": drawn.title, "how": drawn.how, "alt": drawn.alt}
+    files = {form: render(drawn.figure, form) for form in FORMS}
+    for form, data in files.items():
+        path = folder / f"{drawn.name}.{form}"
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(data)
+        made.paths.append(path)
+        note[form] = hashlib.sha256(data).hexdigest()
+    made.pictures.append(picture(drawn, files["png"]))
+    made.drawn.append(note)
+
+
+@dataclass(frozen=True)
+class _Noted:
+    """What the page says of a figure that was drawn before."""
+
+    name: str
+    title: str
+    how: str
+    alt: str
+
+
+def _again(note: Mapping[str, Any] | None, folder: Path) -> Made | None:
+    """What a job drew before, if every file of it is still there as it was."""
+    from .page import picture
+
+    if note is None:
+        return None
+    made = Made(missing=list(note["missing"]))
+    for one in note["drawn"]:
+        for form in FORMS:
+            path = folder / f"{one['name']}.{form}"
+            try:
+                data = path.read_bytes()
+            except OSError:
+                return None
+            if hashlib.sha256(data).hexdigest() != one[form]:
+                return None
+            made.paths.append(path)
+            if form == "png":
+                shown = _Noted(one["name"], one["title"], one["how"], one["alt"])
+                made.pictures.append(picture(shown, data))
+        made.drawn.append(one)
+    return made
+
+
+class _Sources:
+    """Hashes of all that figures are drawn from: code, rows, looks, and the files of their stages."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._tables: dict[int, str] = {}
+        self._shared = f"{_code()} {_stamps(sorted((store.root / 'examples').glob('*')))}"
+
+    def of(self, job: "Job") -> str:
+        """The hash of a job."""
+        scene = job.scene
+        parts = [job.module, *scene.stem, *(self._table(table, scene.palette) for table in scene.tables)]
+        return hashlib.sha256("\0".join([self._shared, *parts]).encode()).hexdigest()[:20]
+
+    def _table(self, table: Table, palette: "Palette") -> str:
+        if id(table) not in self._tables:
+            looks = [(x.label, x.marked, palette.look(x), [r.stage for r in x.runs]) for x in table.lines]
+            shown = [line.first.stage for line in table.shown]
+            stages = dict.fromkeys(s for r in table.rows for s in (r.stage, r.stage_train) if s)
+            files = _stamps(self.store.run_dir(stage) / name for stage in stages for name in _STAMPED)
+            text = f"{table.title}{table.rows}{looks}{shown}{sorted(palette.names)}{files}"
+            self._tables[id(table)] = hashlib.sha256(text.encode()).hexdigest()
+        return self._tables[id(table)]
+
+
+def _stamps(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Name, size and time of the files that are there."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            found.append((path.name, status.st_size, status.st_mtime_ns))
+    return found
+
+
+@cache
+def _code() -> str:
+    """A hash of all code that draws."""
+    paths = [*sorted(Path(__file__).parent.rglob("*.py")), Path(str(metrics.__file__))]
+    versions = [importlib.metadata.version(name) for name in _LIBRARIES]
+    return hashlib.sha256(b"\0".join([*(p.read_bytes() for p in paths), *map(str.encode, versions)])).hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What was noted; a missing or damaged file is empty, for all can be drawn again."""
+    try:
+        found = json.loads(path.read_bytes())["figures"]
+        return {k: v for k, v in found.items() if {"drawn", "missing"} <= set(v)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
