@@ -2,8 +2,8 @@
 
 import importlib.util
 import logging
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,17 +28,14 @@ def preflight(stages: Sequence[Stage], planner: "Planner") -> None:
     """Raises BenchError for anything that would stop the work later; decodes the images that will be needed."""
     choose_device(planner.request.run.device)
     _check_backend(planner.request.run.backend)
-    know_files(stages)
-    for ref in {s.work["method"].label: s.work["method"] for s in stages}.values():
-        check = getattr(METHODS.load(ref.spec.name), "check_options", None)
-        if check is not None:
-            check(options(ref))
+    know_files(list(_unlike(stages, _methods).values()))
+    _check_options(stages)
     _check_backbones(stages, planner)
     _check_training_masks(stages, planner)
     desk = Desk(planner.request.run, planner.sources)
     needed: dict[tuple[str, str], dict[Need, None]] = {}
     places = {}
-    for stage in stages:
+    for stage in _unlike(stages, _reads).values():
         for place, need in [*((place_of(stage), n) for n in needs_of(stage, desk)), *pool_needs(stage, desk)]:
             key = (place.dataset, place.fold)
             places.setdefault(key, place)
@@ -47,6 +44,42 @@ def preflight(stages: Sequence[Stage], planner: "Planner") -> None:
         dataset, fold = key
         quick_checks(desk.manifest(places[key]), planner.sources[dataset].facts(fold))
         desk.images(places[key]).prepare(list(needs))
+
+
+def _unlike(stages: Sequence[Stage], look: Callable[[Stage], Hashable]) -> dict[Hashable, Stage]:
+    """One stage of each kind: a matrix has thousands of stages and few that differ in what is asked here."""
+    found: dict[Hashable, Stage] = {}
+    for stage in stages:
+        found.setdefault(look(stage), stage)
+    return found
+
+
+def _methods(stage: Stage) -> Hashable:
+    refs = (stage.work["method"], stage.work.get("carrier"))
+    return tuple(ref.spec.module for ref in refs if ref is not None)
+
+
+def _reads(stage: Stage) -> Hashable:
+    """All that `needs_of` and `pool_needs` make a difference of."""
+    place, config, protocol, on = place_of(stage), stage.work["config"], *map(stage.work.get, ("protocol", "on"))
+    lender = (on.lender, on.lender_fold) if on else ()  # of a shift that needs none it is empty
+    what = (stage.kind, place.dataset, place.fold, lender, stage.labels.get("split"))
+    sizes = (config.image_size, config.load_size, protocol.size if protocol else 0)
+    return (*what, *sizes, stage.work["method"].spec.supervision)
+
+
+def _check_options(stages: Sequence[Stage]) -> None:
+    """Each set of options of each method once; a recipe may give one name other options on another dataset."""
+    seen: dict[str, list[Mapping[str, Any]]] = {}
+    for stage in stages:
+        ref = stage.work["method"]
+        known = seen.setdefault(ref.spec.name, [])
+        if ref.options in known:
+            continue
+        known.append(ref.options)
+        check = getattr(METHODS.load(ref.spec.name), "check_options", None)
+        if check is not None:
+            check(options(ref))
 
 
 def _check_backend(name: str) -> None:
@@ -60,9 +93,8 @@ def _check_backend(name: str) -> None:
 
 def _check_training_masks(stages: Sequence[Stage], planner: "Planner") -> None:
     """An upper bound learns from the masks of the training images, so each must be there."""
-    for stage in stages:
-        if stage.kind != "train" or stage.work["method"].spec.supervision != "pixel":
-            continue
+    learning = [s for s in stages if s.kind == "train" and s.work["method"].spec.supervision == "pixel"]
+    for stage in _unlike(learning, lambda s: (s.work["cell"].dataset, s.work["cell"].fold)).values():
         cell = stage.work["cell"]
         manifest = planner.sources[cell.dataset].manifest(cell.fold)
         regions = manifest.card.region_classes
