@@ -7,7 +7,6 @@ Facts about an entry stand as literals in its decorator. Listing and planning re
 import ast
 import hashlib
 import importlib
-import importlib.metadata
 import importlib.util
 import logging
 import sys
@@ -109,6 +108,8 @@ class Registry:
         if self._plugins_loaded:
             return
         self._plugins_loaded = True
+        import importlib.metadata  # a sixth of the time of a short command, and most know their names without it
+
         for point in importlib.metadata.entry_points(group=self.group):
             before = set(self._objects)
             try:

@@ -61,10 +61,11 @@ def run(settings: tuple[str, ...], config: Path | None, dry_run: bool, as_json: 
     Everything finished is stored and never computed twice. Exit code: 0 all done, 1 some runs failed (the others are
     stored), 2 a mistake in the command, the data or the weights, found before any training.
     """
+    request = make_request({k: v for k, v in typed.items() if v is not None}, settings, config)
+    _check_names(request)
     from ..plan import Planner
     from ..store import Store
 
-    request = make_request({k: v for k, v in typed.items() if v is not None}, settings, config)
     planner, store = Planner(request), Store(request.run.results)
     store.check_writable()  # planning already keeps the hashes of the files there
     plan = planner.build()
@@ -98,6 +99,20 @@ def make_request(typed: dict[str, Any], settings: tuple[str, ...], config: Path 
     if preset not in PRESETS:
         raise BenchError(f"There is no preset '{preset}'.{did_you_mean(preset, PRESETS)}")
     return Request(**lists, **rest, overrides=overrides, run=run)
+
+
+def _check_names(request: Request) -> None:
+    """Raises BenchError for a method or dataset that does not exist, before anything slow is imported."""
+    from ...datasets import DATASETS
+    from ...methods import METHODS
+    from ..resolve import is_file
+
+    if not any(is_file(name) for name in request.methods):  # a file may bring the other names along
+        for name in request.methods:
+            METHODS.entry(name)
+    for name in request.datasets:
+        if not name.lower().endswith(".csv"):
+            DATASETS.entry(name)
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
