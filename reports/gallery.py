@@ -4,13 +4,10 @@ Maps are not pictures here but numbers: the histogram bin (metrics.THRESHOLDS) o
 and the Dice of it are exact at every step of the slider. Images and masks stand once, whatever the number of maps.
 """
 
-import base64
-import io
 import itertools
 import math
 import os
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..benchmark.errors import BenchError
-from ..benchmark.metrics import BINS
 from ..benchmark.store import Store, read_npz
 from .aggregate import Line, Table
+from .packing import STEPS, pack_image, pack_map, pack_mask, within_0_and_1
 from .rows import Findings, Row
 
 LIMIT = 24_000_000  # characters of packed images, masks and maps on one page
-QUALITY = 85  # of the WebP or JPEG images; the overlays on them lose nothing
-STEPS = BINS - 1
 HELD = 1000  # maps in memory while they wait for a place
 
 
@@ -119,49 +114,46 @@ def build_gallery(store: Store, findings: Findings, tables: Sequence[Table], lim
     return _Builder(store, findings, limit).build(tables)
 
 
-def pack_map(scores: np.ndarray) -> str:
-    """A map (H, W) in [0, 1] as text: its bins, predicted from three neighbours, deflated, base64.
+def _packed(candidates: Sequence[_Candidate], room: Callable[[], int]) -> Iterator[str]:
+    """Their maps packed, on all cores and not many more than are taken: most of a large matrix find no room.
 
-    Residuals of left + above - above left are folded to 0, 1, 2, … for 0, -1, 1, …; all low bytes stand before all
-    high bytes. `floor(1000 * score)` in float64 is the bin that the scorer counts.
+    room: characters that are left. Maps that were not held are read again, each file once for all that may fit.
     """
-    bins = (scores.astype(np.float64) * STEPS).astype(np.int32)
-    padded = np.pad(bins, ((1, 0), (1, 0)))
-    residual = bins - (padded[1:, :-1] + padded[:-1, 1:] - padded[:-1, :-1])
-    folded = np.where(residual >= 0, 2 * residual, -2 * residual - 1)
-    planes = np.stack([folded & 255, folded >> 8]).astype(np.uint8)
-    return base64.b64encode(zlib.compress(planes.tobytes(), 4)).decode()
-
-
-def _packed(candidates: Sequence[_Candidate]) -> Iterator[str]:
-    """Their maps packed, on all cores and not many more than are taken: most of a large matrix find no room."""
-    workers = os.cpu_count() or 1
+    workers, start, taken = os.cpu_count() or 1, 0, 0
     with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(candidates), 4 * workers):
-            yield from pool.map(_pack, candidates[start : start + 4 * workers])
+        while start < len(candidates):
+            held = candidates[start].scores is not None
+            few = 4 * workers if held else max(4 * workers, int(1.2 * room() * start / max(1, taken)))
+            part = [
+                c for c in candidates[start : start + few] if (c.scores is not None) == held
+            ]  # held ones come first
+            files: dict[Path, list[int]] = {}
+            for k, c in enumerate(part):
+                files.setdefault(c.path, []).append(k)
+            found: dict[int, str] = {}
+            for packed in pool.map(_pack, [[part[k] for k in own] for own in files.values()]):
+                found.update(zip(files[packed.path], packed.texts, strict=True))
+            for k in range(len(part)):
+                taken += len(found[k])
+                yield found.pop(k)
+            start += len(part)
 
 
-def _pack(candidate: _Candidate) -> str:
-    scores = candidate.scores
-    if scores is None:
-        found = _arrays(candidate.path, "ids", "maps")
-        scores = found["maps"][found["ids"].tolist().index(candidate.name)]
-    return pack_map(scores)
+class _Texts(NamedTuple):
+    """Packed maps of one file."""
+
+    path: Path
+    texts: list[str]
 
 
-def pack_mask(mask: np.ndarray) -> str:
-    """A mask (H, W) as text: one bit a pixel, row by row, highest bit first; deflated, base64."""
-    return base64.b64encode(zlib.compress(np.packbits(mask.astype(bool)).tobytes(), 9)).decode()
-
-
-def pack_image(pixels: np.ndarray) -> str:
-    """An image (H, W, 3) uint8 as a data URI: WebP, or JPEG where this Pillow writes no WebP."""
-    from PIL import Image, features
-
-    form = "webp" if features.check("webp") else "jpeg"
-    out = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(out, form, quality=QUALITY)
-    return f"data:image/{form};base64,{base64.b64encode(out.getvalue()).decode()}"
+def _pack(candidates: Sequence[_Candidate]) -> _Texts:
+    """Maps of one file, read again if they are not held."""
+    first, maps = candidates[0], [c.scores for c in candidates]
+    if first.scores is None:
+        found = _arrays(first.path, "ids", "maps")
+        place = {name: k for k, name in enumerate(found["ids"].tolist())}
+        maps = [found["maps"][place[c.name]] for c in candidates]
+    return _Texts(first.path, [pack_map(one) for one in maps if one is not None])
 
 
 class _Builder:
@@ -222,7 +214,7 @@ class _Builder:
         """Adds cards until one would not fit; nothing is added after it, so that no gaps arise."""
         if self._full:
             return
-        for c, packed in zip(candidates, _packed(candidates), strict=False):
+        for c, packed in zip(candidates, _packed(candidates, lambda: self.limit - self.size), strict=False):
             image, mask = self._picture(c.stem, c.rank)
             cost = self.maps.cost(packed) + self.images.cost(image) + self.masks.cost(mask)
             if self.size + cost > self.limit:
@@ -258,7 +250,7 @@ class _Builder:
         size = scene.masks.shape[1:]
         known = len(maps) == len(found["maps"]) == len(found["ids"]) and set(maps) <= set(scene.ids)
         known = known and found["maps"].shape[1:] == size
-        if not (known and _within_0_and_1(found["maps"])):
+        if not (known and within_0_and_1(found["maps"])):
             raise _UnusableError(f"{folder / 'examples.npz'} does not fit its images; remove {folder}")
         scores = loaded.sound(1)
         predicted: dict[str, int] = {}
@@ -324,14 +316,6 @@ def _files(store: Store, row: Row) -> tuple[Path, Path]:
     """The example maps of a run and its scores."""
     folder = store.run_dir(row.stage)
     return folder / "examples.npz", folder / "scores.npz"
-
-
-def _within_0_and_1(maps: np.ndarray) -> bool:
-    """Whether all values are; NaN is not."""
-    if maps.dtype != np.float16:
-        return bool(((maps >= 0) & (maps <= 1)).all())
-    bits = maps.view(np.uint16)  # ordered as the numbers are up to 0x3C00, which is 1; many times faster
-    return bool(((bits <= 0x3C00) | (bits == 0x8000)).all())  # 0x8000 is -0
 
 
 def _arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
