@@ -176,3 +176,83 @@ def test_an_explainer_may_need_nothing_of_a_backbone(world, tmp_path):
     )
     _, plan = world.plan(str(path))
     assert len(plan.kinds("train")) == 1
+
+
+def test_rows_ask_each_question_once(world, monkeypatch):
+    """The keys are those of a planner that remembers nothing."""
+    from dataclasses import replace
+
+    from wsolbench.benchmark import plan as planning
+
+    request = replace(world.request("cam,pixelcam,unet,constant"), seeds=(0, 1), protocols=("fair", "paper"))
+    asked: list[str] = []
+    monkeypatch.setattr(planning, "train_config", lambda *a, real=planning.train_config: asked.append("x") or real(*a))
+    quick = planning.Planner(request).build()
+    few = len(asked)
+
+    class Forgetful(dict):
+        def __contains__(self, key):
+            return False
+
+    slow = planning.Planner(request)
+    slow.answers = Forgetful()
+    found = slow.build()
+    assert (list(found.stages), found.rows) == (list(quick.stages), quick.rows)
+    assert [s.parents for s in found.stages.values()] == [s.parents for s in quick.stages.values()]
+    assert few < len(quick.rows) < len(asked) - few
+
+
+def test_equal_methods_are_one_in_a_set():
+    from wsolbench.benchmark.resolve import Resolver
+
+    found = [Resolver({}).ref("pixelcam"), Resolver({}).ref("pixelcam"), Resolver({}).ref("pixelcam:deepmil")]
+    assert [r.label for r in dict.fromkeys(found)] == ["pixelcam", "pixelcam:deepmil"]
+
+
+def test_every_set_of_options_is_checked_once(monkeypatch):
+    """One name may have other options on another dataset."""
+    from dataclasses import replace
+    from types import SimpleNamespace
+
+    from wsolbench.benchmark import preflight
+    from wsolbench.benchmark.resolve import Resolver
+
+    checked = []
+    method = SimpleNamespace(check_options=lambda options: checked.append(options.layers))
+    monkeypatch.setattr(preflight.METHODS, "load", lambda name: method)
+    one = Resolver({}).ref("layercam")
+    other = replace(one, options={"layers": "all"})  # as a recipe may settle it
+    preflight._check_options([SimpleNamespace(work={"method": ref}) for ref in (one, other, one, other)])
+    assert checked == ["last", "all"]
+
+
+def test_names_are_checked_before_anything_slow():
+    code = (
+        "import sys; from wsolbench.benchmark.cli import _run\n"
+        "for words in (['--methods', 'camm', '--datasets', 'glas'], ['--methods', 'cam', '--datasets', 'glass']):\n"
+        "    assert _run(['run', *words]) == 2\n"
+        "assert 'numpy' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Did you mean cam" in done.stderr
+    assert "Did you mean glas" in done.stderr
+
+
+def test_seconds_are_learnt_from_trainings_alike(world, tmp_path):
+    from wsolbench.benchmark.estimate import estimate_seconds
+    from wsolbench.benchmark.store import Store
+
+    _, plan = world.plan("cam")
+    (training,), store = plan.kinds("train"), Store(tmp_path / "other")
+    assert estimate_seconds([], store) == 0
+    assert estimate_seconds([training], store) is None
+    images = training.identity["data"]["images"] * training.work["config"].epochs
+    far = {**training.identity, "backbone": {"name": "resnet50"}}
+    for name, identity, speed in (("a", far, 1.0), ("b", far, 2.0), ("c", far, 4.0)):
+        store.finish(name, {"kind": "train", "identity": identity, "images_per_second": speed, "seconds": 1})
+    assert estimate_seconds([training], store) == pytest.approx(images / 2)
+    store.finish("d", {"kind": "train", "identity": training.identity, "images_per_second": 8.0, "seconds": 1})
+    store.finish("e", {"kind": "score", "seconds": None})
+    store.finish("f", {"kind": "score", "seconds": 3.0})
+    assert estimate_seconds([training, plan.kinds("score")[0]], store) == pytest.approx(images / 8 + 3)

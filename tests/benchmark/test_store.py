@@ -227,3 +227,21 @@ def test_a_results_folder_that_cannot_be_written_is_named(tmp_path):
         Store(tmp_path / "file" / "results").check_writable()
     Store(tmp_path / "new" / "results").check_writable()
     assert not (tmp_path / "new").exists()
+
+
+def test_done_are_those_with_a_record(tmp_path):
+    store = Store(tmp_path)
+    assert store.done(["a"]) == set()
+    store.finish("a", {"kind": "train"})
+    store.fail("b", {"kind": "train"})
+    (tmp_path / "runs" / "c").mkdir()
+    assert store.done(["c", "b", "a", "d"]) == {"a"}
+    assert list(store.records()) == ["a"]
+    assert list(store.failures()) == ["b"]
+
+
+def test_some_arrays_are_read_alone(tmp_path):
+    write_npz(tmp_path / "a.npz", {"x": np.arange(3), "y": np.ones(2)})
+    assert list(read_npz(tmp_path / "a.npz", ["y"])) == ["y"]
+    with pytest.raises(KeyError):
+        read_npz(tmp_path / "a.npz", ["z"])
