@@ -3,6 +3,7 @@
 What was drawn is noted in `cache/figures.json` with a hash of all that it was drawn from; it may be deleted any time.
 """
 
+import base64
 import contextlib
 import hashlib
 import importlib
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 NOTES = "figures.json"
 FORMS = ("png", "pdf")
+PNG = "data:image/png;base64,"
 FEW = 6  # jobs up to which processes of their own cost more than they bring
 _STAMPED = ("record.json", "scores.npz", "examples.npz", "history.jsonl")
 _LIBRARIES = ("matplotlib", "seaborn", "numpy", "pillow")
@@ -43,7 +45,7 @@ class Made:
     pictures: list["Picture"] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     paths: list[Path] = field(default_factory=list)
-    drawn: list[dict[str, str]] = field(default_factory=list)
+    drawn: list[dict[str, Any]] = field(default_factory=list)
 
 
 def make(jobs: Sequence["Job"], folder: Path, store: Store) -> list[Made]:
@@ -95,7 +97,7 @@ def _save(drawn: "Drawn", folder: Path, made: Made) -> None:
     from .figures.base import render
     from .page import picture
 
-    note = {"name": drawn.name, "title": drawn.title, "how": drawn.how, "alt": drawn.alt}
+    note: dict[str, Any] = {}
     files = {form: render(drawn.figure, form) for form in FORMS}
     for form, data in files.items():
         path = folder / f"{drawn.name}.{form}"
@@ -103,30 +105,24 @@ def _save(drawn: "Drawn", folder: Path, made: Made) -> None:
             temporary.write_bytes(data)
         made.paths.append(path)
         note[form] = hashlib.sha256(data).hexdigest()
-    made.pictures.append(picture(drawn, files["png"]))
+    shown = picture(drawn, files["png"])
+    own = not shown.source.startswith(PNG)  # made smaller for the page, which took as long as reading many
+    note["picture"] = shown._replace(source=shown.source if own else "")._asdict()
+    made.pictures.append(shown)
     made.drawn.append(note)
-
-
-@dataclass(frozen=True)
-class _Noted:
-    """What the page says of a figure that was drawn before."""
-
-    name: str
-    title: str
-    how: str
-    alt: str
 
 
 def _again(note: Mapping[str, Any] | None, folder: Path) -> Made | None:
     """What a job drew before, if every file of it is still there as it was."""
-    from .page import picture
+    from .page import Picture
 
     if note is None:
         return None
     made = Made(missing=list(note["missing"]))
     for one in note["drawn"]:
+        shown = Picture(**one["picture"])
         for form in FORMS:
-            path = folder / f"{one['name']}.{form}"
+            path = folder / f"{shown.name}.{form}"
             try:
                 data = path.read_bytes()
             except OSError:
@@ -134,9 +130,9 @@ def _again(note: Mapping[str, Any] | None, folder: Path) -> Made | None:
             if hashlib.sha256(data).hexdigest() != one[form]:
                 return None
             made.paths.append(path)
-            if form == "png":
-                shown = _Noted(one["name"], one["title"], one["how"], one["alt"])
-                made.pictures.append(picture(shown, data))
+            if form == "png" and not shown.source:
+                shown = shown._replace(source=PNG + base64.b64encode(data).decode())
+        made.pictures.append(shown)
         made.drawn.append(one)
     return made
 
