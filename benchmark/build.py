@@ -1,6 +1,6 @@
 """Building methods: backbone, weights and options become a module, or a function with its options bound."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -22,7 +22,25 @@ def build_method(ref: MethodRef, backbone: str, config: TrainConfig, num_classes
         torch.manual_seed(seed_for("init", seed))
         body = create_backbone(backbone, config.stride or None) if ref.spec.backbone else None
         method: Method = METHODS.load(ref.spec.name)(body, num_classes, options(ref))
-    return method.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    for module in method.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return method
+
+
+class Compiled:
+    """Runs compiled code in place of a network's own, unless the network is under hooks; a copy of it has none."""
+
+    def __init__(self, net: Any, compiled: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.net, self._compiled = net, compiled
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """What net.forward_features gives."""
+        hooked = any(m._forward_hooks or m._forward_pre_hooks for m in self.net.modules())
+        return self.net.forward_features(images) if hooked else self._compiled(images)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        return None  # the code is bound to the weights of the original
 
 
 def compile_backbone(method: Method, backend: str = "inductor") -> bool:
@@ -36,11 +54,7 @@ def compile_backbone(method: Method, backend: str = "inductor") -> bool:
     net: Any = backbone.net
     compiled = torch.compile(net.forward_features, backend=backend)
 
-    def run(images: torch.Tensor) -> torch.Tensor:
-        hooked = any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
-        return net.forward_features(images) if hooked else compiled(images)
-
-    backbone.fast = run
+    backbone.fast = Compiled(net, compiled)
     return True
 
 

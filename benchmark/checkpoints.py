@@ -156,13 +156,13 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> 
 
     Fused kernels walk over a parameter and its momentum in the order of memory, so that both need one layout.
     """
-    kernels = [{k: g[k] for k in ("fused", "foreach") if k in g} for g in optimizer.param_groups]
+    for group, own in zip(state["param_groups"], optimizer.param_groups, strict=True):
+        # before loading: torch decides by them where the number of steps is kept
+        group.update({k: own[k] for k in ("fused", "foreach") if k in own})
     optimizer.load_state_dict(state)
-    for group, kept in zip(optimizer.param_groups, kernels, strict=True):
-        group.update(kept)
     for parameter, entries in optimizer.state.items():
         for name, value in entries.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
+            if isinstance(value, Tensor) and value.shape == parameter.shape and name != "step":
                 entries[name] = torch.empty_like(parameter).copy_(value)
 
 

@@ -17,19 +17,22 @@ def pass_times(parts: Mapping[str, float]) -> dict[str, float]:
     """Seconds by part of a reading pass as a whole, from what its stopwatch was charged with."""
     found = {"load": parts.get("load", 0.0), "forward": parts.get("forward", 0.0) + _sum(parts, "predict:")}
     return found | {
-        "gradient": parts.get("gradient", 0.0),
+        "gradient": _sum(parts, "gradient") + _sum(parts, "taps"),
         "explain": _sum(parts, "read:"),
         "score": _sum(parts, "score:"),
     }
 
 
 def own_times(parts: Mapping[str, float], used: Set[str], view: str, task: str) -> dict[str, float]:
-    """Seconds by part that one map alone would take: of the shared ones (forward, gradient) those it has `used`."""
-    shared = {name: parts.get(name, 0.0) if name in used else 0.0 for name in ("forward", "gradient")}
+    """Seconds by part that one map alone would take: of the shared ones those it has `used`.
+
+    The backward pass to shallower levels is one for all levels asked of a class, so beside a map that reads a shallower
+    level than its own it counts as that one's.
+    """
     return {
         "load": parts.get("load", 0.0),
-        "forward": shared["forward"] + parts.get(f"predict:{view}", 0.0),
-        "gradient": shared["gradient"],
+        "forward": sum(parts.get(n, 0.0) for n in used if n == "forward") + parts.get(f"predict:{view}", 0.0),
+        "gradient": sum(parts.get(n, 0.0) for n in used if n != "forward"),
         "explain": parts.get(f"read:{view}", 0.0),
         "score": parts.get(f"score:{task}", 0.0),
     }

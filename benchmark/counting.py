@@ -125,8 +125,8 @@ def resize_by_steps(maps: Tensor, size: tuple[int, int]) -> Tensor:
 class GpuCounter:
     """Counts on CUDA with the kernels of counting_gpu once they have proved themselves, with torch otherwise.
 
-    The first batch of each kernel in a process is counted by torch too. Where a kernel does not compile, or counts
-    otherwise, a warning says so and torch counts for the rest of the process.
+    The first batch of each kernel in a process is counted by torch too. Where a kernel counts otherwise, or ever fails
+    to compile or run, a warning says so and torch counts for the rest of the process.
     """
 
     def __init__(self) -> None:
@@ -157,18 +157,20 @@ class GpuCounter:
 
     def _run(self, name: str, kernel: Callable[[], Tensor], reference: Callable[[], Tensor]) -> Tensor:
         trusted = self._trusted.get(name)
-        if trusted is not None:
-            return kernel() if trusted else reference()
-        expected = reference()
+        if trusted is False:
+            return reference()
+        expected = reference() if trusted is None else None
         try:
-            self._trusted[name] = torch.equal(kernel(), expected)
+            found = kernel()
+            if expected is None or torch.equal(found, expected):
+                self._trusted[name] = True
+                return found
             reason = "its counts differ from those of torch"
         except Exception as problem:  # noqa: BLE001 - whatever an import, a compiler or a driver raises: it is reported
-            self._trusted[name] = False
             reason = f"{type(problem).__name__}: {problem}"
-        if not self._trusted[name]:
-            _log.warning("The GPU kernel '%s' is not used, torch counts instead, slower: %s", name, reason)
-        return expected
+        self._trusted[name] = False
+        _log.warning("The GPU kernel '%s' is not used, torch counts instead, slower: %s", name, reason)
+        return reference() if expected is None else expected
 
 
 GPU = GpuCounter()

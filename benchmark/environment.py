@@ -46,6 +46,7 @@ def forget_peak(device: Any) -> None:
     import torch
 
     if device.type == "cuda":
+        torch.cuda.init()  # a process whose first call this is has no GPU numbers yet
         torch.cuda.reset_peak_memory_stats(device)
 
 

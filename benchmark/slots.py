@@ -22,9 +22,9 @@ def gpus(device: str) -> list[int]:
     """Indices of the GPUs that `--device` allows: all for auto and cuda, one for cuda:N, none for cpu."""
     import torch
 
-    if device == "cpu" or not torch.cuda.is_available():
+    kind, _, index = device.partition(":")
+    if kind not in ("auto", "cuda") or not torch.cuda.is_available():
         return []
-    _, _, index = device.partition(":")
     return [int(index)] if index else list(range(torch.cuda.device_count()))
 
 

@@ -101,7 +101,14 @@ def train(job: Training) -> tuple[Progress, dict[int, str]]:
 
 def make_optimizer(method: Method, config: TrainConfig) -> torch.optim.Optimizer:
     """The optimizer over the method's own groups; each group keeps its ratio to the base rate in `scale`."""
-    groups = [{**g, "scale": g["lr"] / config.lr} for g in method.param_groups(config.lr, config.head_lr_scale)]
+    groups = [
+        {
+            **g,
+            "params": [g["params"]] if isinstance(g["params"], Tensor) else list(g["params"]),
+            "scale": g["lr"] / config.lr,
+        }
+        for g in method.param_groups(config.lr, config.head_lr_scale)
+    ]
     if not groups:
         raise BenchError(f"Method '{type(method).registered_name}' has no parameter to train; write it as a function.")
     # One kernel for all parameters, and under fp16 no question to the device whether a gradient overflowed.
@@ -141,7 +148,11 @@ def _run_epoch(job: Training, optimizer: torch.optim.Optimizer, scaler: Any, epo
 
 def _refuse_divergence(sums: Mapping[str, Tensor], epoch: int) -> dict[str, float]:
     """The losses so far as numbers: the one place where a training waits for its GPU. Raises DivergedError."""
-    losses = dict(zip(sums, torch.stack([v.double() for v in sums.values()]).tolist(), strict=True)) if sums else {}
+    if not sums:
+        return {}
+    device = sums["total"].device
+    values = torch.stack([v.double().reshape(()).to(device) for v in sums.values()])
+    losses = dict(zip(sums, values.tolist(), strict=True))
     if not all(math.isfinite(v) for v in losses.values()):
         raise DivergedError(f"the loss of epoch {epoch} is not finite ({losses}); a lower train.lr usually helps")
     return losses

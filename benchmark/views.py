@@ -35,9 +35,10 @@ class View:
 class Reader:
     """Reads views of one checkpoint. `model` is None for baselines; its own map comes from `predict`.
 
-    watch: charged with the parts `forward` (the pass all views share), `gradient` (backward to what they explain),
-    `read:NAME` for what the explainer of that view does by itself, and `predict:NAME` for all a trained method does.
-    used: view name -> which of the first two it has read since the Reader was made, perhaps worked out for another.
+    watch: charged with the parts `forward` (the pass all views share), `gradient:CLASS` and `taps:CLASS` (backward to
+    the last grid and to shallower levels), `read:NAME` for what the explainer of that view does by itself, and
+    `predict:NAME` for all a trained method does. used: view name -> which of the shared parts it has read since the
+    Reader was made, perhaps worked out for another.
     """
 
     model: Method | None
@@ -86,7 +87,7 @@ class Reader:
         for view in views:
             if view.map_class not in by_class:
                 classes = self._classes(view, logits, labels)
-                asked = evidence if classes is None else evidence.of(classes, levels[view.map_class])
+                asked = evidence if classes is None else evidence.of(classes, levels[view.map_class], view.map_class)
                 by_class[view.map_class] = asked
             evidence.used.clear()
             with self._part(f"read:{view.name}"):

@@ -139,10 +139,9 @@ class Explainable(Protocol):
 
 
 class _Graph(NamedTuple):
-    """Parts of one graph: activations by index of their pyramid level, the last grid, logits."""
+    """Parts of one graph: activations by index of their pyramid level, and logits."""
 
     taps: Mapping[int, Tensor]
-    grid: Tensor
     logits: Tensor
 
 
@@ -171,8 +170,10 @@ class Evidence:
 
     levels: pyramid levels announced for `taps`, those of all classes: the forward pass then keeps a graph from the
     shallowest on, and one backward pass a class gives the gradients of all. Levels not announced cost a forward and
-    backward pass each. part: opens the block in which a named piece of work, "forward" or "gradient", is done, so that
-    it can be timed from outside. used: which of the two has been read, perhaps from memory, since it was last cleared.
+    backward pass each. part: opens the block in which a named piece of work is done, so that
+    it can be timed from outside: `forward`, then `gradient` (through the head) and `taps` (to announced levels), to
+    which `about`, a word for the classes asked, is added. used: which of them has been read, perhaps from memory, since
+    it was last cleared.
     """
 
     def __init__(
@@ -186,7 +187,9 @@ class Evidence:
         seed: int = 0,
         levels: Sequence[int] = (),
         part: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+        about: str = "",
     ) -> None:
+        self.about = f":{about}" if about else ""
         self.images, self.model, self.ids, self.seed = images, model, ids, seed
         self._classes = classes
         self._levels = self._shallow(levels)
@@ -194,12 +197,12 @@ class Evidence:
         self._gradients: Tensor | None = None
         self._taps: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def of(self, classes: Tensor, levels: Sequence[int] = ()) -> "Evidence":
+    def of(self, classes: Tensor, levels: Sequence[int] = (), about: str = "") -> "Evidence":
         """The same batch, asked about other classes; forward results are shared.
 
         levels: the announced levels whose gradients these classes will be asked for.
         """
-        other = Evidence(self.images, classes, self.model, ids=self.ids, seed=self.seed)
+        other = Evidence(self.images, classes, self.model, ids=self.ids, seed=self.seed, about=about)
         other._pass, other._levels = self._pass, self._shallow(levels)
         return other
 
@@ -220,7 +223,7 @@ class Evidence:
 
     @property
     def used(self) -> set[str]:
-        """Of "forward" and "gradient" what has been read; the reader may clear it."""
+        """Names of the shared pieces of work that have been read; the reader may clear it."""
         return self._pass.used
 
     @cached_property
@@ -256,7 +259,7 @@ class Evidence:
         with torch.enable_grad(), self.explained.backbone.tapped(*levels) as tap:
             grid = self.explained.features(self.images)
             logits = self.explained.classify(grid)
-        self._pass.graph, self._pass.logits = _Graph(tap.values, grid, logits), logits.detach()
+        self._pass.graph, self._pass.logits = _Graph(tap.values, logits), logits.detach()
         return grid.detach()
 
     @property
@@ -269,12 +272,10 @@ class Evidence:
     @property
     def gradients(self) -> Tensor:
         """d logit[class] / d activations, (B, D, h, w); parameters get no gradient."""
-        self.used.update(("forward", "gradient"))
+        self.used.update(("forward", f"gradient{self.about}"))
         if self._gradients is None:
             grid = self.activations.detach()
-            if self._pass.graph is not None and self._levels:
-                return self._backward(self._pass.graph)
-            with self._pass.part("gradient"), torch.enable_grad():
+            with self._pass.part(f"gradient{self.about}"), torch.enable_grad():
                 grid.requires_grad_()
                 self._gradients = torch.autograd.grad(self._own_class(self.explained.classify(grid)).sum(), grid)[0]
         return self._gradients
@@ -284,30 +285,27 @@ class Evidence:
 
         Shared by all explainers that ask for them.
         """
-        self.used.update(("forward", "gradient"))
+        self.used.update(("forward", f"taps{self.about}"))
         index = self.explained.backbone.level_index(level)
         if index in self._levels and index not in self._taps:
-            _ = self.gradients  # one backward pass gives both, if the forward pass kept its graph
+            _ = self.activations  # the forward pass that keeps the graph
+            if self._pass.graph is not None:
+                self._backward(self._pass.graph)
         if index not in self._taps:
             self._taps[index] = self._tap_alone(index)
         return self._taps[index]
 
-    def _backward(self, graph: _Graph) -> Tensor:
-        """Gradients of all announced levels and of the last grid, by one backward pass; returns those of the grid.
-
-        The graph is kept, as other classes may be asked of it.
-        """
-        with self._pass.part("gradient"):
+    def _backward(self, graph: _Graph) -> None:
+        """Gradients of all announced levels by one backward pass; the graph stays, for other classes to be asked."""
+        with self._pass.part(f"taps{self.about}"):
             taps = {index: graph.taps[index] for index in self._levels}
-            asked = [*taps.values(), graph.grid]
-            *found, last = torch.autograd.grad(self._own_class(graph.logits).sum(), asked, retain_graph=True)
+            score = self._own_class(graph.logits).sum()
+            found = torch.autograd.grad(score, list(taps.values()), retain_graph=True)
         self._taps |= {index: (taps[index].detach(), found[k]) for k, index in enumerate(taps)}
-        self._gradients = last
-        return last
 
     def _tap_alone(self, index: int) -> tuple[Tensor, Tensor]:
         """Activations and gradients of a level nobody announced, by a forward and backward pass from that level on."""
-        with self._pass.part("gradient"), torch.enable_grad():
+        with self._pass.part(f"taps{self.about}"), torch.enable_grad():
             with self.explained.backbone.tapped(index) as tap:
                 logits = self.explained.classify(self.explained.features(self.images))
             gradients = torch.autograd.grad(self._own_class(logits).sum(), tap.value)[0]

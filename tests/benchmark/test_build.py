@@ -1,11 +1,14 @@
 """Building methods: the layout of weights, and a compiled backbone that hooks still see."""
 
+import copy
+
 import pytest
 import torch
 
 from wsolbench.benchmark.build import build_method, compile_backbone
 from wsolbench.benchmark.config import TrainConfig
 from wsolbench.benchmark.resolve import Resolver
+from wsolbench.methods.classifier import Classifier
 
 
 def build(name="classifier"):
@@ -30,6 +33,24 @@ def test_a_compiled_backbone_gives_the_same_and_hooks_still_see(backend):
     for found, level in zip(compiled.backbone.pyramid(images), expected, strict=True):
         torch.testing.assert_close(found, level, rtol=1e-3, atol=1e-4)
     assert compiled.state_dict().keys() == plain.state_dict().keys()
+    other = copy.deepcopy(compiled)  # an average of the weights, say: it has weights of its own
+    with torch.no_grad():
+        for parameter in other.backbone.parameters():
+            parameter.zero_()
+        assert not other.backbone.grid(images).any()
+
+
+def test_other_layers_keep_their_layout(monkeypatch):
+    class Odd(Classifier):
+        def __init__(self, backbone, num_classes, options):
+            super().__init__(backbone, num_classes, options)
+            self.deep = torch.nn.Conv3d(2, 2, 3)
+            self.table = torch.nn.Parameter(torch.zeros(2, 3, 4, 5))
+
+    monkeypatch.setattr("wsolbench.benchmark.build.METHODS.load", lambda name: Odd)
+    odd = build()
+    assert odd.table.is_contiguous()
+    assert odd.deep.weight.is_contiguous()
 
 
 def test_a_method_without_a_backbone_is_left_alone():

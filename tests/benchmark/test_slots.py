@@ -67,6 +67,12 @@ def test_a_stage_alone_takes_the_device_it_was_given(two_gpus, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_only_a_gpu_has_slots(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert [slots.gpus(d) for d in ("auto", "cuda", "cuda:1", "cpu", "cpu:0")] == [[0, 1], [0, 1], [1], [], []]
+
+
 def test_slots_follow_the_numbers_of_the_machine(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     assert "-7-0.lock" in slots._name(1, 0)

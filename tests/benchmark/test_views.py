@@ -99,8 +99,8 @@ def test_one_forward_and_one_backward_a_class(counted):
     model = model_of()
     calls = forwards(model)
     Reader(model, views_of(*ALL), 1, 2).read(images(), LABELS, IDS)
-    # pred: levels 0, 2 and 3 and the grid; true: level 1 and the grid; positive: no level, so the head alone
-    assert (len(calls), backward) == (1, [4, 2, 1])
+    # pred: the grid through the head alone, and levels 0, 2 and 3 together; true: level 1, the grid; positive: the grid
+    assert (len(calls), backward) == (1, [1, 3, 1, 1, 1])
 
 
 def test_without_shallow_levels_no_layer_builds_a_graph(counted):
@@ -183,8 +183,8 @@ def test_parts_are_charged_to_what_is_shared_and_to_each_view():
     reader = Reader(model_of(), views, 1, 2, watch=log)
     reader.read(images(), LABELS, IDS)
     one, two, three, four = (f"read:{v.name}" for v in views)
-    assert log.seen == ["forward", "forward", one, f"{one} > gradient", two, three, four]
-    both, first, none = {"forward", "gradient"}, {"forward"}, set()
+    assert log.seen == ["forward", "forward", one, f"{one} > gradient:pred", two, three, four]
+    both, first, none = {"forward", "gradient:pred"}, {"forward"}, set()
     assert reader.used == dict(zip((v.name for v in views), (both, both, first, none), strict=True))
     assert reader == Reader(reader.model, views, 1, 2)
 
@@ -195,8 +195,9 @@ def test_a_pass_with_shallow_levels_charges_the_same_parts():
     reader = Reader(model_of(), views, 1, 2, watch=log)
     reader.read(images(), LABELS, IDS)
     one, two, three = (f"read:{v.name}" for v in views)
-    assert log.seen == ["forward", one, f"{one} > gradient", two, three, f"{three} > gradient"]
-    assert set(map(frozenset, reader.used.values())) == {frozenset(("forward", "gradient"))}
+    assert log.seen == ["forward", one, f"{one} > taps:true", two, three, f"{three} > gradient:positive"]
+    shallow, last = {"forward", "taps:true"}, {"forward", "gradient:positive"}
+    assert list(reader.used.values()) == [shallow, shallow, last]
 
 
 def test_a_trained_method_is_charged_for_all_of_its_prediction():
