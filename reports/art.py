@@ -61,7 +61,7 @@ def make_art(store: Store, folder: Path, contents: Contents) -> Pictures:
         if scene:
             scenes.append((scene, art))
     jobs = [(job, art) for scene, art in scenes for job in jobs_of(scene)]
-    for (_, art), made in zip(jobs, make([job for job, _ in jobs], folder, store), strict=True):
+    for (_, art), made in zip(jobs, make([job for job, _ in jobs], folder, store, findings.records), strict=True):
         art.pictures += made.pictures
         art.missing += made.missing
         found.paths += made.paths

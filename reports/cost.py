@@ -296,6 +296,7 @@ def parts_grid(table: Table, records: Records) -> Grid | None:
     notes = [
         "Maps and scoring: load, forward and gradient belong to a pass that all methods of a checkpoint share, and "
         "stand in full with each that uses them; explain, score and write are the method's own.",
+        "write: not part of the seconds that other tables give for a score, and only partly of those for a training.",
     ]
     if _REST in met:
         notes.append(f"{_REST}: seconds of the training that no part was charged with.")

@@ -7,7 +7,6 @@ by the same code. `cache/rows.json` may be deleted at any time.
 import contextlib
 import functools
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +17,15 @@ import numpy as np
 
 from ..benchmark import metrics, seeds
 from ..benchmark.metrics import best_tau
-from ..benchmark.store import Store, jsonable, write_text
+from ..benchmark.store import Store, jsonable
 from . import quality
+from .kept import read_kept, write_kept
 from .quality import NAN, ClassResult, DamageError, Evidence, Scores
 
 KEPT = "rows.json"
 LARGE = 1_000_000  # bytes of packed arrays; those of GlaS have a tenth, those of Camelyon16 a hundred times as many
-_MEASURED_BY = (metrics, seeds, quality)
+_MEASURED_BY = (*(Path(str(module.__file__)) for module in (metrics, seeds, quality)), Path(__file__))
+UNUSABLE = (KeyError, TypeError, ValueError, AttributeError)  # what comes of records and arrays that make no sense
 
 
 class Asked(NamedTuple):
@@ -55,7 +56,7 @@ class Measures:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._kept = _read(store.cache_dir / KEPT)
+        self._kept: dict[str, list[Any]] = read_kept(store.cache_dir / KEPT, _code())
         self._fresh: dict[str, list[Any]] = {}
         self._failed: dict[tuple[str, Asked | None], DamageError] = {}
 
@@ -90,13 +91,12 @@ class Measures:
             return
         stages = set(stages)
         kept = {k: v for k, v in self._kept.items() if k in stages} | self._fresh
-        with contextlib.suppress(OSError):
-            text = json.dumps({"code": _code(), "scores": jsonable(kept)}, separators=(",", ":"))
-            write_text(self.store.cache_dir / KEPT, text)
+        write_kept(self.store.cache_dir / KEPT, _code(), jsonable(kept))
 
     def _try(self, key: str, asked: Asked | None) -> None:
         try:
-            self._ask(key, asked)
+            with contextlib.suppress(*UNUSABLE):  # told by whoever asks for this row
+                self._ask(key, asked)
         except DamageError as problem:
             self._failed[key, _hashable(asked)] = problem
 
@@ -197,16 +197,5 @@ def _hashable(asked: Asked | None) -> Any:
 @functools.cache
 def _code() -> str:
     """A hash of all that measures: numbers of other code are not kept."""
-    texts = [Path(str(module.__file__)).read_bytes() for module in _MEASURED_BY]
+    texts = [path.read_bytes() for path in _MEASURED_BY]
     return hashlib.sha256(b"\0".join([*texts, np.__version__.encode()])).hexdigest()[:16]
-
-
-def _read(path: Path) -> dict[str, list[Any]]:
-    """What was kept; a missing or damaged file is empty, for it can always be made again."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(found, dict) or found.get("code") != _code() or not isinstance(found.get("scores"), dict):
-        return {}
-    return {k: v for k, v in found["scores"].items() if isinstance(v, list) and len(v) == 3}

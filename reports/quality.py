@@ -79,6 +79,10 @@ def read_scores(folder: Path) -> Scores:
         raise DamageError(f"{path} has histograms of shape {fg.shape} and {bg.shape} for {len(labels)} images.")
     if not len(labels) == len(groups) == len(logits) or logits.ndim != 2:
         raise DamageError(f"{path} has labels, groups and logits of different lengths.")
+    if not labels.ndim == groups.ndim == 1 or any(a.dtype.kind not in kinds for a, kinds in (
+        (labels, "iu"), (logits, "f"), (fg, "iuf"), (bg, "iuf"),
+    )):  # fmt: skip
+        raise DamageError(f"{path} has arrays of an unknown type or shape; remove {folder}.")
     maps = Histograms(fg, bg) if fg.shape[1] else Histograms(np.zeros((0, BINS)), np.zeros((0, BINS)))
     return Scores(labels, groups, logits, maps)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..benchmark.errors import BenchError
 from ..benchmark.store import Store, jsonable, key_of
-from .measures import Asked, EvidenceOf, Measures
+from .measures import UNUSABLE, Asked, EvidenceOf, Measures
 from .quality import NAN, ClassResult, DamageError, Evidence
 
 log = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ def collect(store: Store, keys: Iterable[str] | None = None, keep: bool = True) 
                     evidence.add(key)
         except DamageError as problem:
             found.problems.append(f"A row is left out: {problem} Run the same `bench run` again.")
-        except (KeyError, TypeError, AttributeError) as problem:
+        except UNUSABLE as problem:
             what = f"{type(problem).__name__}: {problem}"
             path = store.run_dir(key) / "record.json"
             found.problems.append(f"A row is left out: {path} or a record it builds on lacks something ({what}).")
@@ -234,12 +234,17 @@ class _Reader:
 
     def prepare(self, scores: Mapping[str, dict[str, Any]]) -> None:
         """Works out the numbers of all rows at once; what cannot be had is told by `row`."""
-        tests = {k: r for k, r in scores.items() if r.get("labels", {}).get("split") == "test"}
-        behind = dict.fromkeys(r.get("parents", {}).get("val", "") for r in tests.values())
-        self.measures.prepare((k, None) for k in behind if k in self.found.records)
+        tests: dict[str, dict[str, Any]] = {}
+        behind: dict[str, None] = {}
+        for key, record in scores.items():
+            with contextlib.suppress(*UNUSABLE):
+                if record["labels"]["split"] == "test" and record["parents"]["val"] in self.found.records:
+                    tests[key] = record
+                    behind[record["parents"]["val"]] = None
+        self.measures.prepare((key, None) for key in behind)
         asked = []
         for key, record in tests.items():
-            with contextlib.suppress(DamageError, KeyError, TypeError, AttributeError):
+            with contextlib.suppress(DamageError, *UNUSABLE):
                 asked.append((key, self._asked(record)))
         self.measures.prepare(asked)
 

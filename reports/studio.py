@@ -8,27 +8,32 @@ import contextlib
 import hashlib
 import importlib
 import importlib.metadata
-import json
+import logging
 import multiprocessing
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..benchmark import metrics
-from ..benchmark.store import Store, atomic_path, write_text
+from ..benchmark.store import Store, atomic_path
 from .aggregate import Table
+from .cost import Records, stages_behind
+from .kept import read_kept, write_kept
 
 if TYPE_CHECKING:
     from .figures.base import Drawn, Palette
     from .figures.draw import Job
     from .page import Picture
 
+log = logging.getLogger(__name__)
 NOTES = "figures.json"
 FORMS = ("png", "pdf")
 PNG = "data:image/png;base64,"
@@ -40,27 +45,31 @@ _todo: list[tuple["Job", Path]] = []  # what a forked process finds; scenes are 
 
 @dataclass
 class Made:
-    """The figures of one job, and `title: reason` for each that was left out. drawn: as noted for the next time."""
+    """The figures of one job, and `title: reason` for each that was left out. drawn: as noted for the next time.
+
+    damaged: whether a file was no longer what its size and time say, so that nothing here may be noted.
+    """
 
     pictures: list["Picture"] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    damaged: bool = False
     paths: list[Path] = field(default_factory=list)
     drawn: list[dict[str, Any]] = field(default_factory=list)
 
 
-def make(jobs: Sequence["Job"], folder: Path, store: Store) -> list[Made]:
+def make(jobs: Sequence["Job"], folder: Path, store: Store, records: Records) -> list[Made]:
     """Draws and saves the figures of some jobs, in their order; what is there and still true is left as it is."""
-    sources = _Sources(store)
+    sources = _Sources(store, records)
     hashes = [sources.of(job) for job in jobs]
-    notes = _read(store.cache_dir / NOTES)
+    notes = read_kept(store.cache_dir / NOTES, "")
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         found = list(pool.map(lambda h: _again(notes.get(h), folder), hashes))
     fresh = iter(list(_all([job for job, made in zip(jobs, found, strict=True) if made is None], folder)))
     out = [made or next(fresh) for made in found]
-    known = {h: {"drawn": m.drawn, "missing": m.missing} for h, m in zip(hashes, out, strict=True)}
+    each = [(h, made) for h, made in zip(hashes, out, strict=True) if not made.damaged]
+    known = {h: {"drawn": made.drawn, "missing": made.missing} for h, made in each}
     if known != notes:
-        with contextlib.suppress(OSError):  # a folder closed to us
-            write_text(store.cache_dir / NOTES, json.dumps({"figures": known}))
+        write_kept(store.cache_dir / NOTES, "", known)
     return out
 
 
@@ -74,11 +83,28 @@ def _all(jobs: Sequence["Job"], folder: Path) -> Iterator[Made]:
     for module in ("seaborn", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf"):
         importlib.import_module(module)  # once here, not once a process
     _todo[:] = [(job, folder) for job in jobs]
+    done, fork = 0, multiprocessing.get_context("fork")
     try:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
-            yield from pool.map(_forked, range(len(jobs)))
+        with ProcessPoolExecutor(workers, fork, _end_with, (os.getpid(),)) as pool:
+            for made in pool.map(_forked, range(len(jobs))):
+                yield made
+                done += 1
+    except BrokenProcessPool:
+        log.warning("A process that drew figures was killed, perhaps for its memory; the rest is drawn one by one.")
     finally:
         _todo.clear()
+    yield from (_make(job, folder) for job in jobs[done:])
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process soon after its parent: those that wait for work hold each other's pipes open for ever."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _forked(index: int) -> Made:
@@ -87,7 +113,7 @@ def _forked(index: int) -> Made:
 
 def _make(job: "Job", folder: Path) -> Made:
     made, drawings = Made(), job.draw()
-    made.missing = drawings.missing
+    made.missing, made.damaged = drawings.missing, drawings.damaged
     for drawn in drawings.drawn:
         _save(drawn, folder, made)
     return made
@@ -140,8 +166,8 @@ def _again(note: Mapping[str, Any] | None, folder: Path) -> Made | None:
 class _Sources:
     """Hashes of all that figures are drawn from: code, rows, looks, and the files of their stages."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, store: Store, records: Records) -> None:
+        self.store, self.records = store, records
         self._tables: dict[int, str] = {}
         self._shared = f"{_code()} {_stamps(sorted((store.root / 'examples').glob('*')))}"
 
@@ -155,9 +181,10 @@ class _Sources:
         if id(table) not in self._tables:
             looks = [(x.label, x.marked, palette.look(x), [r.stage for r in x.runs]) for x in table.lines]
             shown = [line.first.stage for line in table.shown]
-            stages = dict.fromkeys(s for r in table.rows for s in (r.stage, r.stage_train) if s)
+            # the cost is that of all stages behind
+            stages = dict.fromkeys(s for r in table.rows for s in (r.stage, *stages_behind(r, self.records)))
             files = _stamps(self.store.run_dir(stage) / name for stage in stages for name in _STAMPED)
-            text = f"{table.title}{table.rows}{looks}{shown}{sorted(palette.names)}{files}"
+            text = f"{table.title}{table.rows}{looks}{shown}{sorted(palette.names)}{list(stages)}{files}"
             self._tables[id(table)] = hashlib.sha256(text.encode()).hexdigest()
         return self._tables[id(table)]
 
@@ -178,12 +205,3 @@ def _code() -> str:
     paths = [*sorted(Path(__file__).parent.rglob("*.py")), Path(str(metrics.__file__))]
     versions = [importlib.metadata.version(name) for name in _LIBRARIES]
     return hashlib.sha256(b"\0".join([*(p.read_bytes() for p in paths), *map(str.encode, versions)])).hexdigest()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """What was noted; a missing or damaged file is empty, for all can be drawn again."""
-    try:
-        found = json.loads(path.read_bytes())["figures"]
-        return {k: v for k, v in found.items() if {"drawn", "missing"} <= set(v)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}

@@ -235,7 +235,9 @@ def _label(axes: "Axes", points: Sequence[Point], places: Mapping[str, float]) -
         size = note.get_window_extent()
         box = _free_place(x, y, size.width, size.height, frame, taken)
         taken.append(box)
-        dx, dy = box.left - x, (box.bottom + box.top) / 2 - y
+        # Each from its end at the point: a name saved at another resolution is wider or narrower by some px.
+        note.set_horizontalalignment("right" if box.right < x else "left")
+        dx, dy = (box.right if box.right < x else box.left) - x, (box.bottom + box.top) / 2 - y
         note.set_position((dx * to_points, dy * to_points))
         if abs(dy) > size.height:
             near = box.left - 1 if box.left > x else box.right + 1 if box.right < x else (box.left + box.right) / 2

@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..quality import DamageError
 from .base import STYLE, AwayScene, Drawn, NoFigureError, Scene, ShiftScene
 
 FIGURES = {
@@ -23,10 +24,11 @@ SHIFT_FIGURES = {"ladder": "Performance by shift"}
 
 @dataclass
 class Drawings:
-    """The figures of a table, and `title: reason` for each that was left out."""
+    """The figures of a table, and `title: reason` for each that was left out. damaged: whether for an unusable file."""
 
     drawn: list[Drawn] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    damaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,4 +75,7 @@ def _draw(scene: Scene | AwayScene | ShiftScene, figures: Mapping[str, str]) -> 
                 found.drawn += importlib.import_module(f".{module}", __package__).draw(scene)
             except NoFigureError as reason:
                 found.missing.append(f"{title}: {reason}.")
+            except DamageError as reason:  # of a row whose numbers were kept from before
+                found.missing.append(f"{title}: {reason}")
+                found.damaged = True
     return found

@@ -1,9 +1,13 @@
 """What is kept between reports: the same as worked out anew, and gone as soon as what it was made from has changed."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from wsolbench.reports.aggregate import tables_of
 from wsolbench.reports.art import make_art
 from wsolbench.reports.contents import Contents
 from wsolbench.reports.figures import draw
+from wsolbench.reports.kept import read_kept, write_kept
 from wsolbench.reports.rows import collect, load_report_rows
 
 
@@ -54,16 +59,48 @@ def test_other_arrays_give_other_numbers(small):
     assert moved.pxap == changed.pxap
 
 
-@pytest.mark.parametrize("damage", ["text", "code", "shape"])
+@pytest.mark.parametrize("damage", ["text", "number", "shape"])
 def test_a_kept_file_of_no_use_is_made_again(small, damage):
     anew, path = plain(collect(small)), small.cache_dir / measures.KEPT
     found = json.loads(path.read_text())
-    for entry in found["scores"].values():
-        if isinstance(entry[2][0], dict):
-            entry[2][0]["pxap"] = 1.0  # numbers that other code may have found
-    changed = {"code": "another"} if damage == "code" else {"scores": [1]} if damage == "shape" else {}
-    path.write_text("{" if damage == "text" else json.dumps({**found, **changed}))
+    assert found["kept"]
+    for key, entry in found["kept"].items():
+        if damage == "shape":
+            found["kept"][key] = [*entry[:2], 5]
+        elif isinstance(entry[2][0], dict):
+            entry[2][0]["pxap"] = 1.0
+    path.write_text("{" if damage == "text" else json.dumps(found))
     assert plain(collect(small)) == anew
+
+
+def test_the_code_that_measures_counts():
+    assert Path(measures.__file__) in measures._MEASURED_BY
+
+
+RECORDS = {
+    "no labels": {"labels": None},
+    "no parents": {"parents": None},
+    "odd parent": {"parents": {"val": ["x"]}},
+    "odd classes": {"facts": {}},
+}
+
+
+@pytest.mark.parametrize("what", [*RECORDS, "labels", "logits", "foreground"])
+def test_one_damaged_stage_costs_its_row_alone(small, what):
+    (small.cache_dir / measures.KEPT).unlink(missing_ok=True)
+    rows = collect(small, keep=False).rows
+    lost = next(r for r in rows if r.method == "layercam" and r.selection == "cl")
+    folder = small.run_dir(lost.stage)
+    if what in RECORDS:
+        path = folder / "record.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **RECORDS[what]}))
+    else:
+        arrays = read_npz(folder / "scores.npz")
+        write_npz(folder / "scores.npz", {**arrays, what: arrays[what].astype(str)})
+    found = collect(small)
+    assert [r.stage for r in found.rows] == [r.stage for r in rows if r.stage != lost.stage]
+    assert len(found.problems) == (what != "no labels") or lost.stage in found.problems[0]
+    assert all(lost.stage in problem for problem in found.problems)
 
 
 def test_json_rows_write_nothing(small):
@@ -97,26 +134,104 @@ def test_figures_are_drawn_again_only_where_something_changed(small, tmp_path, f
     assert other.tables[0].pictures[0].source != first.tables[0].pictures[0].source
 
 
-def test_processes_draw_what_one_draws(small, tmp_path):
-    code = (
-        "import os, sys; from pathlib import Path; os.cpu_count = lambda: 2\n"
-        "from wsolbench.benchmark.store import Store; from wsolbench.reports import studio\n"
-        "from wsolbench.reports.art import make_art; from wsolbench.reports.contents import Contents\n"
-        "from wsolbench.reports.figures import draw; from wsolbench.reports.rows import collect\n"
-        "draw.FIGURES = {'selection': 'Selection', 'threshold': 'Quality'}\n"
-        "store, out = Store(Path(sys.argv[1])), Path(sys.argv[2]); contents = Contents(collect(store))\n"
-        "alone = make_art(store, out / 'alone', contents)\n"
-        "studio.FEW = 0\n"
-        "mine, make = os.getpid(), studio._make\n"
-        "studio._make = lambda *job: make(*job) if os.getpid() != mine else 1 / 0\n"
-        "together = make_art(store, out / 'together', contents)\n"
-        "assert together.tables == alone.tables and together.tables[0].pictures\n"
-        "print('torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, small.root, tmp_path], capture_output=True, text=True)
-    assert done.stdout.strip() == "False", done.stderr
+SCRIPT = """
+import os, signal, sys, time
+from pathlib import Path
+os.cpu_count = lambda: 2
+from matplotlib.figure import Figure
+from wsolbench.reports import studio
+from wsolbench.reports.figures.base import Drawn
+from wsolbench.reports.figures.draw import Drawings
+studio.FEW, parent = 0, os.getpid()
+
+class Job:
+    def __init__(self, name, first=None):
+        self.name, self.first = name, first
+    def draw(self):
+        if self.first and os.getpid() != parent:
+            self.first()
+        figure = Figure((1, 1))
+        figure.text(0, 0, self.name)
+        return Drawings([Drawn(self.name, "", str(os.getpid() != parent), "", figure)])
+
+def all_of(folder, *jobs):
+    return [p for made in studio._all(jobs, folder) for p in made.pictures]
+
+def left_alone():
+    os.kill(parent, signal.SIGKILL)
+    time.sleep(60)
+
+out = Path(sys.argv[1])
+together = all_of(out / "together", Job("a"), Job("b"))
+assert [p.name for p in together] == ["a", "b"] and all(p.how == "True" for p in together)
+all_of(out / "alone", Job("a"))
+all_of(out / "alone", Job("b"))
+killed = all_of(out / "killed", Job("a"), Job("b", lambda: os.kill(os.getpid(), signal.SIGKILL)))
+assert [p.name for p in killed] == ["a", "b"] and killed[1].how == "False"
+assert "torch" not in sys.modules
+print("done", flush=True)
+all_of(out, Job("a", left_alone), Job("b", left_alone))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
+def test_processes_draw_what_one_draws_and_end_with_their_parent(tmp_path):
+    command = [sys.executable, "-c", SCRIPT, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)  # waits for all that hold its output
+    assert done.stdout == "done\n", done.stderr
+    assert done.returncode == -signal.SIGKILL
     for path in (tmp_path / "alone").iterdir():
-        assert path.read_bytes() == (tmp_path / "together" / path.name).read_bytes()
+        for other in ("together", "killed"):
+            assert path.read_bytes() == (tmp_path / other / path.name).read_bytes()
+
+
+def test_a_file_no_longer_readable_costs_its_figures_alone(small, tmp_path, few_figures):
+    found = collect(small)
+    stages = [r.stage for r in found.rows if r.kind != "none"]
+    for stage in stages:
+        path = small.run_dir(stage) / "scores.npz"
+        status = path.stat()
+        path.write_bytes(bytes(status.st_size))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    again = collect(small)
+    assert plain(again) == plain(found)
+    art = make_art(small, tmp_path / "out", Contents(again)).tables[0]
+    assert [p.name.split("_")[0] for p in art.pictures] == ["selection"]
+    assert len(art.missing) == 1
+    assert "scores.npz is missing or damaged" in art.missing[0]
+    notes = read_kept(small.cache_dir / studio.NOTES, "")
+    assert [len(note["drawn"]) for note in notes.values()] == [1]  # what was lost may be there the next time
+
+
+def test_figures_know_all_stages_behind_their_rows(small):
+    found = collect(small)
+    students = [r for r in found.rows if r.method == "pixelcam"]
+    table = Contents(replace(found, rows=students)).tables[0]
+    line = next(x for x in table.shown if x.first.method == "pixelcam")
+    parent = found.records[line.first.stage_train]["parents"]["init"]
+    scene = SimpleNamespace(stem=("a",), tables=(table,), palette=SimpleNamespace(look=str, names=()))
+    job = SimpleNamespace(module="cost", scene=scene)
+
+    def hashed():
+        return studio._Sources(small, found.records).of(job)
+
+    assert parent not in {r.stage_train for r in table.rows}
+    before = hashed()
+    assert hashed() == before
+    (small.run_dir(parent) / "record.json").write_text("{}")
+    assert hashed() != before
+
+
+@pytest.mark.parametrize("change", [None, "content", "code", "text"])
+def test_only_what_was_written_is_read_back(tmp_path, change):
+    path, kept = tmp_path / "kept.json", {"é": [1, 0.1, None, {"a": "b"}]}
+    write_kept(path, "code", kept)
+    if change == "content":
+        path.write_text(path.read_text().replace("0.1", "5"))
+    if change == "text":
+        path.write_text("[" * 100_000)
+    found = read_kept(path, "other" if change == "code" else "code")
+    assert found == ({} if change else kept)
 
 
 # -- maps of the page ------------------------------------------------------------------------------------------------
