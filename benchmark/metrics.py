@@ -8,6 +8,7 @@ metric, interval and curve is recomputed from them without a GPU or an image.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,9 @@ import numpy as np
 THRESHOLDS: np.ndarray = np.append(np.arange(0, 1, 0.001), 1.0)  # left edges of the bins, ascending
 BINS = len(THRESHOLDS)
 _ROWS_AT_ONCE = 512  # rows of float64 bins in memory at once
+_EXACT = 2**24  # whole numbers below it are float32 as they are
+_ALONE = 250_000  # multiplications of a matrix product that wakes no second BLAS thread
+_KEPT_WEIGHTS = 1_000_000
 VERSION = 1
 
 
@@ -175,14 +179,22 @@ def cluster_bootstrap(
     count = len(np.unique(groups))
     if count < 2:
         return float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(count, np.full(count, 1 / count), size=replicates).astype(np.float64)
-    values = statistic(weights)
+    draw = _drawn if count * replicates <= _KEPT_WEIGHTS else _drawn.__wrapped__
+    values = statistic(draw(count, seed, replicates))
     values = values[~np.isnan(values)]
     if not len(values):
         return float("nan"), float("nan")
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+@lru_cache(4)  # all rows of an evaluation set resample the same
+def _drawn(count: int, seed: int, replicates: int) -> np.ndarray:
+    """How often each of `count` groups is drawn, (replicates, count) float64; not to be written to."""
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(count, np.full(count, 1 / count), size=replicates).astype(np.float64)
+    weights.setflags(write=False)
+    return weights
 
 
 def group_sums(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -199,23 +211,36 @@ def pxap_interval(histograms: Histograms, groups: np.ndarray, seed: int, replica
     gain, background = (group_sums(h, groups)[:, ::-1] for h in histograms)
     tp = np.cumsum(gain, axis=1)
     called = tp + np.cumsum(background, axis=1)
-
-    part = max(4, 250_000 // gain.size)
-
-    def statistic(weights: np.ndarray) -> np.ndarray:
-        # Cumulated before drawing, and drawn in parts that fit the processor's cache and wake no second BLAS thread:
-        # many times faster, most of all on a busy machine; the numbers are the same.
-        parts = np.split(weights, range(part, len(weights), part))
-        return np.concatenate([_weighted_pxap(w, gain, tp, called) for w in parts])
-
-    return cluster_bootstrap(statistic, groups, seed, replicates)
+    return cluster_bootstrap(lambda weights: _weighted_pxap(weights, tp, called), groups, seed, replicates)
 
 
-def _weighted_pxap(weights: np.ndarray, gain: np.ndarray, tp: np.ndarray, called: np.ndarray) -> np.ndarray:
-    """PxAP in percent for rows of group weights; counts per group from high to low threshold."""
-    precision, below = weights @ tp, weights @ called
-    np.divide(precision, below, out=precision, where=below > 0)
-    return 100 * _divide(np.einsum("ij,ij->i", precision, weights @ gain), weights @ tp[:, -1])
+def _weighted_pxap(weights: np.ndarray, tp: np.ndarray, called: np.ndarray) -> np.ndarray:
+    """PxAP in percent for rows of group weights; whole counts per group, cumulated from high to low threshold.
+
+    Cumulated before drawing, and in products so small that they fit the processor's cache and wake no second BLAS
+    thread: many times faster, most of all on a busy machine; the numbers are the same.
+    """
+    draws, (groups, bins) = len(weights), tp.shape
+    kind = np.float32 if (weights @ called[:, -1]).max(initial=0) < _EXACT else np.float64
+    tp, called = tp.astype(kind), called.astype(kind)
+    rows = min(32, max(4, _ALONE // max(tp.size, 1)))
+    stacked = max(1, 32 // rows)
+    products = np.zeros((-(-draws // rows), rows, groups), kind)  # the last one filled up with draws of nothing
+    products.reshape(-1, groups)[:draws] = weights
+    pixels = np.empty((2, stacked, rows, bins), kind)
+    precision, values = np.empty((stacked * rows, bins)), []
+    for k in range(0, len(products), stacked):
+        part = products[k : k + stacked]
+        found, all_called = (
+            np.matmul(part, counts, out=out[: len(part)]).reshape(-1, bins)
+            for counts, out in zip((tp, called), pixels, strict=True)
+        )
+        np.maximum(all_called, 1, out=all_called)  # 0 / 1 where nothing is called foreground
+        p = np.divide(found, all_called, out=precision[: len(found)], dtype=np.float64)
+        # sum_i P_i (TP_i - TP_{i-1}), TP_{-1} = 0
+        gained = np.einsum("ij,ij->i", p, found) - np.einsum("ij,ij->i", p[:, 1:], found[:, :-1])
+        values.append(100 * _divide(gained, found[:, -1]))
+    return np.concatenate(values)[:draws]
 
 
 def accuracy_interval(

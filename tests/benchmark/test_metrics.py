@@ -207,6 +207,20 @@ def test_interval_holds_the_value_repeats_and_widens_with_clusters():
     assert metrics.pxap_interval(back, patients[::-1], seed=0) == clustered
 
 
+@pytest.mark.parametrize("pixels", [1, 1_000_000])  # exact as float32, and not
+@pytest.mark.parametrize("patients", [2, 7, 90])
+def test_interval_is_that_of_resampled_sums(pixels, patients):
+    rng = np.random.default_rng(patients)
+    counts = rng.integers(0, 90, (2, 120, BINS)) * pixels * (rng.random((2, 120, BINS)) < 0.3)
+    counts[..., -400:] = 0  # nothing is called foreground at high thresholds
+    groups = rng.permutation(np.arange(120) % patients)
+    weights = np.random.default_rng(5).multinomial(patients, np.full(patients, 1 / patients), size=101)
+    sums = [np.stack([h[groups == g].sum(0) for g in range(patients)]) for h in counts]
+    expected = np.quantile(metrics.pxap_rows(Histograms(*(weights @ s for s in sums))), [0.025, 0.975])
+    found = metrics.pxap_interval(Histograms(*counts), groups, seed=5, replicates=101)
+    assert found == pytest.approx(expected, rel=1e-11)
+
+
 def test_interval_of_an_accuracy_matches_the_binomial():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 400)
