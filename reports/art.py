@@ -39,8 +39,11 @@ def no_art(contents: Contents) -> Pictures:
     return Pictures([Art() for _ in contents.tables], [Art() for _ in contents.chapters])
 
 
-def make_art(store: Store, folder: Path, contents: Contents) -> Pictures:
-    """Draws and saves all figures in a folder, but for those that are there already."""
+def make_art(store: Store, folder: Path, contents: Contents, meanwhile: Callable[[], object] | None = None) -> Pictures:
+    """Draws and saves all figures in a folder, but for those that are there already.
+
+    meanwhile: something else to do in this process where others draw.
+    """
     from .figures.base import Palette, Scene
     from .figures.draw import jobs_of
 
@@ -61,7 +64,8 @@ def make_art(store: Store, folder: Path, contents: Contents) -> Pictures:
         if scene:
             scenes.append((scene, art))
     jobs = [(job, art) for scene, art in scenes for job in jobs_of(scene)]
-    for (_, art), made in zip(jobs, make([job for job, _ in jobs], folder, store, findings.records), strict=True):
+    each = make([job for job, _ in jobs], folder, store, findings.records, meanwhile)
+    for (_, art), made in zip(jobs, each, strict=True):
         art.pictures += made.pictures
         art.missing += made.missing
         found.paths += made.paths

@@ -1,9 +1,11 @@
 """`bench report`: from a results folder to Markdown, LaTeX, CSV, figures and the page."""
 
 import datetime
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..benchmark.errors import BenchError, did_you_mean
 from ..benchmark.store import Store, write_text
@@ -16,6 +18,9 @@ from .grid_text import latex_grid, markdown_grid
 from .rows import collect, need_rows
 from .tables import latex_table, markdown_table, rows_csv
 from .words import protocol_sentences
+
+if TYPE_CHECKING:
+    from .gallery import Gallery
 
 log = logging.getLogger(__name__)
 FORMATS = ("md", "tex", "csv", "html")
@@ -45,12 +50,14 @@ def build_report(store: Store, out: Path, formats: Sequence[str] = FORMATS) -> l
 
 def _write(store: Store, out: Path, formats: Sequence[str], contents: Contents) -> list[Path]:
     drawing = bool(set(formats) - _NO_FIGURES)
-    art = make_art(store, out / "figures", contents) if drawing else no_art(contents)
+    gallery = functools.cache(lambda: _gallery(store, contents))
+    meanwhile = gallery if "html" in formats else None
+    art = make_art(store, out / "figures", contents, meanwhile) if drawing else no_art(contents)
     writers: dict[str, tuple[str, Callable[[], str]]] = {
         "md": ("report.md", lambda: _markdown(contents, art)),
         "tex": ("report.tex", lambda: _latex(contents)),
         "csv": ("rows.csv", lambda: rows_csv(costed_rows(contents.findings.rows, contents.findings.records))),
-        "html": ("index.html", lambda: _html(store, contents, art)),
+        "html": ("index.html", lambda: _html(contents, art, gallery())),
     }
     paths = list(art.paths)
     for name in dict.fromkeys(formats):
@@ -104,8 +111,14 @@ def _latex(contents: Contents) -> str:
     return head + "\n".join(out)
 
 
-def _html(store: Store, contents: Contents, art: Pictures) -> str:
+def _gallery(store: Store, contents: Contents) -> "Gallery":
     from .gallery import build_gallery
+
+    findings = contents.findings
+    return build_gallery(store, findings, tables_of(findings.rows, findings.settings))
+
+
+def _html(contents: Contents, art: Pictures, gallery: "Gallery") -> str:
     from .page import ChapterSection, Page, Section, render_page
 
     findings = contents.findings
@@ -120,5 +133,4 @@ def _html(store: Store, contents: Contents, art: Pictures) -> str:
         ChapterSection(chapter, drawn.pictures, drawn.missing)
         for chapter, drawn in zip(contents.chapters, art.chapters, strict=True)
     ]
-    gallery = build_gallery(store, findings, tables_of(findings.rows, findings.settings))
     return render_page(Page(made, _version(), sections, findings, gallery, chapters))

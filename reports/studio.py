@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -38,6 +38,7 @@ NOTES = "figures.json"
 FORMS = ("png", "pdf")
 PNG = "data:image/png;base64,"
 FEW = 6  # jobs up to which processes of their own cost more than they bring
+_LONG = ("convergence", "qualitative", "score_histograms", "per_image")  # begun first, as all wait for the last
 _STAMPED = ("record.json", "scores.npz", "examples.npz", "history.jsonl")
 _LIBRARIES = ("matplotlib", "seaborn", "numpy", "pillow")
 _todo: list[tuple["Job", Path]] = []  # what a forked process finds; scenes are too large to be sent
@@ -57,14 +58,19 @@ class Made:
     drawn: list[dict[str, Any]] = field(default_factory=list)
 
 
-def make(jobs: Sequence["Job"], folder: Path, store: Store, records: Records) -> list[Made]:
-    """Draws and saves the figures of some jobs, in their order; what is there and still true is left as it is."""
+def make(
+    jobs: Sequence["Job"], folder: Path, store: Store, records: Records, meanwhile: Callable[[], object] | None = None
+) -> list[Made]:
+    """Draws and saves the figures of some jobs, in their order; what is there and still true is left as it is.
+
+    meanwhile: something else to do in this process where others draw.
+    """
     sources = _Sources(store, records)
     hashes = [sources.of(job) for job in jobs]
     notes = read_kept(store.cache_dir / NOTES, "")
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         found = list(pool.map(lambda h: _again(notes.get(h), folder), hashes))
-    fresh = iter(list(_all([job for job, made in zip(jobs, found, strict=True) if made is None], folder)))
+    fresh = iter(_all([job for job, made in zip(jobs, found, strict=True) if made is None], folder, meanwhile))
     out = [made or next(fresh) for made in found]
     each = [(h, made) for h, made in zip(hashes, out, strict=True) if not made.damaged]
     known = {h: {"drawn": made.drawn, "missing": made.missing} for h, made in each}
@@ -73,27 +79,32 @@ def make(jobs: Sequence["Job"], folder: Path, store: Store, records: Records) ->
     return out
 
 
-def _all(jobs: Sequence["Job"], folder: Path) -> Iterator[Made]:
-    """Every job drawn, in processes where that is safe: Linux, no other thread, no torch with its own."""
+def _all(jobs: Sequence["Job"], folder: Path, meanwhile: Callable[[], object] | None = None) -> list[Made]:
+    """Every job drawn, in processes where that is safe: Linux, no other thread, no torch with its own.
+
+    meanwhile: something else to do in this process while others draw; left undone where it draws itself.
+    """
     workers = min(os.cpu_count() or 1, len(jobs))
     alone = sys.platform != "linux" or threading.active_count() > 1 or "torch" in sys.modules
     if alone or workers < 2 or len(jobs) <= FEW:
-        yield from (_make(job, folder) for job in jobs)
-        return
-    for module in ("seaborn", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf"):
+        return [_make(job, folder) for job in jobs]
+    for module in ("matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf"):
         importlib.import_module(module)  # once here, not once a process
     _todo[:] = [(job, folder) for job in jobs]
-    done, fork = 0, multiprocessing.get_context("fork")
+    made: dict[int, Made] = {}
     try:
-        with ProcessPoolExecutor(workers, fork, _end_with, (os.getpid(),)) as pool:
-            for made in pool.map(_forked, range(len(jobs))):
-                yield made
-                done += 1
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _end_with, (os.getpid(),)) as pool:
+            order = sorted(range(len(jobs)), key=lambda k: jobs[k].module not in _LONG)
+            futures = {k: pool.submit(_forked, k) for k in order}
+            if meanwhile:
+                meanwhile()
+            for k, future in futures.items():
+                made[k] = future.result()
     except BrokenProcessPool:
         log.warning("A process that drew figures was killed, perhaps for its memory; the rest is drawn one by one.")
     finally:
         _todo.clear()
-    yield from (_make(job, folder) for job in jobs[done:])
+    return [made.get(k) or _make(job, folder) for k, job in enumerate(jobs)]
 
 
 def _end_with(parent: int) -> None:

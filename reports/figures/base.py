@@ -27,6 +27,10 @@ COLOURS = (
 GREYS = ("#777777", "#A0A0A0", "#5A5A5A", "#B8B8B8")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
 _DOTTED = (0, (1, 2))
+# Seaborn's "colorblind", which the figure of images takes from there; to import it takes longer than to draw.
+CLASS_COLOURS = (
+    "#0173B2", "#DE8F05", "#029E73", "#D55E00", "#CC78BC", "#CA9161", "#FBAFE4", "#949494", "#ECE133", "#56B4E9",
+)  # fmt: skip
 FOREGROUND, BACKGROUND, WARNING = "#0072B2", "#D55E00", "#B3261E"
 
 

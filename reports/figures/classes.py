@@ -1,5 +1,6 @@
 """Class by class: PxAP and recall of the images of each class, which the pooled numbers hide."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ import numpy as np
 
 from ..aggregate import Line, Table
 from ..perclass import class_values
-from .base import Drawn, NoFigureError, Scene, Stamped, by_backbone, new_figure, settle, slug
+from .base import CLASS_COLOURS, Drawn, NoFigureError, Scene, Stamped, by_backbone, new_figure, settle, slug
 
 METRICS = (("pxap", "PxAP [%]"), ("accuracy", "accuracy of the class [%]"))
 HOW = (
@@ -59,11 +60,9 @@ def class_figure(scene: Stamped, title: str, panels: Sequence[Panel]) -> Any:
 
 
 def _bars(axes: Any, panel: Panel, key: str) -> None:
-    from seaborn import color_palette
-
     classes = panel.table.rows[0].classes
     width = 0.8 / len(classes)
-    for index, (name, colour) in enumerate(zip(classes, color_palette("colorblind", len(classes)), strict=True)):
+    for index, (name, colour) in enumerate(zip(classes, itertools.cycle(CLASS_COLOURS), strict=False)):
         at = np.arange(len(panel.lines)) + (index - (len(classes) - 1) / 2) * width
         heights = [_mean(class_values(line, index, key)) for line in panel.lines]
         axes.bar(at, np.nan_to_num(heights), width * 0.92, color=colour, label=name)

@@ -385,3 +385,11 @@ def test_the_map_of_the_positive_class_is_told_apart(found):
     looks = [palette.look(x) for x in table.blocks[0].lines]
     assert looks[0].color == looks[1].color
     assert looks[0].linestyle != looks[1].linestyle
+
+
+def test_colours_of_classes_are_seaborn_s():
+    from seaborn import color_palette
+
+    from wsolbench.reports.figures.base import CLASS_COLOURS
+
+    assert color_palette(CLASS_COLOURS) == color_palette("colorblind", 10)

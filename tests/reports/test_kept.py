@@ -145,6 +145,7 @@ from wsolbench.reports.figures.draw import Drawings
 studio.FEW, parent = 0, os.getpid()
 
 class Job:
+    module = ""
     def __init__(self, name, first=None):
         self.name, self.first = name, first
     def draw(self):
@@ -155,19 +156,20 @@ class Job:
         return Drawings([Drawn(self.name, "", str(os.getpid() != parent), "", figure)])
 
 def all_of(folder, *jobs):
-    return [p for made in studio._all(jobs, folder) for p in made.pictures]
+    return [p for made in studio._all(jobs, folder, lambda: meant.append(folder.name)) for p in made.pictures]
 
 def left_alone():
     os.kill(parent, signal.SIGKILL)
     time.sleep(60)
 
-out = Path(sys.argv[1])
+out, meant = Path(sys.argv[1]), []
 together = all_of(out / "together", Job("a"), Job("b"))
 assert [p.name for p in together] == ["a", "b"] and all(p.how == "True" for p in together)
 all_of(out / "alone", Job("a"))
 all_of(out / "alone", Job("b"))
 killed = all_of(out / "killed", Job("a"), Job("b", lambda: os.kill(os.getpid(), signal.SIGKILL)))
 assert [p.name for p in killed] == ["a", "b"] and killed[1].how == "False"
+assert meant == ["together", "killed"]
 assert "torch" not in sys.modules
 print("done", flush=True)
 all_of(out, Job("a", left_alone), Job("b", left_alone))
