@@ -69,7 +69,9 @@ def run(name: str, device: str) -> list[dict[str, Any]]:
     if not path.is_file():
         return [{"script": name, **failure(path.name, "there is no such script")}]
     # what runs on the CPU alone has no such option, and what takes hours there only ever runs on a GPU
-    takes = '"--device"' in path.read_text(encoding="utf-8") and (name != "gpu" or device.startswith("cuda"))
+    takes = 'add_argument("--device"' in path.read_text(encoding="utf-8") and (
+        name != "gpu" or device.startswith("cuda")
+    )
     place = ["--device", device] if takes else []
     words = [sys.executable, str(path), "--json", *place]
     began = time.monotonic()
