@@ -31,6 +31,7 @@ _DOTTED = (0, (1, 2))
 CLASS_COLOURS = (
     "#0173B2", "#DE8F05", "#029E73", "#D55E00", "#CC78BC", "#CA9161", "#FBAFE4", "#949494", "#ECE133", "#56B4E9",
 )  # fmt: skip
+DPI = 130
 FOREGROUND, BACKGROUND, WARNING = "#0072B2", "#D55E00", "#B3261E"
 
 
@@ -305,5 +306,5 @@ def render(figure: "Figure", form: str) -> bytes:
     )
     fast: dict[str, Any] = {"pil_kwargs": {"compress_level": 4}} if form == "png" else {}  # 3% larger in half the time
     out = io.BytesIO()
-    figure.savefig(out, format=form, dpi=130, metadata=stamp, **fast)
+    figure.savefig(out, format=form, dpi=DPI, metadata=stamp, **fast)
     return out.getvalue()

@@ -12,6 +12,7 @@ from scipy.ndimage import gaussian_filter, zoom
 
 from wsolbench.benchmark.metrics import BINS
 from wsolbench.benchmark.store import Store, key_of, write_npz
+from wsolbench.reports.figures import base
 from wsolbench.reports.rows import Findings, collect
 
 EXPLAINERS = {"cam": 2.2, "gradcampp": 1.9, "layercam": 2.6}
@@ -305,6 +306,14 @@ def make_results(root: Path, recipe: Recipe | None = None) -> Store:
         writer = Writer(root, recipe or Recipe())
         writer.all()
     return writer.store
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _small_pictures():
+    """Pictures of few pixels: what is looked at here are the artists and the files, and these take seconds less."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "DPI", 45)
+        yield
 
 
 @pytest.fixture(scope="session")

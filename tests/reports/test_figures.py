@@ -12,7 +12,7 @@ from PIL import Image
 from wsolbench.benchmark.store import Store
 from wsolbench.reports.aggregate import build_tables
 from wsolbench.reports.figures import away as away_figure
-from wsolbench.reports.figures import classes, draw, qualitative
+from wsolbench.reports.figures import base, classes, draw, qualitative
 from wsolbench.reports.figures.base import (
     COLOURS,
     AwayScene,
@@ -72,7 +72,8 @@ def test_every_figure_is_drawn_and_marked(drawings):
             assert drawn.alt
 
 
-def test_files_hold_a_picture(drawings):
+def test_files_hold_a_picture(drawings, monkeypatch):
+    monkeypatch.setattr(base, "DPI", 130)
     _, found = drawings[0]
     for drawn in found.drawn[::3]:
         png, pdf = render(drawn.figure, "png"), render(drawn.figure, "pdf")
@@ -390,6 +391,4 @@ def test_the_map_of_the_positive_class_is_told_apart(found):
 def test_colours_of_classes_are_seaborn_s():
     from seaborn import color_palette
 
-    from wsolbench.reports.figures.base import CLASS_COLOURS
-
-    assert color_palette(CLASS_COLOURS) == color_palette("colorblind", 10)
+    assert color_palette(base.CLASS_COLOURS) == color_palette("colorblind", 10)
