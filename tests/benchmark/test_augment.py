@@ -84,7 +84,7 @@ def test_without_jitter_and_flips_an_image_is_only_cropped_and_normalised():
 
 def test_the_moments_are_those_of_the_published_pipeline():
     """Random crop, both flips and colour jitter of torchvision, image by image, against ours in one batch."""
-    config, times = TrainConfig(image_size=6, load_size=8, jitter=(0.5, 0.5, 0.5, 0.05)), 2000
+    config, times = TrainConfig(image_size=6, load_size=8, jitter=(0.5, 0.5, 0.5, 0.05)), 1200
     image = torch.randint(20, 236, (8, 8, 3), generator=torch.Generator().manual_seed(6), dtype=torch.uint8)
     pipeline = torchvision.transforms.v2.Compose(
         [
@@ -105,9 +105,9 @@ def test_the_moments_are_those_of_the_published_pipeline():
     found = found * std + mean
     noise = theirs.std(0) / times**0.5
     assert ((found.mean(0) - theirs.mean(0)).abs() < 6 * noise).all()
-    torch.testing.assert_close(found.std(0), theirs.std(0), rtol=0.1, atol=0)
+    torch.testing.assert_close(found.std(0), theirs.std(0), rtol=0.12, atol=0)
     # beside single pixels also what an image as a whole does: its brightness, and its spread of colours
     for statistic in (lambda t: t.mean((1, 2, 3)), lambda t: t.std((1, 2, 3))):
         a, b = statistic(found), statistic(theirs)
         assert abs(float(a.mean() - b.mean())) < 6 * float(b.std()) / times**0.5
-        assert float(a.std() / b.std()) == pytest.approx(1, abs=0.1)
+        assert float(a.std() / b.std()) == pytest.approx(1, abs=0.12)

@@ -32,8 +32,7 @@ class StopHereError(Exception):
     pass
 
 
-@pytest.mark.parametrize("method", ["cam", "pixelcam"])
-@pytest.mark.parametrize("epoch", [0, 1, 3])
+@pytest.mark.parametrize(("method", "epoch"), [("cam", 0), ("pixelcam", 1), ("cam", 3)])
 def test_stopped_after_any_epoch(world, tmp_path, monkeypatch, method, epoch):
     world.run(method, overrides={"train": {"epochs": "4"}})
     expected = arrays(world.results)

@@ -31,7 +31,9 @@ def folder(tmp_path, monkeypatch):
     """Three scripts: one works and knows devices, one dies after its first row, one prints something else."""
     good = json.dumps(GOOD.to_json())
     scripts = {
-        "good": f"import sys\nassert sys.argv[1:] == ['--json', \"--device\", 'cpu']\nprint('''{good}''')",
+        "good": 'import argparse\nparser = argparse.ArgumentParser()\nparser.add_argument("--device")\n'
+        "parser.add_argument('--json', action='store_true')\nassert parser.parse_args().device == 'cpu'\n"
+        f"print('''{good}''')",
         "dies": f"import sys\nassert sys.argv[1:] == ['--json']\nprint('''{good}''')\nsys.exit(3)",
         "talks": "print('hello')",
         "short": 'print(\'{"what": "x"}\')',
