@@ -151,10 +151,12 @@ def evaluation_pass(
     evaluation_mode(reader.model)
     parts = {t.name: _Parts.of(t.protocol, target.spill) for t in tasks}
     mapping = torch.tensor(target.label_map, device=device)
-    logits, late, refusals = [], None, Refusals()
+    # one array for all: small tensors kept from every batch would pin the memory of the large ones around them
+    logits = torch.empty(len(frames.items), len(target.label_map), device=device)
+    late, refusals = None, Refusals()
     for seen in batches(frames, batch_size, device, change=target.change, masks=True, watch=reader.watch):
         found, maps = reader.read(seen.images, mapping[seen.labels], seen.ids)
-        logits.append(found[:, mapping])
+        logits[seen.rows] = found[:, mapping]
         shown = [r - seen.rows.start for r in target.examples if r in range(seen.rows.start, seen.rows.stop)]
         landing = {}
         for task in tasks:
@@ -162,12 +164,15 @@ def evaluation_pass(
                 with _charged(reader, task):
                     native, scale = maps[task.view.name], scales[task.name]
                     landing[task.name] = Landing(_count(task, scale, native, seen.masks, seen.ids, refusals, shown))
-        # the counts of the batch before, whose way to the host took place while this one was computed
-        _keep_all(parts, late)
-        late = landing
+        if device.type == "cuda":  # the counts of the batch before, whose way to the host took place meanwhile
+            _keep_all(parts, late)
+            late = landing
+        else:
+            _keep_all(parts, landing)
+            refusals.check()
     _keep_all(parts, late)
     refusals.check()
-    return torch.cat(logits).cpu().numpy(), {t.name: _collect(parts[t.name], scales[t.name]) for t in tasks}
+    return logits.cpu().numpy(), {t.name: _collect(parts[t.name], scales[t.name]) for t in tasks}
 
 
 def _charged(reader: Reader, task: Task) -> AbstractContextManager[None]:
