@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..methods.base import IMAGENET_MEAN, IMAGENET_STD
+from ..methods.base import imagenet_statistics
 from .config import TrainConfig
 from .transfer import constant, upload
 
@@ -80,7 +80,7 @@ def normalise(pixels: Tensor) -> Tensor:
 
 
 def _standardise(images: Tensor) -> Tensor:
-    mean, std = (constant(v, images.device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = imagenet_statistics(images.dtype, images.device)
     return images.sub_(mean).div_(std)
 
 

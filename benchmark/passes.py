@@ -5,7 +5,6 @@ the very code that computes the table.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,10 +91,11 @@ def validation_pass(
     for task in tasks:
         wanted[task.view.name] |= chosen.get(task.name, set())
     kept: dict[str, dict[int, Tensor]] = {name: {} for name in wanted}
-    logits = []
+    # one array for all, as in evaluation_pass
+    logits = torch.empty(len(frames.items), reader.num_classes, device=device)
     for seen in batches(frames, batch_size, device, watch=reader.watch):
         found, maps = reader.read(seen.images, seen.labels, seen.ids)
-        logits.append(found)
+        logits[seen.rows] = found
         start = seen.rows.start
         for name, native in maps.items():
             here = (r for r in range(start, start + len(seen.ids)) if r in wanted[name])
@@ -112,12 +112,12 @@ def validation_pass(
         if masked and task.view.map_class != "-":
             truth = torch.from_numpy(np.stack([masks[r] for r in masked])).to(device)
             few = torch.stack([native[r] for r in masked])
-            with _charged(reader, task):
+            with reader.part(f"score:{task.name}"):
                 counted = _count(task, scale, few, truth, [frames.ids[r] for r in masked], refusals)
             _keep(parts, Landing(counted).get())
         scored[task.name] = _collect(parts, scale)
     refusals.check()
-    return torch.cat(logits).cpu().numpy(), scored
+    return logits.cpu().numpy(), scored
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def evaluation_pass(
         landing = {}
         for task in tasks:
             if task.view.map_class != "-" and seen.masks is not None:
-                with _charged(reader, task):
+                with reader.part(f"score:{task.name}"):
                     native, scale = maps[task.view.name], scales[task.name]
                     landing[task.name] = Landing(_count(task, scale, native, seen.masks, seen.ids, refusals, shown))
         if device.type == "cuda":  # the counts of the batch before, whose way to the host took place meanwhile
@@ -173,10 +173,6 @@ def evaluation_pass(
     _keep_all(parts, late)
     refusals.check()
     return logits.cpu().numpy(), {t.name: _collect(parts[t.name], scales[t.name]) for t in tasks}
-
-
-def _charged(reader: Reader, task: Task) -> AbstractContextManager[None]:
-    return nullcontext() if reader.watch is None else reader.watch.part(f"score:{task.name}")
 
 
 def _count(

@@ -16,9 +16,7 @@ _END = object()
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on the device. To a GPU it goes through pinned memory, as other copies make the host wait."""
-    if device.type != "cuda" or tensor.is_cuda:
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    return staged(tensor, device).to(device, non_blocking=True)
 
 
 def staged(tensor: Tensor, device: torch.device) -> Tensor:

@@ -59,7 +59,7 @@ class Reader:
         maps: dict[str, Tensor] = {}
         logits = None
         for view in own:
-            with self._part(f"predict:{view.name}"):
+            with self.part(f"predict:{view.name}"):
                 prediction = self._predict(images, self._classes(view, None, labels))
             maps[view.name] = _checked(prediction.maps, images, view)
             self.used.setdefault(view.name, set())
@@ -77,10 +77,10 @@ class Reader:
         levels = _levels_by_class(views)
         if self.model is None or isinstance(self.model, Explainable):
             every = [level for announced in levels.values() for level in announced]
-            evidence = Evidence(images, model=self.model, ids=ids, seed=self.seed, levels=every, part=self._part)
+            evidence = Evidence(images, model=self.model, ids=ids, seed=self.seed, levels=every, part=self.part)
             logits = evidence.logits if self.model is not None else None
         else:
-            with self._part("forward"):
+            with self.part("forward"):
                 logits = self._predict(images, None).logits
             evidence = Evidence(images, ids=ids, seed=self.seed)
         by_class: dict[str, Evidence] = {}
@@ -90,13 +90,14 @@ class Reader:
                 asked = evidence if classes is None else evidence.of(classes, levels[view.map_class], view.map_class)
                 by_class[view.map_class] = asked
             evidence.used.clear()
-            with self._part(f"read:{view.name}"):
+            with self.part(f"read:{view.name}"):
                 native = load_function(view.method)(by_class[view.map_class], options(view.method))
             self.used.setdefault(view.name, set()).update(evidence.used)
             maps[view.name] = _checked(native, images, view)
         return logits
 
-    def _part(self, name: str) -> AbstractContextManager[None]:
+    def part(self, name: str) -> AbstractContextManager[None]:
+        """Charges a block to a part of the watch, if there is one."""
         return nullcontext() if self.watch is None else self.watch.part(name)
 
     def _predict(self, images: Tensor, classes: Tensor | None) -> Prediction:

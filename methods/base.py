@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -32,6 +32,13 @@ from . import METHODS, register
 __all__ = ["METHODS", "Batch", "Evidence", "Explainable", "Method", "Options", "Prediction", "TrainContext", "register"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@lru_cache
+def imagenet_statistics(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the normalisation, (3, 1, 1), uploaded once: a GPU's host waits for every upload."""
+    mean, std = (torch.tensor(v, dtype=dtype, device=device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean, std
 
 
 class Options(SimpleNamespace):
@@ -229,7 +236,7 @@ class Evidence:
     @cached_property
     def rgb(self) -> Tensor:
         """Images in [0, 1]."""
-        mean, std = (self.images.new_tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+        mean, std = imagenet_statistics(self.images.dtype, self.images.device)
         return (self.images * std + mean).clamp(0, 1)
 
     @property

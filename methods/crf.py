@@ -10,12 +10,10 @@ by 2e-9: `PUBLISHED_PAIRS` times such a weight is the weight here. Tang et al., 
 Weakly-supervised CNN Segmentation, ECCV 2018; its gradient is -(2 / N^2) G S.
 """
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
-from .base import IMAGENET_MEAN, IMAGENET_STD
+from .base import imagenet_statistics
 
 SIDE = 224  # px, of the images that the published weights and distances are meant for
 PUBLISHED_PAIRS = float(SIDE**2) ** 2
@@ -102,15 +100,8 @@ def _spread(features: Tensor, planes: Tensor) -> Tensor:
 
 def _rgb(images: Tensor) -> Tensor:
     """Normalised images back to 0..255."""
-    mean, std = _statistics(images.dtype, images.device)
+    mean, std = imagenet_statistics(images.dtype, images.device)
     return ((images.detach() * std + mean) * 255).clamp(0, 255)
-
-
-@lru_cache
-def _statistics(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and deviation, (1, 3, 1, 1), uploaded once: a GPU's host waits for every upload."""
-    mean, std = (torch.tensor(v, dtype=dtype, device=device).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return mean, std
 
 
 def _reduced(values: Tensor, size: int) -> Tensor:

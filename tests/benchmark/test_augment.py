@@ -7,6 +7,7 @@ import torchvision.transforms.v2.functional as tv
 
 from wsolbench.benchmark import augment as ours
 from wsolbench.benchmark.config import TrainConfig
+from wsolbench.methods.base import IMAGENET_MEAN, IMAGENET_STD
 
 CONFIG = TrainConfig(image_size=24, load_size=32)
 
@@ -101,7 +102,7 @@ def test_the_moments_are_those_of_the_published_pipeline():
     source = torch.Generator().manual_seed(8)
     parts = [ours.draw(40, config, source) for _ in range(times // 40)]  # one order of operations a batch
     found = torch.cat([ours.augment(image.expand(40, -1, -1, -1), drawn, config) for drawn in parts])
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (ours.IMAGENET_MEAN, ours.IMAGENET_STD))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     found = found * std + mean
     noise = theirs.std(0) / times**0.5
     assert ((found.mean(0) - theirs.mean(0)).abs() < 6 * noise).all()
