@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .errors import BenchError
+from .errors import DamagedError
 from .store import atomic_path, file_sha256, read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -31,14 +31,15 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
 
 
 def load_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
-    """Reads safetensors of a known hash onto the CPU. Raises BenchError if the file is missing or differs."""
-    if not path.is_file() or file_sha256(path) != sha256:
-        what = "is missing" if not path.is_file() else "is damaged (its hash differs from its record)"
-        raise BenchError(f"{path} {what}. Remove its folder {path.parent} and run the same command again.")
+    """Reads safetensors of a known hash onto the CPU. Raises DamagedError if the file is missing or differs."""
+    if not path.is_file():
+        raise DamagedError(path, "is missing")
+    if file_sha256(path) != sha256:
+        raise DamagedError(path, "is damaged (its hash differs from its record)")
     try:
         return load_file(path)
     except SafetensorError as problem:
-        raise BenchError(f"{path} is not a safetensors file: {problem}.") from None
+        raise DamagedError(path, f"is not a safetensors file ({problem})") from None
 
 
 def copy_state(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -126,7 +127,7 @@ class Snapshots:
                 continue
             try:
                 return self._restore(read_json(self.folder / name), model, optimizer, scaler)
-            except BenchError as problem:
+            except DamagedError as problem:
                 log.warning("snapshot %s is not used: %s", self.folder / name, problem)
         return Progress()
 

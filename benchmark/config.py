@@ -80,19 +80,24 @@ class RunConfig:
     data_root: Path = runtime(Path("data"), "folder that holds the datasets")
     results: Path = runtime(Path("results"), "folder for everything that is stored")
     device: str = runtime("auto", "auto, cpu, cuda or cuda:N")
-    jobs: int = runtime(1, "stages at a time")
+    jobs: int = runtime(0, "stages at a time; 0 = one here, all workers of a cluster")
     jobs_per_gpu: int = runtime(0, "stages that share a GPU; 0 = as --jobs asks, spread over the GPUs")
-    backend: str = runtime("loky", "joblib backend that starts the stages")
+    devices: int = runtime(1, "GPUs (or CPU processes) that train one model together")
+    backend: str = runtime("loky", "joblib backend that starts the stages: loky, dask or ray")
+    scheduler: str = runtime("", "address (or scheduler file) of a running Dask or Ray cluster")
     score_batch: int = runtime(32, "images per scoring batch")
     snapshot_seconds: float = runtime(20.0, "time between checkpoints to resume from")
     deterministic: bool = runtime(False, "only deterministic algorithms (bitwise repeats on a GPU, slower)")
     compile: bool = runtime(False, "torch.compile the backbone in training: minutes at the start, for long trainings")
 
     def __post_init__(self) -> None:
-        if self.jobs < 1 or self.score_batch < 1 or not self.snapshot_seconds >= 0:
-            raise BenchError("run.jobs and run.score_batch must be at least 1, run.snapshot_seconds at least 0.")
-        if self.jobs_per_gpu < 0:
-            raise BenchError(f"run.jobs_per_gpu = {self.jobs_per_gpu} must be at least 0 (0: as --jobs asks).")
+        if self.devices < 1 or self.score_batch < 1 or not self.snapshot_seconds >= 0:
+            raise BenchError("run.devices and run.score_batch must be at least 1, run.snapshot_seconds at least 0.")
+        for name in ("jobs", "jobs_per_gpu"):
+            if getattr(self, name) < 0:
+                raise BenchError(f"run.{name} = {getattr(self, name)} must be at least 0 (0: as many as fit).")
+        if self.scheduler and self.backend == "loky":
+            raise BenchError("--scheduler is the address of a Dask or Ray cluster: add --backend dask or --backend ray.")
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -30,7 +30,7 @@ def gpus(device: str) -> list[int]:
 
 def workers(run: RunConfig) -> int:
     """Stages at a time: `--jobs`, or as many as there are slots where `--jobs-per-gpu` says how many a GPU has."""
-    return len(gpus(run.device)) * run.jobs_per_gpu if run.jobs_per_gpu and gpus(run.device) else run.jobs
+    return len(gpus(run.device)) * run.jobs_per_gpu if run.jobs_per_gpu and gpus(run.device) else run.jobs or 1
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from .errors import BenchError
+from .errors import BenchError, DamagedError
 
 SCHEMA = 1
 RECORD, FAILURE = "record.json", "failure.json"
@@ -88,12 +88,12 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file. Raises BenchError naming the file if it is damaged."""
+    """Reads a JSON file. Raises DamagedError naming the file if it cannot be parsed."""
     try:
         with open(path, "rb", buffering=0) as handle:  # noqa: PTH123 - half the time, and a matrix has thousands
             return json.loads(handle.read().decode("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as problem:
-        raise BenchError(f"{path} is damaged ({problem}). Remove it; what it belongs to is then made again.") from None
+        raise DamagedError(path, f"is damaged ({problem})") from None
 
 
 def jsonable(value: Any) -> Any:
@@ -121,15 +121,13 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def read_npz(path: Path, names: Iterable[str] = ()) -> dict[str, np.ndarray]:
     """Reads some arrays of an npz file, without `names` all of them.
 
-    Raises BenchError naming the file if it is damaged or holds pickles, and KeyError for an array it does not hold.
+    Raises DamagedError naming the file if it is damaged or holds pickles, and KeyError for an array it does not hold.
     """
     try:
         with np.load(path, allow_pickle=False) as data:
             return {name: data[name] for name in names or data.files}
     except (ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as problem:
-        raise BenchError(
-            f"{path} is damaged ({problem}). Remove it; what it belongs to is then made again."
-        ) from problem
+        raise DamagedError(path, f"is damaged ({problem})") from problem
 
 
 class Store:

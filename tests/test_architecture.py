@@ -16,7 +16,7 @@ from wsolbench.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("benchmark", "methods", "datasets", "reports")
-GROUND = {"errors", "registry", "seeds", "store", "metrics", "protocols"}
+GROUND = {"errors", "guard", "registry", "seeds", "store", "metrics", "protocols"}
 READABLE_BY_REPORTS = {"errors", "store", "metrics", "protocols", "seeds"}
 TOP = {
     "benchmark.cli",

@@ -1,0 +1,80 @@
+"""A request to stop: by a signal, or by a file that every worker of a run looks at.
+
+Long work asks `requested()` between two steps, leaves what it needs to go on exactly there, and raises `Stopped`. So
+nothing is lost when a cluster ends a job, and a file is never half written because somebody pressed Ctrl-C.
+"""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+INTERRUPTED, TERMINATED = 130, 3  # exit codes: Ctrl-C, and a cluster's time limit
+LOOK_SECONDS = 0.5  # between two looks at the file
+
+
+class Stopped(BaseException):
+    """The run was asked to stop and has left what it needs to go on. No Exception: a plug-in must not swallow it."""
+
+
+class _State:
+    code = 0
+    file: Path | None = None
+    looked = 0.0
+
+
+def request(code: int) -> None:
+    """Asks this process to stop; the first request gives the exit code."""
+    _State.code = _State.code or code
+
+
+def requested() -> int:
+    """The exit code of the request to stop, 0 without one. Cheap enough to ask at every step."""
+    if not _State.code and _State.file is not None and time.monotonic() - _State.looked >= LOOK_SECONDS:
+        _State.looked = time.monotonic()
+        with contextlib.suppress(OSError, ValueError):
+            _State.code = int(_State.file.read_text(encoding="ascii"))
+    return _State.code
+
+
+def check() -> None:
+    """Raises Stopped if a stop was requested."""
+    if requested():
+        raise Stopped
+
+
+def follow(file: Path | None) -> None:
+    """Forgets earlier requests and looks at a file from now on: workers of one run share it through its folder."""
+    if file != _State.file:
+        _State.code, _State.file, _State.looked = 0, file, 0.0
+
+
+@contextlib.contextmanager
+def listening(tell: Callable[[int], None]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM become requests while this lasts; a second Ctrl-C raises KeyboardInterrupt at once.
+
+    tell: called with the exit code at the first of them, from the signal handler. In another thread than the main one
+    signals stay as they are.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        code = INTERRUPTED if number == signal.SIGINT else TERMINATED
+        if _State.code and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not _State.code:
+            request(code)
+            tell(code)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+        _State.code = 0
