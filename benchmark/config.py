@@ -97,7 +97,7 @@ class RunConfig:
             if getattr(self, name) < 0:
                 raise BenchError(f"run.{name} = {getattr(self, name)} must be at least 0 (0: as many as fit).")
         if self.scheduler and self.backend == "loky":
-            raise BenchError("--scheduler is the address of a Dask or Ray cluster: add --backend dask or --backend ray.")
+            raise BenchError("--scheduler is the address of a Dask or Ray cluster: add --backend dask or ray.")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
