@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.warm import Bench
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
     "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
@@ -163,3 +165,11 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     browser = Browser(binary, tmp_path_factory.mktemp("profile"))
     yield browser
     browser.close()
+
+
+@pytest.fixture(scope="session")
+def warm_bench() -> Iterator[Bench]:
+    """The real command line without the seconds of importing: `warm_bench(*words)`, `warm_bench.start(*words)`."""
+    bench = Bench()
+    yield bench
+    bench.close()

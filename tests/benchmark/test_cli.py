@@ -14,13 +14,19 @@ from safetensors.torch import save_file
 BENCH = [sys.executable, "-c", "from wsolbench.benchmark.cli import main; main()"]
 
 
-def bench(*words, **options):
+def cold(*words, **options):
+    """The command in an interpreter of its own, as typed; all other tests take the warm one."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run([*BENCH, *map(str, words)], capture_output=True, text=True, env=environment, **options)
 
 
 @pytest.fixture
-def run(world, tmp_path):
+def bench(warm_bench):
+    return warm_bench
+
+
+@pytest.fixture
+def run(world, bench):
     """Runs `bench run` on the blobs with changes, and returns the finished process."""
 
     def go(*words, methods="cam", datasets=None, results=None):
@@ -34,14 +40,14 @@ def run(world, tmp_path):
 
 
 def test_help_names_every_verb():
-    found = bench("--help")
+    found = cold("--help")
     assert found.returncode == 0
     for verb in ("run", "list", "status", "report", "score", "data", "check", "new-method", "demo"):
         assert f"  {verb} " in found.stdout
 
 
 @pytest.mark.parametrize("verb", ["run", "list", "status", "report", "score", "data", "check", "new-method", "demo"])
-def test_every_verb_explains_itself(verb):
+def test_every_verb_explains_itself(bench, verb):
     found = bench(verb, "--help")
     assert found.returncode == 0
     assert len(found.stdout) > 200
@@ -70,7 +76,7 @@ def test_every_verb_explains_itself(verb):
         (["new-method", "cam"], "exists already"),
     ],
 )
-def test_mistakes_exit_with_2_and_say_what_to_do(words, message, tmp_path):
+def test_mistakes_exit_with_2_and_say_what_to_do(bench, words, message, tmp_path):
     found = bench(*words, cwd=tmp_path)
     assert found.returncode == 2
     assert message in found.stderr
@@ -78,7 +84,13 @@ def test_mistakes_exit_with_2_and_say_what_to_do(words, message, tmp_path):
     assert not list(tmp_path.iterdir()), "a usage error must write nothing"
 
 
-def test_a_run_and_everything_that_reads_it(run, world):
+def test_a_mistake_as_typed(tmp_path):
+    found = cold("rnu", cwd=tmp_path)
+    assert (found.returncode, "Did you mean run" in found.stderr) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_and_everything_that_reads_it(run, bench, world):
     done = run("--json", methods="cam,random")
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
@@ -112,7 +124,7 @@ def test_dry_run_shows_the_plan_and_writes_no_stage(run, world):
     assert plan["to_do"] == len(plan["stages"])
 
 
-def test_a_config_file_equals_its_options(run, world, tmp_path):
+def test_a_config_file_equals_its_options(run, bench, world, tmp_path):
     path = tmp_path / "run.toml"
     settings = "".join(f"{k} = {v}\n" for k, v in world.settings.items())
     path.write_text(
@@ -208,7 +220,7 @@ def test_an_upper_bound_needs_the_training_masks(run, copy):
     assert run("--dry-run", datasets=copy, methods="cam").returncode == 0
 
 
-def test_a_faulty_method_exits_with_1_and_keeps_the_others(run, world, tmp_path):
+def test_a_faulty_method_exits_with_1_and_keeps_the_others(run, bench, world, tmp_path):
     path = tmp_path / "faulty.py"
     path.write_text(
         '"""Faulty."""\nfrom wsolbench.methods.base import register\n\n'

@@ -5,8 +5,6 @@ from collections import Counter
 
 import pytest
 
-from tests.benchmark.test_cli import bench
-
 PAIRS = {(a, b) for a in ("glas", "camelyon16") for b in ("glas", "camelyon16")}
 TINY = (
     "--backbones", "test_resnet", "--weights", "none", "--preset", "smoke", "--device", "cpu",
@@ -15,34 +13,40 @@ TINY = (
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(warm_bench, tmp_path_factory):
     folder = tmp_path_factory.mktemp("both")
-    made = bench("data", "synth", "--out", folder, "--train", 24, "--test", 8, "--size", 64)
+    made = warm_bench("data", "synth", "--out", folder, "--train", 24, "--test", 8, "--size", 64)
     assert made.returncode == 0, made.stderr
     return folder
 
 
-def line(root, *words):
-    return bench("run", "--methods", "pixelcam,negev", "--datasets", "glas,camelyon16", "--data-root", root, *TINY,
-                 "--results", root / "results", *words)  # fmt: skip
+@pytest.fixture
+def line(warm_bench, root):
+    """Runs the line with more words."""
+
+    def go(*words):
+        return warm_bench("run", "--methods", "pixelcam,negev", "--datasets", "glas,camelyon16", "--data-root", root,
+                          *TINY, "--results", root / "results", *words)  # fmt: skip
+
+    return go
 
 
-def test_the_plan_shows_each_shared_training_once(root):
-    found = line(root, "--dry-run", "--json")
+def test_the_plan_shows_each_shared_training_once(line):
+    found = line("--dry-run", "--json")
     assert found.returncode == 0, found.stderr
     stages = json.loads(found.stdout)["stages"]
     trained = Counter((s["labels"]["method"], s["labels"]["train"]) for s in stages if s["kind"] == "train")
     assert set(trained.values()) == {1}
     assert set(trained) == {(m, d) for m in ("classifier", "pixelcam", "negev") for d in ("glas", "camelyon16")}
-    text = line(root, "--dry-run").stdout
+    text = line("--dry-run").stdout
     assert "6 trainings, 6 to do" in text
     assert "glas → camelyon16" in text
 
 
-def test_the_plan_with_teachers_shows_each_shared_training_once(root):
+def test_the_plan_with_teachers_shows_each_shared_training_once(warm_bench, root):
     teachers = "pixelcam:layercam,pixelcam:gradcampp,pixelcam:deepmil,pixelcam:negev,negev,deepmil"
-    found = bench("run", "--methods", teachers, "--datasets", "glas,camelyon16", "--data-root", root, *TINY,
-                  "--results", root / "results", "--dry-run", "--json")  # fmt: skip
+    found = warm_bench("run", "--methods", teachers, "--datasets", "glas,camelyon16", "--data-root", root, *TINY,
+                       "--results", root / "results", "--dry-run", "--json")  # fmt: skip
     assert found.returncode == 0, found.stderr
     stages = [s for s in json.loads(found.stdout)["stages"] if s["labels"].get("train") == "glas"]
     trained = Counter(s["labels"]["method"] for s in stages if s["kind"] == "train")
@@ -52,8 +56,8 @@ def test_the_plan_with_teachers_shows_each_shared_training_once(root):
     assert maps == dict.fromkeys(("layercam", "gradcampp", "deepmil", "negev", "cam"), 1)
 
 
-def test_the_line_runs_and_every_model_is_scored_on_both_sets(root):
-    found = line(root, "--json")
+def test_the_line_runs_and_every_model_is_scored_on_both_sets(line, warm_bench, root):
+    found = line("--json")
     assert found.returncode == 0, found.stderr
     rows = json.loads(found.stdout)
     assert {(r["train"], r["eval"]) for r in rows} == PAIRS
@@ -65,9 +69,9 @@ def test_the_line_runs_and_every_model_is_scored_on_both_sets(root):
     home = next(r for r in rows if r["train"] == r["eval"] == "glas" and r["selection"] == away["selection"])
     assert away["chance_positives"] > away["chance"]
     assert home["chance_positives"] == home["chance"], "every image of GlaS has glands"
-    again = line(root, "--json")
+    again = line("--json")
     assert json.loads(again.stdout) == rows
-    page = bench("report", "--results", root / "results")
+    page = warm_bench("report", "--results", root / "results")
     assert page.returncode == 0, page.stderr
     html = (root / "results" / "report" / "index.html").read_text(encoding="utf-8")
     assert "glas → camelyon16" in html
