@@ -5,11 +5,23 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
+def plain(text: object) -> str:
+    r"""Text that cannot steer a terminal: control characters but line breaks are written out, as in `\x1b`.
+
+    Names come from anybody's files, and an escape sequence in one could hide or forge what is printed. Characters that
+    turn the direction of writing around count as such; letters of any script do not.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(text))
+
+
 class BenchError(Exception):
     """Something the user can mend: the message says what is wrong, where, and what to do.
 
-    The command line prints the message without a traceback and exits with 2.
+    The command line prints the message without a traceback and exits with 2. It is safe to print (see `plain`).
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(plain(message))
 
 
 class DamagedError(BenchError):

@@ -1,7 +1,6 @@
 """Anybody's score maps and masks as files: finding the pairs and reading them, with nothing silently repaired."""
 
 import csv
-import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -10,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from ..datasets.decode import decode_grey, decode_mask
 from .errors import BenchError, did_you_mean
 
 MAP_FILES = (".npz", ".png")
@@ -19,9 +18,7 @@ MASK_FILES = (".png", ".bmp", ".tif", ".tiff", ".npz")
 MASK_SUFFIXES = ("_anno", "_mask")  # GlaS calls the mask of train_1.bmp train_1_anno.bmp
 MAX_BYTES = 1 << 30  # an npz that unpacks to more is refused before any memory is taken
 _KNOWN_SUFFIXES = {*MAP_FILES, *MASK_FILES, ".jpg", ".jpeg"}
-_GREY_STEPS = {"1": 1, "L": 255, "I;16": 65535, "I;16B": 65535, "I;16L": 65535, "I": 65535}
-_DAMAGE = (OSError, ValueError, SyntaxError, EOFError, KeyError, MemoryError, struct.error, zlib.error,
-           zipfile.BadZipFile, Image.DecompressionBombError)  # fmt: skip
+_DAMAGE = (OSError, ValueError, SyntaxError, EOFError, KeyError, MemoryError, zlib.error, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -99,17 +96,10 @@ def read_map(path: Path) -> np.ndarray:
     An npz holds one array, or the map under `map` or `arr_0`. Raises BenchError naming the file for anything else:
     colour or palette images, pickles, damaged files, arrays that are not 2-D, values that are NaN or infinite.
     """
+    if path.suffix.lower() != ".npz":
+        return decode_grey(path)
     with _reading(path, "score map"):
-        if path.suffix.lower() == ".npz":
-            values = _read_array(path, "map").astype(np.float64)
-        else:
-            with Image.open(path) as image:
-                if image.mode not in _GREY_STEPS:
-                    raise BenchError(
-                        f"{path} is not grey (mode {image.mode}): a score map has one channel of 8 or 16 bits. A "
-                        "colour map cannot be turned back into scores; save the scores themselves."
-                    )
-                values = np.asarray(image, np.float64) / _GREY_STEPS[image.mode]
+        values = _read_array(path, "map").astype(np.float64)
     if not np.isfinite(values).all():
         raise BenchError(f"{path} is not finite: {int((~np.isfinite(values)).sum())} values are NaN or infinite.")
     return values
@@ -120,19 +110,21 @@ def read_mask(path: Path) -> np.ndarray:
 
     Raises BenchError naming the file for colour images, pickles, damaged files and arrays that are not 2-D.
     """
+    if path.suffix.lower() != ".npz":
+        return _mask_image(path)
     with _reading(path, "mask"):
-        if path.suffix.lower() == ".npz":
-            values = _read_array(path, "mask")
-            if np.isnan(values).any():
-                raise BenchError(f"{path} is not finite: a mask holds numbers, 0 for background.")
-            return values > 0
-        with Image.open(path) as image:
-            if image.mode not in (*_GREY_STEPS, "P"):
-                raise BenchError(
-                    f"{path} is not a mask (mode {image.mode}): a mask has one channel, 0 for background. If this is "
-                    f"the image, its mask needs the same stem, or one that adds {' or '.join(MASK_SUFFIXES)}."
-                )
-            return np.asarray(image) > 0
+        values = _read_array(path, "mask")
+        if np.isnan(values).any():
+            raise BenchError(f"{path} is not finite: a mask holds numbers, 0 for background.")
+        return values > 0
+
+
+def _mask_image(path: Path) -> np.ndarray:
+    try:
+        return decode_mask(path, palette_ids=True)
+    except BenchError as problem:
+        more = f"If this is the image, its mask needs the same stem, or one that adds {' or '.join(MASK_SUFFIXES)}."
+        raise BenchError(f"{problem} {more}") from None
 
 
 @contextmanager

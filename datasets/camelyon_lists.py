@@ -16,6 +16,7 @@ from ..benchmark.errors import BenchError
 
 LABELS, MASKS = "class_labels.txt", "localization.txt"
 PARTS = 5  # published folds
+LARGEST = 64_000_000  # bytes of an unpacked list; 50,000 rows of published names take 20 million
 SIDE = 512  # px; side of a published patch, at level 0 of its slide
 _SHARE = r"\d+(?:\.\d+)?(?:e-\d+)?"
 _NAME = re.compile(
@@ -157,7 +158,7 @@ def read_labels(file: Path, home: str) -> dict[str, Patch]:
     found: dict[str, Patch] = {}
     for where, cells in _lines(file):
         if len(cells) != 2 or cells[1] not in ("0", "1"):
-            raise BenchError(f"{where}: {','.join(cells)!r} is not 'path,label' with label 0 or 1.")
+            raise BenchError(f"{where}: {_line(cells)} is not 'path,label' with label 0 or 1.")
         path = cells[0]
         _check_place(where, path, home)
         if path in found:
@@ -179,7 +180,7 @@ def read_masks(file: Path, home: str) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for where, cells in _lines(file):
         if len(cells) != 3:
-            raise BenchError(f"{where}: {','.join(cells)!r} is not 'image,mask,ignore'.")
+            raise BenchError(f"{where}: {_line(cells)} is not 'image,mask,ignore'.")
         image, mask, ignore = cells
         if ignore not in ("", "None"):
             raise BenchError(f"{where}: the ignore mask {ignore!r} cannot be used; the field must be empty.")
@@ -328,7 +329,10 @@ def write_part(folder: Path, rows: Sequence[Patch]) -> None:
 def _lines(file: Path) -> Iterator[tuple[str, list[str]]]:
     """Place and cells of each line that is not empty."""
     try:
-        raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as handle:
+            raw = handle.read(LARGEST + 1)
+        if len(raw) > LARGEST:
+            raise BenchError(f"{file} holds more than {LARGEST / 1e6:.0f} MB of text, so it is no list of patches.")
         lines = raw.decode("utf-8-sig").splitlines()
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as problem:
         raise BenchError(f"{file} cannot be read as a list ({problem}). Copy it again.") from None
@@ -337,10 +341,16 @@ def _lines(file: Path) -> Iterator[tuple[str, list[str]]]:
             yield f"{file}, line {number}", line.split(",")
 
 
+def _line(cells: Sequence[str]) -> str:
+    """A line for a message."""
+    text = ",".join(cells)
+    return repr(text if len(text) <= 300 else f"{text[:300]}…")
+
+
 def _check_place(where: str, path: str, home: str) -> None:
     """The path must stay below the folder of its dataset."""
-    if not path.startswith(f"{home}/") or "//" in path or "/." in path or "\\" in path:
-        raise BenchError(f"{where}: {path!r} is not a path below {home}/, relative to the data root.")
+    if not path.startswith(f"{home}/") or "//" in path or "/." in path or "\\" in path or not path.isprintable():
+        raise BenchError(f"{where}: {_line([path])} is not a path below {home}/, relative to the data root.")
 
 
 def _either(file: Path) -> Path | None:

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from .folds import PIXEL_VAL_PER_CLASS, choose_pixel_val
 REQUIRED = ("image", "mask", "label", "group", "split")
 OPTIONAL = ("id", "pixel_val", "fold")
 SETTINGS = ("name", "classes", "positive", "background", "foreground", "licence", "citation", "synthetic")
+LONGEST, LONGEST_PATH = 300, 4096  # characters of a cell or setting, and of a path
 _YES, _NO = ("1", "true", "yes"), ("", "0", "false", "no")
 
 
@@ -35,6 +37,8 @@ class CsvDataset(Dataset):
         """Reads and checks the table itself, not the files it names. Raises BenchError naming the line at fault."""
         super().__init__(data_root)
         self.path = path
+        bases = (path.parent, data_root)
+        self._allowed = {Path(form(base)) for base in bases for form in (os.path.abspath, os.path.realpath)}
         settings, self._rows = _read_table(path)
         # Unlike a dataset with a class of its own, this one learns its card and folds from the file.
         self.card = _card(path, settings, self._rows)  # pyright: ignore[reportAttributeAccessIssue]
@@ -92,17 +96,25 @@ class CsvDataset(Dataset):
         )
 
     def _resolve(self, text: str, where: str) -> Path:
-        """A path of the table: absolute as it is, else within the folder of the CSV file (links there are followed)."""
-        path = Path(text)
-        if path.is_absolute():
-            return path
-        inside = os.path.normpath(path)
-        if Path(inside).parts[:1] == ("..",) or "\0" in text:
+        """A path of the table, relative to the folder of the CSV file; it stays in there or in the data root.
+
+        Dots are taken away as text, so that `a/../b` is `b` whatever `a` is; links are followed.
+        """
+        inside = Path(os.path.normpath(text))
+        if not inside.is_absolute():
+            if inside.parts[:1] == ("..",):
+                raise BenchError(
+                    f"{where}: the path '{text}' leaves the folder of the CSV file. Move the CSV file up, or write an "
+                    "absolute path below --data-root."
+                )
+            return self.path.parent / inside
+        if not any(inside.is_relative_to(base) for base in self._allowed):
             raise BenchError(
-                f"{where}: the path '{text}' leaves the folder of the CSV file. "
-                "Move the CSV file up, or write an absolute path."
+                f"{where}: the path '{text}' lies neither in the folder of the CSV file nor below --data-root "
+                f"({self.data_root}), and a table can name nothing else. Give --data-root the folder that holds the "
+                "images."
             )
-        return self.path.parent / inside
+        return inside
 
 
 def _read_table(path: Path) -> tuple[dict[str, str], list[_Row]]:
@@ -124,14 +136,33 @@ def _read_table(path: Path) -> tuple[dict[str, str], list[_Row]]:
         raise BenchError(f"{path} holds no rows. Its header must be: {', '.join(REQUIRED)}.")
     header = _header(path, table[0][1])
     rows = []
-    for (number, _), values in zip(table[1:], csv.reader(line for _, line in table[1:]), strict=False):
+    for number, line in table[1:]:
+        where = f"{path}, line {number}"
+        values = _cells(line, where)
         if len(values) != len(header):
-            raise BenchError(
-                f"{path}, line {number}: {len(values)} fields, the header has {len(header)}. Quote commas."
-            )
-        given = {name: value.strip() for name, value in zip(header, values, strict=True)}
+            raise BenchError(f"{where}: {len(values)} fields, the header has {len(header)}. Quote commas.")
+        given = {name: _checked(value, name, where) for name, value in zip(header, values, strict=True)}
         rows.append(_Row(number, {**dict.fromkeys(OPTIONAL, ""), **given}))
     return settings, rows
+
+
+def _cells(line: str, where: str) -> list[str]:
+    """The cells of one line; a quoted cell that goes on in the next line is refused."""
+    try:
+        return next(csv.reader([line], strict=True))
+    except csv.Error as problem:
+        raise BenchError(f"{where} cannot be read ({problem}). A row stands on one line, quotes in pairs.") from None
+
+
+def _checked(text: str, what: str, where: str) -> str:
+    """A cell or setting without blanks around it. Raises BenchError for what nobody writes by hand."""
+    text = text.strip()
+    longest = LONGEST_PATH if what in ("image", "mask") else LONGEST
+    if len(text) > longest:
+        raise BenchError(f"{where}: the {what} has {len(text)} characters, more than {longest}. Shorten it.")
+    if any(unicodedata.category(c) == "Cc" for c in text):
+        raise BenchError(f"{where}: the {what} '{text}' holds control characters. Remove them.")
+    return text
 
 
 def _add_setting(settings: dict[str, str], line: str, where: str) -> None:
@@ -143,7 +174,8 @@ def _add_setting(settings: dict[str, str], line: str, where: str) -> None:
         raise BenchError(f"{where}: there is no setting '{key}'.{did_you_mean(key, SETTINGS)} A remark needs no colon.")
     if key in settings:
         raise BenchError(f"{where}: '{key}' is set twice.")
-    settings[key] = value.strip().rstrip(",")  # spreadsheet programs pad a line with commas
+    # spreadsheet programs pad a line with commas
+    settings[key] = _checked(value.strip().rstrip(","), key, where) if key != "classes" else value.strip().rstrip(",")
 
 
 def _header(path: Path, line: str) -> list[str]:
@@ -179,7 +211,7 @@ def _card(path: Path, settings: Mapping[str, str], rows: Sequence[_Row]) -> Data
     if positive == background:
         raise BenchError(f"{path}: '{classes[positive]}' cannot be both positive and background.")
     return DatasetCard(
-        name=settings.get("name", path.stem),
+        name=settings.get("name") or _checked(path.stem, "name", str(path)),
         version=1,
         classes=classes,
         positive_class=positive,
@@ -195,7 +227,7 @@ def _card(path: Path, settings: Mapping[str, str], rows: Sequence[_Row]) -> Data
 def _classes(path: Path, settings: Mapping[str, str], rows: Iterable[_Row]) -> tuple[str, ...]:
     """Declared names, else the labels themselves: numbers 0, 1, … in order, names in alphabetical order."""
     if "classes" in settings:
-        names = [n.strip() for n in settings["classes"].split(",")]
+        names = [_checked(n, "name of a class", str(path)) for n in settings["classes"].split(",")]
         if len(set(names)) != len(names) or not all(names):
             raise BenchError(f"{path}: '# classes' must list different names, separated by commas.")
     else:

@@ -14,7 +14,9 @@ from ..benchmark.errors import BenchError
 IMAGE_FORMATS = ("BMP", "PNG", "JPEG", "TIFF", "WEBP")
 MASK_FORMATS = ("BMP", "PNG", "TIFF")  # lossless: a JPEG mask has foreground all around its edges
 MAX_PIXELS = 80_000_000  # larger headers are refused before any memory is taken; Pillow itself warns at 89 million
-_ORIENTATION_TAG = 0x0112
+_ORIENTATION_TAG, _BITS_TAG = 0x0112, 258
+_PNG_FLAGS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp")  # where programs keep the flag in a PNG
+_GREY_STEPS = {"1": 1, "L": 255, "I;16": 65535, "I;16B": 65535, "I;16L": 65535, "I": 65535}
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error)
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
@@ -60,7 +62,24 @@ def decode_mask(path: Path, palette_ids: bool = False) -> np.ndarray:
     with _opened(path, MASK_FORMATS) as mask:
         _check_mask_mode(path, mask, palette_ids)
         mask.load()
+        _check_upright(path, mask)
         return np.asarray(mask) > 0
+
+
+def decode_grey(path: Path) -> np.ndarray:
+    """Reads a grey PNG of 1, 8 or 16 bits as (h, w) float64 in [0, 1], its highest value being 1.
+
+    Raises BenchError for any other format or mode and for everything `decode_image` refuses about files.
+    """
+    with _opened(path, ("PNG",)) as image:
+        if image.mode not in _GREY_STEPS:
+            raise BenchError(
+                f"{path} is not grey (mode {image.mode}): it must have one channel of 8 or 16 bits. Colours "
+                "cannot be turned back into values; save the values themselves."
+            )
+        image.load()
+        _check_upright(path, image)
+        return np.asarray(image, np.float64) / _GREY_STEPS[image.mode]
 
 
 def decode_black_white(path: Path) -> np.ndarray:
@@ -73,6 +92,7 @@ def decode_black_white(path: Path) -> np.ndarray:
         if mask.mode not in ("1", "L"):
             raise BenchError(f"{path}: the mask has mode {mask.mode} instead of one 8-bit grey channel of 0 and 255.")
         mask.load()
+        _check_upright(path, mask)
         values = np.asarray(mask.convert("L"))
         found = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
         if not set(found.tolist()) <= {0, 255}:
@@ -135,7 +155,7 @@ def _opened(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
 
 
 def _check_image_mode(path: Path, image: Image.Image) -> None:
-    if image.mode not in ("RGB", "L", "P", "RGBA", "LA") or _png_depth(path, image) == 16:
+    if image.mode not in ("RGB", "L", "P", "RGBA", "LA") or _depth(path, image) > 8:
         what = "16 bits a channel" if image.mode.startswith("I") or image.mode == "RGB" else f"mode {image.mode}"
         raise BenchError(
             f"{path} has {what}; the suite reads 8-bit RGB or grey. Convert it, choosing the range yourself."
@@ -149,8 +169,11 @@ def _check_mask_mode(path: Path, mask: Image.Image, palette_ids: bool) -> None:
     raise BenchError(f"{path}: the mask has {what}. Save it as one grey channel with 0 for background.")
 
 
-def _png_depth(path: Path, image: Image.Image) -> int:
-    """Bits a channel of a PNG, else 8. Pillow cuts 16-bit colour to 8 without saying so."""
+def _depth(path: Path, image: Image.Image) -> int:
+    """Bits a channel, 8 where the format has no more. Pillow cuts 16-bit colour to 8 without saying so."""
+    if image.format == "TIFF":
+        bits = image.tag_v2.get(_BITS_TAG, 8)  # pyright: ignore[reportAttributeAccessIssue]
+        return max(bits) if isinstance(bits, tuple) else int(bits)
     if image.format != "PNG":
         return 8
     with path.open("rb") as handle:
@@ -158,10 +181,12 @@ def _png_depth(path: Path, image: Image.Image) -> int:
 
 
 def _check_upright(path: Path, image: Image.Image) -> None:
-    if image.format == "PNG" and "exif" not in image.info:
+    if image.format == "PNG" and not any(key in image.info for key in _PNG_FLAGS):
         return  # asking Pillow would decode the whole file; a late flag is found after loading
     if image.getexif().get(_ORIENTATION_TAG, 1) not in (0, 1):
-        raise BenchError(f"{path} carries an EXIF flag to be shown rotated. Save it upright, its mask alongside.")
+        raise BenchError(
+            f"{path} carries an EXIF flag to be shown rotated. Save it upright, its mask alongside, both turned alike."
+        )
 
 
 MaskReader = Callable[[Path], np.ndarray]

@@ -1,6 +1,8 @@
 """From a name or a CSV file to a dataset, and what identifies its rows: hashes of content and of splits."""
 
+import functools
 import json
+import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +15,8 @@ from . import DATASETS
 from .base import SPLITS, Dataset, Item, Manifest
 from .decode import MaskReader, decode_image, image_size, mask_size
 
+log = logging.getLogger(__name__)
+INDEX_VERSION = 1
 Measure = Callable[[Path], tuple[int, int]]  # file -> height and width in px
 HASH_FILE = "file-hashes.json"  # the usual name of the index, in the cache of a results folder
 
@@ -93,7 +97,7 @@ def scan_files(
             if str(path.absolute()) not in index or index[str(path.absolute())][:2] != status:
                 fresh[str(path.absolute())] = [*status, *found]
     if fresh:
-        write_json(cache_file, {"version": 1, "files": {**_read_index(cache_file), **fresh}})
+        write_json(cache_file, {"version": INDEX_VERSION, "files": {**_read_index(cache_file), **fresh}})
     return facts, bad
 
 
@@ -132,14 +136,23 @@ def manifest_identity(
 
 
 def _read_index(cache_file: Path) -> dict[str, list[Any]]:
-    """The index; a missing or damaged one is empty, for it can always be made again."""
+    """The index; a missing or damaged one, or one of another version, is empty, for it can always be made again."""
     try:
         found = json.loads(cache_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    if not isinstance(found, dict) or found.get("version") != 1 or not isinstance(found.get("files"), dict):
+    version = found.get("version") if isinstance(found, dict) else None
+    if isinstance(version, int | str) and version != INDEX_VERSION:
+        _tell_old(cache_file, version)
+    if version != INDEX_VERSION or not isinstance(found.get("files"), dict):
         return {}
     return {path: entry for path, entry in found["files"].items() if isinstance(entry, list) and len(entry) == 5}
+
+
+@functools.cache
+def _tell_old(path: Path, version: object) -> None:
+    """One line a file, however often it is asked for."""
+    log.warning("%s: old schema (%s), ignored; every file is read again.", path, version)
 
 
 def _decoded(decode: MaskReader) -> Measure:

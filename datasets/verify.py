@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ..benchmark.errors import BenchError
-from ..benchmark.store import write_json
+from ..benchmark.store import read_json, write_json
 from .base import SPLITS, Dataset, Item, Manifest
 from .decode import image_size, mask_size
 from .open import BadFile, FileFacts, bad_files_error, manifest_identity, scan_files
+
+SCHEMA = 1  # of the report on disk
 
 
 @dataclass(frozen=True)
@@ -25,17 +27,23 @@ class FoldReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What `verify` found; `problems` is empty for a sound copy."""
+    """What `verify` found; `problems` is empty for a sound copy.
+
+    changed: ids of images that are not, or whose masks are not, what the report before this one found; None without
+    such a report. before: what is to be said of it.
+    """
 
     dataset: str
     synthetic: bool
     files: int
     folds: tuple[FoldReport, ...]
     problems: tuple[str, ...]
+    changed: tuple[str, ...] | None = None
+    before: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The report as a JSON value."""
-        return {**asdict(self), "ok": not self.problems}
+        return {"schema": SCHEMA, **asdict(self), "ok": not self.problems}
 
 
 def quick_checks(manifest: Manifest, facts: Mapping[Path, FileFacts] | None = None) -> None:
@@ -68,6 +76,8 @@ def verify(dataset: Dataset, folds: Sequence[str], cache_file: Path, report_file
     known = {b.path for b in bad}
     sound = [i for i in items if i.image not in known and i.mask not in known]
     problems += [problem for i in sound if (problem := _misfit(i, facts))]
+    hashes = {i.id: {"image": _sha(facts, i.image), "mask": _sha(facts, i.mask) if i.mask else None} for i in items}
+    earlier, before = _earlier(report_file) if report_file else (None, "")
     report = Report(
         dataset=dataset.card.name,
         synthetic=any(m.synthetic for m in manifests),
@@ -77,11 +87,25 @@ def verify(dataset: Dataset, folds: Sequence[str], cache_file: Path, report_file
             for m in manifests
         ),
         problems=tuple(dict.fromkeys(problems)),
+        changed=None if earlier is None else tuple(i for i in hashes if i in earlier and earlier[i] != hashes[i]),
+        before=before,
     )
     if report_file:
-        hashes = {i.id: {"image": _sha(facts, i.image), "mask": _sha(facts, i.mask) if i.mask else None} for i in items}
         write_json(report_file, {**report.as_json(), "sha256": hashes})
     return report
+
+
+def _earlier(report_file: Path) -> tuple[dict[str, Any] | None, str]:
+    """Hashes by image id of an earlier report, and what is to be said of one that cannot be used."""
+    if not report_file.is_file():
+        return None, ""
+    try:
+        found = read_json(report_file)
+        if found.get("schema") == SCHEMA:
+            return dict(found["sha256"]), ""
+        return None, f"{report_file}: old schema ({found.get('schema', 'none')}), ignored and written anew"
+    except (BenchError, RecursionError, KeyError, TypeError, ValueError, AttributeError):
+        return None, f"{report_file}: damaged, ignored and written anew"
 
 
 def count_images(manifest: Manifest) -> dict[str, dict[str, int]]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import BenchError
+from ..errors import BenchError, plain
 from .patches import patches
 
 if TYPE_CHECKING:
@@ -139,29 +139,43 @@ def _open(name: str, data_root: Path, folds: str, default: str) -> tuple["Datase
 
 def _beside(results: Path, dataset: "Dataset", ending: str) -> Path:
     """A file about a dataset in the results folder; the name of a user's dataset may hold anything."""
+    from ..store import key_of
+
     safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in dataset.card.name)
+    if len(safe.encode()) > 100:  # file systems take 255 bytes
+        safe = f"{safe[:25]}-{key_of(dataset.card.name)[:8]}"
     return results / "data" / f"{safe}-{ending.replace('/', '_')}"
+
+
+def _say(line: str) -> None:
+    """Prints a line; names in it come from anybody's files and must not steer the terminal."""
+    click.echo(plain(line))
 
 
 def _show_report(report: "Report", path: Path) -> None:
     kind = " (SYNTHETIC)" if report.synthetic else ""
-    click.echo(f"{report.dataset}{kind}: {report.files} files read, {len(report.problems)} problems")
+    _say(f"{report.dataset}{kind}: {report.files} files read, {len(report.problems)} problems")
     for fold in report.folds:
         held = {split: counts for split, counts in fold.counts.items() if any(counts.values())}
         parts = [f"{split} {' + '.join(map(str, counts.values()))}" for split, counts in held.items()]
-        click.echo(f"  fold {fold.fold:<10} {', '.join(parts)}")
+        _say(f"  fold {fold.fold:<10} {', '.join(parts)}")
     folds_of: dict[str, list[str]] = {}
     for fold in report.folds:
         for note in fold.notes:
             folds_of.setdefault(note, []).append(fold.fold)
     for note, folds in folds_of.items():
-        click.echo(f"  note (fold {', '.join(folds)}): {note}")
-    click.echo(f"report with all hashes  {path}")
+        _say(f"  note (fold {', '.join(folds)}): {note}")
+    if report.before:
+        _say(f"  note: {report.before}")
+    if report.changed:
+        some = ", ".join(report.changed[:5]) + (", …" if len(report.changed) > 5 else "")
+        _say(f"  note: {len(report.changed)} images are not what the last verification found, the first: {some}")
+    _say(f"report with all hashes  {path}")
 
 
 def _show_info(info: "Info") -> None:
     card: dict[str, Any] = info.card
-    click.echo(f"{info.dataset}, fold {info.fold}{' (SYNTHETIC)' if info.synthetic else ''}")
+    _say(f"{info.dataset}, fold {info.fold}{' (SYNTHETIC)' if info.synthetic else ''}")
     classes = list(card["classes"])
     groups = f"{card['group']}s"
     header = ["split", *classes, "all", groups, "foreground"]
@@ -173,11 +187,11 @@ def _show_info(info: "Info") -> None:
         rows.append([split, *map(str, counts.values()), str(sum(counts.values())), str(info.groups[split]), share])
     widths = [max(len(r[k]) for r in [header, *rows]) for k in range(len(header))]
     for row in [header, *rows]:
-        click.echo(
+        _say(
             "  " + "  ".join(c.rjust(w) if k else c.ljust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True)))
         )
-    click.echo(f"foreground     {card['foreground']} (share at 224 px; of test: the chance level of PxAP)")
-    click.echo(f"image sizes    {', '.join(f'{n} of {size}' for size, n in info.sizes.items())}")
-    click.echo(f"licence        {card['licence']}\ncitation       {card['citation']}")
+    _say(f"foreground     {card['foreground']} (share at 224 px; of test: the chance level of PxAP)")
+    _say(f"image sizes    {', '.join(f'{n} of {size}' for size, n in info.sizes.items())}")
+    _say(f"licence        {card['licence']}\ncitation       {card['citation']}")
     for note in info.notes:
-        click.echo(f"note           {note}")
+        _say(f"note           {note}")

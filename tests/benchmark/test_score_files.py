@@ -275,7 +275,7 @@ MAP_FAULTS = {
     "infinite": "not finite", "object": "cannot be read", "pickle": "cannot be read", "text": "not a 2-D array",
     "complex": "not a 2-D array", "volume": r"shape \(1, 12, 16\)", "empty array": "not a 2-D array",
     "two": "holds the arrays a, b", "none": r"holds the arrays \(none\)", "truncated png": "cannot be read",
-    "truncated npz": "cannot be read", "zero bytes": "cannot be read", "not a png": "cannot be read",
+    "truncated npz": "cannot be read", "zero bytes": "0 bytes", "not a png": "damaged or none of PNG",
 }  # fmt: skip
 
 

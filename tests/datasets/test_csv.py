@@ -109,17 +109,43 @@ def test_folds(folder):
         dataset.manifest("c")
 
 
-def test_absolute_paths_are_taken_as_they_are(folder, tmp_path_factory):
-    elsewhere = tmp_path_factory.mktemp("elsewhere") / "x.png"
-    (folder / "img/n1.png").rename(elsewhere)
-    m = write(folder, HEAD + COLUMNS + ROWS.replace("img/n1.png", str(elsewhere))).manifest("0")
-    assert m.items[0].image == elsewhere
+def test_absolute_paths_lie_beside_the_table_or_below_the_data_root(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (folder / "img/n1.png").rename(elsewhere / "x.png")
+    text = HEAD + COLUMNS + ROWS.replace("img/n1.png", str(elsewhere / "x.png"))
+    with pytest.raises(BenchError, match=r"line 4: the path '.*x.png' lies neither in the folder .* --data-root"):
+        write(folder, text).manifest("0")
+    assert CsvDataset(folder / "mine.csv", elsewhere).manifest("0").items[0].image == elsewhere / "x.png"
+    sideways = f"{elsewhere}/../{elsewhere.name}-other/x.png"
+    write(folder, text.replace(str(elsewhere / "x.png"), sideways))
+    with pytest.raises(BenchError, match="lies neither"):
+        CsvDataset(folder / "mine.csv", elsewhere).manifest("0")
+    own = write(folder, text.replace(str(elsewhere / "x.png"), str(folder / "img/n2.png"))).manifest("0")
+    assert own.items[0].image == folder / "img/n2.png"
+
+
+def test_links_are_followed(folder, tmp_path_factory):
+    """Images of large sets often lie on another disk; dots of a path are never taken through a link."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "img"
+    (folder / "img").rename(elsewhere)
+    (folder / "img").symlink_to(elsewhere)
+    assert len(write(folder, HEAD + COLUMNS + ROWS).manifest("0").items) == 6
+    (folder / "n1.png").write_bytes((elsewhere / "n1.png").read_bytes())
+    m = write(folder, HEAD + COLUMNS + ROWS.replace("img/n1.png", "img/../n1.png")).manifest("0")
+    assert m.items[0].image == folder / "n1.png"
 
 
 BAD = {
     "a label typed wrong": (("tumour,p2", "tumuor,p2"), "line 5: there is no class 'tumuor'. Did you mean tumour"),
     "a split typed wrong": (("p4,test", "p4,tset"), "line 8: split 'tset'"),
     "an empty group": ((",p4,", ",,"), "line 8: the group is empty"),
+    "a quote without its pair": (("n1,img", '"n1,img'), "line 4 cannot be read"),
+    "a cell over two lines": (("n1,img", '"n\n1",img'), "line 4 cannot be read"),
+    "a control character": (("p1,train", "p\x1b[2J1,train"), r"line 4: the group 'p\x1b[2J1' holds control"),
+    "a zero byte": (("img/n1.png", "img/n1\0.png"), "holds control characters"),
+    "an endless cell": (("p1,train", f"{'p' * 400},train"), "the group has 400 characters"),
+    "a huge cell": (("p1,train", f"{'p' * 200_000},train"), "line 4"),
+    "a class with a control character": (("# classes: normal,", "# classes: \x07normal,"), "control characters"),
     "an unknown column": (("pixel_val", "pixelval"), "no column 'pixelval'. Did you mean pixel_val"),
     "a column missing": (("group,", ""), "column group is missing"),
     "a column twice": (("id,image", "image,image"), "'image' occurs twice"),
