@@ -345,4 +345,19 @@ def _footnotes(rows: Sequence[Row]) -> tuple[str, ...]:
         notes.append(
             f"{method}: {span(r.degenerate for r in runs)} of {span(r.images for r in flat)} maps are constant."
         )
+    notes += _effort_notes(rows)
     return (*notes, *dict.fromkeys(note for r in rows for note in r.notes))
+
+
+def _effort_notes(rows: Sequence[Row]) -> list[str]:
+    """Which runs were trained otherwise than asked, or on several devices; one sentence a method and kind."""
+    found: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for r in rows:
+        if r.micro_batch:
+            asked = str(r.micro_batch_asked) if r.micro_batch_asked else "whole batches"
+            text = f"in parts of {r.micro_batch} images instead of {asked} after memory ran out (same effective batch)"
+            found[r.method, text].add(r.stage_train)
+        if r.devices > 1:
+            found[r.method, f"on {r.devices} devices at once (same effective batch)"].add(r.stage_train)
+    of = {m: len({r.stage_train for r in rows if r.method == m}) for m, _ in found}
+    return [f"{m}: {len(runs)} of {of[m]} trainings went {text}." for (m, text), runs in sorted(found.items())]

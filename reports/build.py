@@ -56,7 +56,7 @@ def _write(store: Store, out: Path, formats: Sequence[str], contents: Contents) 
     writers: dict[str, tuple[str, Callable[[], str]]] = {
         "md": ("report.md", lambda: _markdown(contents, art)),
         "tex": ("report.tex", lambda: _latex(contents)),
-        "csv": ("rows.csv", lambda: rows_csv(costed_rows(contents.findings.rows, contents.findings.records))),
+        "csv": ("rows.csv", lambda: _csv(contents)),
         "html": ("index.html", lambda: _html(contents, art, gallery())),
     }
     paths = list(art.paths)
@@ -87,9 +87,8 @@ def _markdown(contents: Contents, art: Pictures) -> str:
     for chapter, drawn in zip(contents.chapters, art.chapters, strict=True):
         parts += [markdown_grid(grid, 2 if k == 0 else 3).rstrip() for k, grid in enumerate(chapter.grids)]
         parts += _markdown_figures(drawn, chapter.synthetic)
-    left_out = [*findings.problems, *(f"Failed: {k}: {f.get('error', '')}" for k, f in findings.failures.items())]
-    if left_out:
-        parts += ["## Not in these tables", "\n".join(f"- {markdown_escape(text)}" for text in left_out)]
+    if findings.problems:
+        parts += ["## Not in these tables", "\n".join(f"- {markdown_escape(text)}" for text in findings.problems)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -99,6 +98,11 @@ def _markdown_figures(drawn: Art, synthetic: bool) -> list[str]:
         parts.append(f"![{markdown_escape(p.alt)}](figures/{p.name}.png)")
         parts.append(f"**{markdown_escape(p.title)}.** {stamp}{markdown_escape(p.how)}")
     return parts + [f"- Left out: {markdown_escape(reason)}" for reason in drawn.missing]
+
+
+def _csv(contents: Contents) -> str:
+    found = contents.findings
+    return rows_csv(costed_rows(found.rows, found.records), found.unfinished)
 
 
 def _latex(contents: Contents) -> str:

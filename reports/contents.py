@@ -1,4 +1,4 @@
-"""What a report holds, in its order: in-domain tables, other sets, shifted sets, published numbers."""
+"""What a report holds, in its order: in-domain tables, other and shifted sets, what is missing, published numbers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from .ood import Away, build_away
 from .perclass import class_grid
 from .rows import Findings
 from .shifts import Shifted, build_shifted
+from .unfinished_shown import unfinished_grid, with_unfinished
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Contents:
     @cached_property
     def tables(self) -> list[Table]:
         """In-domain tables."""
-        return build_tables(self.findings.rows, self.findings.settings)
+        tables = build_tables(self.findings.rows, self.findings.settings)
+        return [with_unfinished(table, self.findings.unfinished) for table in tables]
 
     @cached_property
     def classes(self) -> list[Grid | None]:
@@ -61,6 +63,8 @@ class Contents:
             for k, one in enumerate(shifted, 1)
         ]
         everywhere: Sequence[Table] = [*self.tables, *(t for one in away for t in one.tables)]
+        if unfinished := unfinished_grid(self.findings.unfinished):
+            chapters.append(Chapter("unfinished", unfinished.title, False, "", (unfinished,)))
         beside = build_beside(everywhere, self.findings.records)
         return [*chapters, Chapter("published", beside.title, False, "", (beside,))]
 

@@ -2,14 +2,18 @@
 
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from ..benchmark.errors import BenchError
 from ..benchmark.store import Store, jsonable, key_of
 from .measures import UNUSABLE, Asked, EvidenceOf, Measures
 from .quality import NAN, ClassResult, DamageError, Evidence
+from .stored import ignored_words, read_stored
+from .unfinished import Unfinished, unfinished_of
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +35,8 @@ class Row:
     skill: PxAP above chance in percent of what chance leaves. drop_*: percentage points lost against the row of the
     same checkpoint on the set it was trained for (negative: gained); NaN in domain and without such a row.
     by_class: the images of each class alone. label_map: how the classes of another set were read, in words.
+    micro_batch: images at once that a training fell back to when memory ran out, 0 if it did not; micro_batch_asked:
+    those it was asked for, 0 for all. devices: processes or GPUs that trained one model.
     train_foreground: what a mask marks in the set trained on. unshifted: images that a shift could not change.
     settings: short hash of all that identifies the run but data, fold and seed; different ones are never averaged.
     """
@@ -98,6 +104,9 @@ class Row:
     label_map: str = ""
     train_foreground: str = ""
     unshifted: int = 0
+    micro_batch: int = 0
+    micro_batch_asked: int = 0
+    devices: int = 1
     classes: tuple[str, ...] = ()
     by_class: tuple[ClassResult, ...] = ()
     notes: tuple[str, ...] = ()
@@ -125,7 +134,7 @@ class Row:
 
 @dataclass
 class Findings:
-    """What a results folder holds for a report. `problems` says which rows were left out and why."""
+    """What a results folder holds for a report. `problems` says which rows and stages were left out and why."""
 
     rows: list[Row] = field(default_factory=list)
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
@@ -134,12 +143,16 @@ class Findings:
     failures: dict[str, dict[str, Any]] = field(default_factory=dict)
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    @cached_property
+    def unfinished(self) -> list[Unfinished]:
+        """What failed or diverged and was not finished since."""
+        return unfinished_of(self.failures)
+
 
 def load_rows(store: Store, keys: Iterable[str] | None = None) -> list[Row]:
     """The rows of a results folder, or of some of its score stages, sorted; warns about each row left out.
 
-    A row is left out, never guessed, when its arrays or a parent record are missing or damaged. Raises BenchError
-    for a record.json that is no JSON.
+    A row is left out, never guessed, when its record, its arrays or a parent record are missing, damaged or old.
     """
     found = collect(store, keys)
     for problem in found.problems:
@@ -157,12 +170,14 @@ def load_report_rows(store: Store) -> list[Row]:
 
 
 def collect(store: Store, keys: Iterable[str] | None = None, keep: bool = True) -> Findings:
-    """Rows, and beside them what figures and the page need. Raises BenchError as `load_rows` does.
+    """Rows, and beside them what figures and the page need.
 
     keep: whether numbers worked out here may be kept in the results folder for the next time.
     """
     evidence = EvidenceOf(store)
-    found = Findings(records=store.records(), failures=store.failures(), evidence=evidence)
+    stored = read_stored(store)
+    found = Findings(records=stored.records, failures=stored.failures, evidence=evidence)
+    found.problems += ignored_words(stored)
     wanted = found.records if keys is None else set(keys)
     scores = {k: r for k, r in found.records.items() if r.get("kind") == "score" and k in wanted}
     reader = _Reader(store, found)
@@ -271,6 +286,7 @@ class _Reader:
             **measured.values, **_evaluation(facts, labels),
             options=labels.get("options", ""), fold=_fold(labels["fold"]), tau_val=tau, validation_masks=masks,
             classes=tuple(facts["classes"]), notes=tuple(facts["notes"]), by_class=measured.by_class,
+            **_effort(self.found.records.get(trained, {})),
             seconds_train=seconds, seconds_parents=self._seconds_before(trained), seconds_score=_seconds(record),
             stage=key, stage_train=trained, stage_val=parents["val"], settings=short, versions=record["environment"],
         )  # fmt: skip
@@ -324,6 +340,16 @@ def _seconds(record: Mapping[str, Any]) -> float:
     return NAN if record["seconds"] is None else float(record["seconds"])
 
 
+def _effort(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a training did otherwise than asked, or with more than one device."""
+    facts = record.get("facts") or {}
+    micro = facts.get("micro_batch") or {"asked": 0, "used": 0}
+    return {
+        "micro_batch": int(micro["used"]), "micro_batch_asked": int(micro["asked"]),
+        "devices": int(facts.get("devices") or 1),
+    }  # fmt: skip
+
+
 def _evaluation(facts: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[str, Any]:
     """What was scored; records from before there were shifts say no more than its name."""
     found = facts.get("evaluation") or {"dataset": labels["eval"]}
@@ -357,6 +383,8 @@ def need_rows(found: Findings, store: Store) -> None:
     if not (store.root / "runs").is_dir():
         raise BenchError(f"{store.root} holds no results. Give the folder of a `bench run` with --results, or run one.")
     reason = " ".join(found.problems[:3])
-    if found.failures:
-        reason += f" {len(found.failures)} stages failed: `bench status --results {store.root}` says why."
+    if found.unfinished:
+        counts = Counter(u.status for u in found.unfinished)
+        what = " and ".join(f"{n} {status}" for status, n in sorted(counts.items()))
+        reason += f" Of what was begun, {what}: `bench status --results {store.root}` says why."
     raise BenchError(f"{store.root} has no finished row yet. Run the same `bench run` again. {reason}".rstrip())

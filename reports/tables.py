@@ -12,6 +12,8 @@ from .grid_text import terminal_grid
 from .ood import build_away
 from .rows import Row
 from .shifts import build_shifted
+from .unfinished import Unfinished
+from .unfinished_shown import terminal_unfinished
 
 _TERMINAL_COLUMNS = (
     "pxap", "chance", "accuracy", "dice_tau_val", "iou_tau_val", "tau_val", "dice_oracle", "seconds_train",
@@ -71,15 +73,29 @@ def _latex_line(table: Table, line: Line) -> str:
 
 
 # -- CSV -------------------------------------------------------------------------------------------------------------
-def rows_csv(rows: Iterable[Row]) -> str:
-    """Every run with all its fields in full precision; undefined is empty; lists and mappings are JSON."""
-    values = [row.to_json() for row in rows]
+def rows_csv(rows: Iterable[Row], unfinished: Iterable[Unfinished] = ()) -> str:
+    """Every run with all its fields in full precision; undefined is empty; lists and mappings are JSON.
+
+    `status` is `finished`; what diverged or failed follows with its status, its error and no number.
+    """
+    values = [{**row.to_json(), "status": "finished", "error": ""} for row in rows]
+    fields = list(values[0]) if values else []
+    values += [{k: v for k, v in _unfinished_values(u).items() if k in fields} for u in unfinished]
     out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(values[0]) if values else [], lineterminator="\n")
+    writer = csv.DictWriter(out, fieldnames=fields, lineterminator="\n")
     writer.writeheader()
     for value in values:
         writer.writerow({k: _csv_value(v) for k, v in value.items()})
     return out.getvalue()
+
+
+def _unfinished_values(u: Unfinished) -> dict[str, object]:
+    """What is known of a row that is not there."""
+    return {
+        "method": u.method, "options": u.options, "backbone": u.backbone, "train": u.train, "eval": ", ".join(u.eval),
+        "fold": u.fold, "seed": u.seed, "protocol": ", ".join(u.protocols), "stage": u.stages[0],
+        "status": u.status, "error": u.why,
+    }  # fmt: skip
 
 
 def _csv_value(value: object) -> object:
@@ -90,19 +106,20 @@ def _csv_value(value: object) -> object:
 
 
 # -- terminal --------------------------------------------------------------------------------------------------------
-def terminal_table(rows: Sequence[Row], width: int = 120) -> str:
-    """Compact aligned tables for the end of a run: in domain, out of domain, shifted.
+def terminal_table(rows: Sequence[Row], width: int = 120, unfinished: Sequence[Unfinished] = ()) -> str:
+    """Compact aligned tables for the end of a run: in domain, out of domain, shifted, and what did not finish.
 
     Each shows the protocol's own selection and the baselines.
 
     Long names are cut to keep within `width` columns. Other selections are named below and stand in the report.
     """
+    said = terminal_unfinished(unfinished, width)
     if not rows:
-        return "No finished row yet."
+        return f"No finished row yet.\n\n{said}".rstrip()
     out = [_terminal_one(table, width) for table in build_tables(rows)]
     out += [terminal_grid(away.grid, width) for away in build_away(rows)]
     out += [terminal_grid(shifted.grid, width) for shifted in build_shifted(rows)]
-    return "\n\n".join(out)
+    return "\n\n".join([*out, *([said] if said else [])])
 
 
 def _terminal_one(table: Table, width: int) -> str:

@@ -2,47 +2,83 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from ..errors import plain
+
+if TYPE_CHECKING:
+    from ...reports.stored import Stored
 
 
 @click.command()
 @click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, nothing else.")
 def status(results: Path, as_json: bool) -> None:
-    """What is stored: finished, failed and interrupted stages. Reads records only, runs nothing."""
+    """What is stored: finished, failed, diverged, interrupted and ignored stages. Reads records only, runs nothing."""
+    from ...reports.stored import read_stored
     from ..store import Store
 
-    store = Store(results)
-    records, failures = store.records(), store.failures()
+    found = read_stored(Store(results))
     folders = {p.name for p in (results / "runs").glob("*") if p.is_dir()}
-    begun = sorted(folders - set(records) - set(failures))
+    begun = sorted(folders - set(found.records) - set(found.failures) - set(found.ignored))
     if as_json:
-        value = {
-            "results": str(results),
-            "finished": [{"stage": k, "kind": r["kind"], **r["labels"]} for k, r in records.items()],
-            "failed": [
-                {"stage": k, "kind": f["kind"], "error": f["error"], **f["labels"]} for k, f in failures.items()
-            ],
-            "interrupted": begun,
-        }
-        click.echo(json.dumps(value, indent=1))
+        click.echo(json.dumps(_value(results, found, begun), indent=1))
         return
     if not folders:
-        click.echo(f"Nothing is stored in {results} yet. `bench run` fills it.")
+        _say(f"Nothing is stored in {results} yet. `bench run` fills it.")
         return
-    counts = Counter(r["kind"] for r in records.values())
+    counts = Counter(str(r.get("kind")) for r in found.records.values())
     parts = [
         f"{counts[k]} {name}" for k, name in (("train", "trainings"), ("maps", "teacher map sets"), ("score", "scores"))
     ]
-    click.echo(f"{results}: finished {', '.join(parts)}")
-    for key, record in records.items():
-        if record["kind"] == "train":
-            labels = record["labels"]
-            where = f"{labels['train']} fold {labels['fold']} seed {labels['seed']}"
-            click.echo(f"  {key}  {labels['method']} · {labels['backbone']} · {where}  {record['seconds']:.0f} s")
-    for key, failure in failures.items():
-        click.echo(f"FAILED {key}  {failure['kind']} {failure['labels']['method']}: {failure['error']}")
+    _say(f"{results}: finished {', '.join(parts)}")
+    for key, record in found.records.items():
+        if record.get("kind") == "train":
+            _say(f"  {key}  {_title(record)}  {record.get('seconds') or 0:.0f} s")
+    for key, failure in found.failures.items():
+        _say(f"{_outcome(failure).upper()} {key}  {failure.get('kind')} {_title(failure)}: {failure.get('error', '')}")
     for key in begun:
-        click.echo(f"interrupted {key}: the same `bench run` continues it")
+        _say(f"interrupted {key}: the same `bench run` continues it")
+    for key, why in found.ignored.items():
+        _say(f"ignored {key}: {why}; the same `bench run` does it again")
+
+
+def _value(results: Path, found: "Stored", begun: list[str]) -> dict[str, Any]:
+    """All of it as a JSON value."""
+    return {
+        "results": str(results),
+        "finished": [{"stage": k, "kind": r.get("kind"), **_labels(r)} for k, r in found.records.items()],
+        "failed": [
+            {
+                "stage": k, "kind": f.get("kind"), "error": f.get("error", ""), "status": _outcome(f),
+                **{n: f[n] for n in ("epoch", "step", "ids") if n in f}, **_labels(f),
+            }
+            for k, f in found.failures.items()
+        ],
+        "interrupted": begun,
+        "ignored": [{"stage": k, "reason": why} for k, why in found.ignored.items()],
+    }  # fmt: skip
+
+
+def _outcome(failure: Mapping[str, Any]) -> str:
+    return "diverged" if failure.get("status") == "diverged" else "failed"
+
+
+def _labels(note: Mapping[str, Any]) -> dict[str, Any]:
+    labels = note.get("labels")
+    return dict(labels) if isinstance(labels, Mapping) else {}
+
+
+def _title(note: Mapping[str, Any]) -> str:
+    """What a stage is: `classifier · resnet18 · glas fold 0 seed 0`; of what its record lacks, a question mark."""
+    labels = {k: _labels(note).get(k, "?") for k in ("method", "backbone", "train", "fold", "seed")}
+    return "{method} · {backbone} · {train} fold {fold} seed {seed}".format(**labels)
+
+
+def _say(line: str) -> None:
+    """Prints a line; names in it come from anybody's files and must not steer the terminal."""
+    click.echo(plain(line))

@@ -192,16 +192,19 @@ def test_record_without_a_field_is_named(small):
     write_json(path, record)
     found = collect(small)
     assert "region_classes" in found.problems[0]
-    path.write_text("{")
-    with pytest.raises(BenchError, match="damaged"):
-        load_rows(small)
+    rows = len(found.rows)
+    for damage in ("{", "[1]", "null", "[" * 100_000):
+        path.write_text(damage)
+        found = collect(small)
+        assert (len(found.rows), len(found.problems)) == (rows, 1)  # no other row suffers
+        assert f"{path} is damaged" in found.problems[0]
 
 
 def test_nothing_to_report_says_what_to_do(tmp_path):
     with pytest.raises(BenchError, match="bench run"):
         load_report_rows(Store(tmp_path / "absent"))
     Store(tmp_path).fail("k" * 20, {"kind": "train", "labels": {"method": "cam"}, "error": "boom"})
-    with pytest.raises(BenchError, match="1 stages failed"):
+    with pytest.raises(BenchError, match="Of what was begun, 1 failed: `bench status"):
         load_report_rows(Store(tmp_path))
 
 
