@@ -1,7 +1,9 @@
 """Starting weights of a backbone: `none`, `imagenet` (by exact timm tag) or a file. Importing this imports no torch."""
 
+import functools
 import hashlib
 import pickle
+import re
 import socket
 import urllib.parse
 import urllib.request
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..benchmark.errors import BenchError
+from ..benchmark.store import read_json, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +35,7 @@ IMAGENET_TAGS = {
     "vit_small_patch16_224": "augreg_in1k",
     "vit_base_patch16_224": "augreg_in1k",
 }
+PINS = "weights.json"  # in a results folder: the SHA-256 of every ImageNet file its rows were made from
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 WRAPPERS = ("state_dict", "model")
 PREFIXES = ("backbone.net.", "module.", "model.", "backbone.", "encoder.", "net.")
@@ -68,16 +72,20 @@ def imagenet_tag(backbone: str) -> str:
     return f"{architecture}.{config.tag}"
 
 
-def load_weights(backbone: "Backbone", weights: str) -> dict[str, Any]:
+def load_weights(backbone: "Backbone", weights: str, pins: Path | None = None) -> dict[str, Any]:
     """Loads starting weights into a backbone, in place, and returns what was loaded, to be recorded.
 
     Half precision becomes float32, heads in the file are ignored. The result holds `source`, and for files `sha256`,
-    `tensors` (number loaded) and `ignored` (names). Raises BenchError if the weights cannot be had or do not fit.
+    `tensors` (number loaded) and `ignored` (names). pins: file that keeps the hash of ImageNet weights, so that two
+    files never stand behind one tag. Raises BenchError if the weights cannot be had, do not fit, are not finite, or
+    are not those of the pins.
     """
     if weights == "none":
         return {"source": "none"}
     path = _resolve(weights, backbone.name)
+    _check_pins(weights, backbone.name, path, pins, add=True)
     tensors, ignored = _fit(backbone, read_state(path), path)
+    _check_finite(tensors, path)
     missing, _ = backbone.net.load_state_dict({n: _full(t) for n, t in tensors.items()}, strict=False)
     if [n for n in missing if not n.endswith(REBUILT)]:
         raise RuntimeError(f"checked weights did not load: {missing[:3]}")
@@ -87,14 +95,40 @@ def load_weights(backbone: "Backbone", weights: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def check_weights_fit(backbone: str, weights: str, stride: int | None = None) -> None:
-    """Raises the BenchError that `load_weights` would raise, without allocating the network."""
+def check_weights_fit(backbone: str, weights: str, stride: int | None = None, pins: Path | None = None) -> None:
+    """Raises the BenchError that `load_weights` would raise, without allocating the network; values are not read."""
     from .backbones import create_backbone
 
     body = create_backbone(backbone, stride, device="meta")
     if weights != "none":
         path = _resolve(weights, backbone)
+        _check_pins(weights, backbone, path, pins, add=False)
         _fit(body, read_state(path, shapes_only=True), path)
+
+
+def _check_pins(weights: str, backbone: str, path: Path, pins: Path | None, add: bool) -> None:
+    """Holds the file of an ImageNet tag against the one this results folder was begun with; the first one is kept."""
+    if weights != "imagenet" or pins is None:
+        return
+    tag, found = imagenet_tag(backbone), _sha256(path)
+    known = read_json(pins) if pins.is_file() else {}
+    if known.get(tag, found) != found:
+        raise BenchError(
+            f"The ImageNet weights {tag} ({path}) have the SHA-256 {found}, and rows in this results folder were made "
+            f"from {known[tag]} ({pins}). The file was changed upstream or here; rows of both must not stand "
+            "in one table. Put the earlier file back, or give another folder with --results."
+        )
+    if add and tag not in known:
+        write_json(pins, {**known, tag: found})
+
+
+def _check_finite(tensors: Mapping[str, "Tensor"], path: Path) -> None:
+    """Half a download can be a valid file of zeros and NaN: training from it would diverge without a reason."""
+    bad = [n for n, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+    if bad:
+        raise BenchError(
+            f"Weights file {path} holds NaN or infinite values in {len(bad)} tensors, first {bad[0]}. Take another."
+        )
 
 
 # -- where the file is ----------------------------------------------------------------------------------------------
@@ -134,16 +168,27 @@ def _imagenet_file(tag: str) -> Path:
     hub_id = hub_id if "/" in hub_id else f"timm/{tag}"
     cached = try_to_load_from_cache(hub_id, "model.safetensors")
     if isinstance(cached, str):
-        return Path(cached)
+        return _sound_copy(Path(cached))
     try:
         _look_up_hub()  # the hub's client would retry for most of a minute
-        return Path(hf_hub_download(hub_id, "model.safetensors"))
+        return _sound_copy(Path(hf_hub_download(hub_id, "model.safetensors")))
     except (OSError, RuntimeError, ValueError, HfHubHTTPError) as problem:
         raise BenchError(
             f"The ImageNet weights {tag} are not on this machine and cannot be fetched ({problem}). Where there is a "
             f"network, take model.safetensors from {hub_id} on the Hugging Face hub, copy it here and give its path "
             "(--weights PATH/model.safetensors); or train from random weights (--weights none)."
         ) from problem
+
+
+def _sound_copy(path: Path) -> Path:
+    """A file of the hub's cache, which names files by their hash: a copy that was altered or cut short is refused."""
+    named = path.resolve().name
+    if re.fullmatch(r"[0-9a-f]{64}", named) and _sha256(path) != named:
+        raise BenchError(
+            f"The cached weights {path} are not what was downloaded: their SHA-256 is {_sha256(path)}, not {named}. "
+            f"Delete {path.resolve()} and download again, or give a file with --weights FILE."
+        )
+    return path
 
 
 def _look_up_hub() -> None:
@@ -156,6 +201,13 @@ def _look_up_hub() -> None:
 
 
 def _sha256(path: Path) -> str:
+    status = path.stat()
+    return _hash_of(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(64)
+def _hash_of(path: Path, size: int, changed: int) -> str:
+    """The hash of a file that has this size and time: a plan asks for it once a backbone, a run once a training."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -197,7 +249,7 @@ def _read_torch(path: Path, shapes_only: bool) -> dict[str, "Tensor"]:
             f"Weights file {path} holds pickled code, which is never run here. Where you trust it, save its state dict "
             "with safetensors.torch.save_file(model.state_dict(), 'weights.safetensors') and give that file."
         ) from problem
-    except (RuntimeError, EOFError, OSError, ValueError) as problem:
+    except Exception as problem:  # noqa: BLE001 - on damaged files torch's reader raises whatever comes to pass
         raise BenchError(
             f"Weights file {path} cannot be read by torch ({problem}). Copy or download it again."
         ) from problem
