@@ -1,42 +1,45 @@
 """Doing a plan: wave by wave of the graph, stages started only through joblib; a failure stops nobody else."""
 
+import contextlib
 import logging
 import os
-import signal
-import threading
-import time
-import traceback
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+import platform
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Any
 
-from joblib import Parallel, delayed
-
+from . import stop
 from .config import RunConfig
-from .errors import BenchError
+from .engines import Engine, engine
 from .plan import Plan, Stage
-from .slots import gpu_slot, workers
+from .relay import STOP_FILE, Follower, new_folder
+from .slots import known_needs
 from .sources import Source
 from .store import Store
+from .worker import Done, Job, do_group, record_failure
 
 log = logging.getLogger(__name__)
+Report = Callable[[dict[str, Any]], None]
+
+
+class WorkerDiedError(Exception):
+    """A worker process ended in the middle of a stage, every time it was tried."""
 
 
 @dataclass
 class Outcome:
-    """Stage keys by what became of them. `blocked` waits for a stage that failed."""
+    """Stage keys by what became of them. `blocked` waits for a stage that failed; full: the disk is, in words."""
 
     done: list[str] = field(default_factory=list)
     cached: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     blocked: list[str] = field(default_factory=list)
+    full: str = ""
 
     @property
     def exit_code(self) -> int:
         """0 if every stage is there, else 1."""
-        return 1 if self.failed or self.blocked else 0
+        return 1 if self.failed or self.blocked or self.full else 0
 
 
 def open_stages(plan: Plan, store: Store) -> list[Stage]:
@@ -54,6 +57,20 @@ def open_stages(plan: Plan, store: Store) -> list[Stage]:
     return [s for k, s in plan.stages.items() if k in wanted]
 
 
+def heal(plan: Plan, store: Store) -> list[str]:
+    """Sets aside finished stages whose record cannot be read or has an old schema; returns one line for each."""
+    found = store.unreadable(store.done(plan.stages))
+    for key in found:
+        store.set_aside(key)
+    return [f"{why} {title_of(plan, key)} is done again." for key, why in found.items()]
+
+
+def title_of(plan: Plan, key: str) -> str:
+    """A stage in words, with its kind and key."""
+    stage = plan.stages[key]
+    return f"Stage {key} ({stage.kind} {stage.labels['method']})"
+
+
 def waves(stages: Sequence[Stage]) -> list[list[list[Stage]]]:
     """Waves of groups: every wave needs only earlier ones; a group shares one pass and is one job."""
     level: dict[str, int] = {}
@@ -65,149 +82,157 @@ def waves(stages: Sequence[Stage]) -> list[list[list[Stage]]]:
     return [list(groups.values()) for groups in found]
 
 
-def execute(
-    plan: Plan, run: RunConfig, sources: dict[str, Source], report: Callable[[dict[str, Any]], None]
-) -> Outcome:
-    """Does what is missing of a plan. Failures are recorded with their traceback and returned, not raised."""
-    store, outcome = Store(run.results), Outcome()
-    todo = open_stages(plan, store)
-    outcome.cached = [k for k in plan.stages if store.is_done(k)]
-    keys = {s.key for s in todo}
-    for wave in waves(todo):
-        ready = []
-        for group in wave:
-            bad = [s for s in group if any(p in keys and not store.is_done(p) for p in s.parents.values())]
-            outcome.blocked += [s.key for s in bad]
-            if good := [s for s in group if s not in bad]:
-                ready.append(good)
-        for group, problems in zip(ready, _guarded(ready, run, sources, report), strict=True):
-            outcome.failed.update(problems)
-            outcome.done += [s.key for s in group if s.key not in problems]
-    return outcome
+def execute(plan: Plan, run: RunConfig, sources: dict[str, Source], report: Report) -> Outcome:
+    """Does what is missing of a plan. Failures are recorded with their traceback and returned, not raised.
 
-
-def _guarded(
-    groups: Sequence[Sequence[Stage]], run: RunConfig, sources: dict[str, Source], report: Callable
-) -> Iterable[dict[str, str]]:
-    """As `_start`; where a worker died or the engine broke, what it left undone has failed, and the others go on."""
-    try:
-        return list(_start(groups, run, sources, report))
-    except Exception as problem:  # noqa: BLE001 - the run border again: a killed worker takes its whole wave along
-        store, error = Store(run.results), f"{type(problem).__name__}: {problem}"
-        trace = "".join(traceback.format_exception(problem))
-        lost = [[s for s in group if not store.is_done(s.key)] for group in groups]
-        for stage in chain.from_iterable(lost):
-            store.fail(stage.key, {"kind": stage.kind, "labels": stage.labels, "error": error, "traceback": trace})
-        return [{s.key: error for s in group} for group in lost]
-
-
-def _start(
-    groups: Sequence[Sequence[Stage]], run: RunConfig, sources: dict[str, Source], report: Callable
-) -> Iterable[dict[str, str]]:
-    at_once = workers(run)
-    alone = at_once == 1 and run.backend == "loky"  # in this process, where a bar can be shown
-    parallel = Parallel(n_jobs=1) if alone else Parallel(n_jobs=at_once, backend=run.backend)
-    found: Any = parallel(delayed(do_group)(g, run, sources, report if alone else None) for g in groups)
-    return found
-
-
-def do_group(
-    stages: Sequence[Stage], run: RunConfig, sources: dict[str, Source], report: Callable[[dict[str, Any]], None] | None
-) -> dict[str, str]:
-    """Does the stages of one group in this process; returns the error of every stage that failed."""
-    from .stages import Desk, know_files
-
-    _settle_process(run, in_worker=report is None)
+    A stored file that turns out to be damaged is set aside and its stage done again, once. Raises stop.Stopped when a
+    signal asked to stop, after every worker has left what it needs to go on.
+    """
     store = Store(run.results)
-    know_files(stages)
-    with ExitStack() as locks:
-        for key in sorted(s.key for s in stages):
-            locks.enter_context(store.lock(key))
-        todo = [s for s in stages if not store.is_done(s.key)]
-        for stage in todo:  # half-written files of a killed run; the lock says that nobody is writing now
-            for leftover in store.run_dir(stage.key).rglob(".*.tmp"):
-                leftover.unlink()
-        with gpu_slot(run, store.root / "locks") as device:
-            return _attempt(todo, Desk(replace(run, device=device), sources, report or _log_event))
+    outcome = Outcome(cached=sorted(store.done(plan.stages)))
+    with contextlib.ExitStack() as opened:
+        crew = opened.enter_context(_crew(plan, run, sources, report))
+        while True:
+            damaged = crew.round(plan, outcome)
+            fresh = {k: why for k, why in damaged.items() if k in plan.stages and k not in crew.job.healed}
+            if not fresh or outcome.full:
+                return outcome
+            for key, why in fresh.items():
+                report({"kind": "warning", "text": f"{why} {title_of(plan, key)} is done again."})
+                store.set_aside(key)
+            crew.job = replace(crew.job, healed=crew.job.healed | fresh.keys())
 
 
-def _attempt(stages: Sequence[Stage], desk: Any) -> dict[str, str]:
-    """Runs stages together; where that fails, each method and checkpoint on its own: only the faulty one is lost."""
-    if not stages:
-        return {}
-    began = time.time()
-    try:
-        _run(stages, desk)
-        return {}
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except Exception as problem:  # noqa: BLE001 - the run border: recorded with its traceback, the others go on
-        parts = _parts([s for s in stages if not desk.store.is_done(s.key)])
-        if len(parts) <= 1:
-            return _record_failure(list(chain(*parts)), desk, problem, time.time() - began)
-    problems: dict[str, str] = {}
-    for part in parts:
-        problems.update(_attempt([s for s in part if not desk.store.is_done(s.key)], desk))
-    return problems
+@contextlib.contextmanager
+def _crew(plan: Plan, run: RunConfig, sources: dict[str, Source], report: Report) -> Iterator["Crew"]:
+    """An engine with what its workers need, and the way their progress comes back."""
+    with contextlib.ExitStack() as opened:
+        folder = None
+
+        def tell(code: int) -> None:
+            os.write(2, b"\nStopping at the next safe point (a second Ctrl-C stops at once) ...\n")
+            if folder is not None:
+                with contextlib.suppress(OSError):  # the folder of a run that has just ended
+                    (folder / STOP_FILE).write_text(str(code), encoding="ascii")
+
+        opened.enter_context(stop.listening(tell))
+        kind = opened.enter_context(engine(run))
+        job = Job(run, sources, max(1, kind.at_once), kind.threads, None, (platform.node(), os.getpid()))
+        if not kind.alone:
+            folder = new_folder(run.results)
+            opened.enter_context(Follower(folder, plan.stages, report))
+            job = replace(job, relay=folder, needs=known_needs(plan, Store(run.results), run))
+            report(
+                {"kind": "note", "text": f"Stages run on {kind.where}, {kind.at_once or 'as many as fit'} at a time."}
+            )
+        yield Crew(kind, job, report)
 
 
-def _parts(stages: Sequence[Stage]) -> list[list[Stage]]:
-    """Stages by method, or those of one method by the checkpoint they read: the smallest that can fail alone."""
-    for key in (lambda s: (s.work["method"].label, s.work["method"].changed), lambda s: (s.work.get("role"),)):
-        found: dict[tuple, list[Stage]] = {}
-        for stage in stages:
-            found.setdefault(key(stage), []).append(stage)
-        if len(found) > 1:
-            return list(found.values())
-    return [list(stages)] if stages else []
+@dataclass
+class Crew:
+    """The workers of one command."""
 
+    engine: Engine
+    job: Job
+    report: Report
 
-def _run(stages: Sequence[Stage], desk: Any) -> None:
-    from .score import run_scores
-    from .stages import run_maps, run_train
+    def round(self, plan: Plan, outcome: Outcome) -> dict[str, str]:
+        """Does the open stages wave by wave, but for those that failed before; returns damaged stages and why."""
+        store, damaged = Store(self.job.run.results), dict[str, str]()
+        todo = [s for s in open_stages(plan, store) if s.key not in outcome.failed]
+        outcome.blocked.clear()
+        keys = {s.key for s in todo} | outcome.failed.keys()
+        for wave in waves(todo):
+            ready = []
+            for group in wave:
+                bad = [s for s in group if any(p in keys and not store.is_done(p) for p in s.parents.values())]
+                outcome.blocked += [s.key for s in bad]
+                if good := [s for s in group if s not in bad]:
+                    ready.append(good)
+            if outcome.full:
+                outcome.blocked += [s.key for group in ready for s in group]
+                continue
+            for group, done in zip(ready, self._wave(ready), strict=True):
+                outcome.failed.update(done.problems)
+                damaged.update(done.damaged)
+                outcome.full = outcome.full or done.full
+                finished = [s.key for s in group if store.is_done(s.key)]
+                outcome.done += finished
+                if done.full:
+                    outcome.blocked += [s.key for s in group if s.key not in finished]
+        return damaged
 
-    kind = stages[0].kind
-    if kind == "train":
-        for stage in stages:
-            run_train(stage, desk)
-    else:
-        {"maps": run_maps, "score": run_scores}[kind](stages, desk)
+    def _wave(self, groups: Sequence[Sequence[Stage]]) -> list[Done]:
+        """What became of each group. Groups of others come last: by then they may be done."""
+        results = self._persist(groups, self.job)
+        busy = {i: done.busy for i, done in results.items() if done.busy}
+        if busy:
+            for other in sorted(set(busy.values())):
+                mine = [groups[i][0] for i, who in busy.items() if who == other]
+                self.report({"kind": "waiting", "stage": mine[0], "groups": len(mine), "owner": other})
+            again = self._persist([groups[i] for i in busy], replace(self.job, wait=True))
+            results.update(zip(busy, (again[i] for i in range(len(busy))), strict=True))
+        return [results[i] for i in range(len(groups))]
 
+    def _persist(self, groups: Sequence[Sequence[Stage]], job: Job) -> dict[int, Done]:
+        """Starts the groups; where a worker dies, what is left again, with fewer at a time, in the end one by one.
 
-def _record_failure(stages: Sequence[Stage], desk: Any, problem: Exception, seconds: float) -> dict[str, str]:
-    error = str(problem) if isinstance(problem, BenchError) else f"{type(problem).__name__}: {problem}"
-    for stage in stages:
-        desk.store.fail(
-            stage.key,
-            {
-                "kind": stage.kind,
-                "labels": stage.labels,
-                "error": error,
-                "seconds": seconds,
-                "traceback": "".join(traceback.format_exception(problem)),
-            },
+        So a stage that takes too much memory beside others gets it alone, and one that kills its worker every time is
+        the only one to fail.
+        """
+        results: dict[int, Done] = {}
+        most = self.engine.at_once
+        for at_once in dict.fromkeys((most, max(1, most // 2) if most else 1)):
+            left = [i for i in range(len(groups)) if i not in results]
+            if not left or (problem := self._start(groups, left, job, at_once, results)) is None:
+                break
+            advice = "What was unfinished is tried again with fewer workers."
+            self.report({"kind": "warning", "text": f"A worker died ({_short(problem)}). {advice}"})
+        for i in [i for i in range(len(groups)) if i not in results]:
+            if (problem := self._start(groups, [i], job, 1, results)) is not None:
+                results[i] = self._give_up(groups[i], problem)
+        return results
+
+    def _start(
+        self, groups: Sequence[Sequence[Stage]], chosen: Sequence[int], job: Job, at_once: int, results: dict[int, Done]
+    ) -> Exception | None:
+        """Adds the results of some groups as they come; returns the problem if the engine broke before the end."""
+        report = self.report if self.engine.alone else None
+        found: Iterator[tuple[int, Done]] = self.engine.start(
+            _numbered, [(i, groups[i], job, report) for i in chosen], at_once
         )
-        log.debug("stage %s failed", stage.key, exc_info=problem)
-    return {s.key: error for s in stages}
+        try:
+            for i, done in found:
+                results[i] = done
+                if done.full or done.stopped:
+                    break
+        except Exception as problem:  # noqa: BLE001 - each engine has its own errors for a worker that died
+            if not stop.requested():
+                return problem
+        if stop.requested():
+            raise stop.Stopped
+        for i in chosen:  # after a full disk nothing more is begun
+            if any(d.full for d in results.values()):
+                results.setdefault(i, Done(full="full"))
+        return None
+
+    def _give_up(self, group: Sequence[Stage], problem: Exception) -> Done:
+        store = Store(self.job.run.results)
+        lost = [s for s in group if not store.is_done(s.key)]
+        died = WorkerDiedError(
+            f"its worker process died each time, in the end with nothing beside it ({_short(problem)}). Often the "
+            "system ended it for want of memory: lower run.score_batch or train.micro_batch, or take a larger machine."
+        )
+        died.__cause__ = problem
+        return Done(record_failure(lost, store, died, 0.0))
 
 
-def _settle_process(run: RunConfig, in_worker: bool) -> None:
-    """Threads and signals of a process that does stages."""
-    import torch
-
-    if run.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cudnn.benchmark = not run.deterministic  # sizes hardly change: the search for a kernel pays
-    if in_worker:
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers(run)))
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _numbered(
+    number: int, stages: Sequence[Stage], job: Job, report: Report | None
+) -> tuple[int, Done]:  # at module level, for workers import it by name
+    return number, do_group(stages, job, report)
 
 
-def _log_event(event: dict[str, Any]) -> None:
-    """Progress of a worker process, as plain lines."""
-    from .progress import describe
-
-    if line := describe(event):
-        log.info("%s", line)
+def _short(problem: Exception) -> str:
+    lines = str(problem).strip().splitlines()
+    return f"{type(problem).__name__}: {lines[0][:200]}" if lines else type(problem).__name__

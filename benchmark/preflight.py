@@ -1,6 +1,5 @@
 """What is checked after planning and before any training: data, weights, device, code of methods."""
 
-import importlib.util
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,24 +9,27 @@ import torch
 from ..datasets.verify import quick_checks
 from ..methods import METHODS
 from ..methods.backbones import Backbone, check_weights_fit, create_backbone
+from ..methods.weights import PINS
 from .build import choose_device, options
-from .errors import BenchError, did_you_mean
+from .engines import check_backend
+from .errors import BenchError
 from .images import Need
 from .plan import Stage
 from .resolve import MethodRef
+from .slots import workers
 from .stages import Desk, know_files, needs_of, place_of, pool_needs
 
 if TYPE_CHECKING:
     from .plan import Planner
 
 log = logging.getLogger(__name__)
-BACKENDS = {"loky": "joblib", "dask": "distributed", "ray": "ray"}  # backend -> package it needs
 
 
 def preflight(stages: Sequence[Stage], planner: "Planner") -> None:
     """Raises BenchError for anything that would stop the work later; decodes the images that will be needed."""
     choose_device(planner.request.run.device)
-    _check_backend(planner.request.run.backend)
+    check_backend(planner.request.run)
+    workers(planner.request.run)
     know_files(list(_unlike(stages, _methods).values()))
     _check_options(stages)
     _check_backbones(stages, planner)
@@ -82,15 +84,6 @@ def _check_options(stages: Sequence[Stage]) -> None:
             check(options(ref))
 
 
-def _check_backend(name: str) -> None:
-    """Stages share torch's global generator, so they run in processes of their own, never in threads."""
-    if name not in BACKENDS:
-        raise BenchError(f"--backend {name} is not one of {', '.join(BACKENDS)}.{did_you_mean(name, BACKENDS)}")
-    package = BACKENDS[name]
-    if importlib.util.find_spec(package) is None:
-        raise BenchError(f"--backend {name} needs the package {package}: pip install {package}.")
-
-
 def _check_training_masks(stages: Sequence[Stage], planner: "Planner") -> None:
     """An upper bound learns from the masks of the training images, so each must be there."""
     learning = [s for s in stages if s.kind == "train" and s.work["method"].spec.supervision == "pixel"]
@@ -125,7 +118,7 @@ def _check_backbones(stages: Sequence[Stage], planner: "Planner") -> None:
                 f"Method '{stage.labels['method']}' needs a backbone with {', '.join(sorted(missing))}; {name} offers "
                 f"{', '.join(sorted(backbone.abilities))}. Choose another with --backbones."
             )
-        check_weights_fit(name, planner.request.weights, stride or None)
+        check_weights_fit(name, planner.request.weights, stride or None, planner.request.run.results / PINS)
         _check_construction(ref, backbone, stage, planner)
 
 

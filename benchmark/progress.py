@@ -20,7 +20,12 @@ def title(stage: Stage) -> str:
 
 def describe(event: dict[str, Any]) -> str:
     """One line for an event, empty where a line would say too little (a plain log gets about ten an epoch series)."""
+    if event["kind"] in ("warning", "note"):
+        return f"{'WARNING: ' if event['kind'] == 'warning' else ''}{event['text']}"
     stage = event["stage"]
+    if event["kind"] == "waiting":
+        more = f" and {event['groups'] - 1} more" if event["groups"] > 1 else ""
+        return f"{title(stage)}{more}: done by {event['owner']} at this moment; waiting for it"
     if event["kind"] == "done":
         return f"{title(stage)}: {_cost(event)}"
     if event["kind"] == "score":
@@ -52,17 +57,17 @@ def _numbers(event: dict[str, Any]) -> str:
 
 
 class Terminal:
-    """Shows events of stages that run in this process."""
+    """Shows events of stages, wherever they run: one bar for each training under way."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.quiet, self._bar, self._key, self._last = quiet, None, "", 0.0
+        self.quiet, self._bars, self._last = quiet, dict[str, Any](), 0.0
         self.live = sys.stderr.isatty()
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """Shows one event."""
-        if self.quiet:
+        """Shows one event; warnings even where nothing else is shown."""
+        if self.quiet and event["kind"] != "warning":
             return
-        if not self.live:
+        if not self.live or self.quiet:
             if line := describe(event):
                 print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is the terminal
             return
@@ -71,25 +76,27 @@ class Terminal:
     def _draw(self, event: dict[str, Any]) -> None:
         from tqdm import tqdm
 
-        stage = event["stage"]
         if event["kind"] != "train":
-            self.close()
+            if event["kind"] == "done":
+                self._end(event["stage"].key)
             tqdm.write(describe(event), file=sys.stderr)
             return
-        if self._key != stage.key:
-            self.close()
-            self._key = stage.key
-            self._bar = tqdm(
-                total=event["epochs"], desc=title(stage), unit="epoch", initial=event["epoch"], file=sys.stderr
-            )
-        elif self._bar is not None:
-            self._bar.update(event["epoch"] - self._bar.n)
-        if self._bar is not None and time.monotonic() - self._last > 0.1:
-            self._bar.set_postfix_str(_numbers(event))
+        key = event["stage"].key
+        if key not in self._bars:
+            bar = tqdm(total=event["epochs"], unit="epoch", initial=event["epoch"], file=sys.stderr, leave=False)
+            bar.set_description_str(title(event["stage"]))
+            self._bars[key] = bar
+        bar = self._bars[key]
+        bar.update(event["epoch"] - bar.n)
+        if time.monotonic() - self._last > 0.1:
+            bar.set_postfix_str(_numbers(event))
             self._last = time.monotonic()
 
+    def _end(self, key: str) -> None:
+        if key in self._bars:
+            self._bars.pop(key).close()
+
     def close(self) -> None:
-        """Ends the bar that is shown, if any."""
-        if self._bar is not None:
-            self._bar.close()
-        self._bar, self._key = None, ""
+        """Ends the bars that are shown."""
+        for key in list(self._bars):
+            self._end(key)

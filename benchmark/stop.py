@@ -5,6 +5,7 @@ nothing is lost when a cluster ends a job, and a file is never half written beca
 """
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -17,12 +18,20 @@ LOOK_SECONDS = 0.5  # between two looks at the file
 
 
 class Stopped(BaseException):
-    """The run was asked to stop and has left what it needs to go on. No Exception: a plug-in must not swallow it."""
+    """The run was asked to stop and has left what it needs to go on. No Exception: a plug-in must not swallow it.
+
+    code: the exit code of the request, read when it is raised.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.code = _State.code
 
 
 class _State:
     code = 0
     file: Path | None = None
+    parent = 0
     looked = 0.0
 
 
@@ -32,12 +41,15 @@ def request(code: int) -> None:
 
 
 def requested() -> int:
-    """The exit code of the request to stop, 0 without one. Cheap enough to ask at every step."""
-    if not _State.code and _State.file is not None and time.monotonic() - _State.looked >= LOOK_SECONDS:
-        _State.looked = time.monotonic()
+    """The code of the request to stop, 0 without one. Cheap enough to ask at every step."""
+    state = _State
+    if not state.code and state.file is not None and time.monotonic() - state.looked >= LOOK_SECONDS:
+        state.looked = time.monotonic()
         with contextlib.suppress(OSError, ValueError):
-            _State.code = int(_State.file.read_text(encoding="ascii"))
-    return _State.code
+            state.code = int(state.file.read_text(encoding="ascii"))
+        if state.parent and os.getppid() != state.parent:
+            state.code = state.code or TERMINATED  # the command has gone: nobody waits for what follows
+    return state.code
 
 
 def check() -> None:
@@ -46,10 +58,18 @@ def check() -> None:
         raise Stopped
 
 
-def follow(file: Path | None) -> None:
-    """Forgets earlier requests and looks at a file from now on: workers of one run share it through its folder."""
+def follow(file: Path | None, parent: int = 0) -> None:
+    """Forgets earlier requests and looks at a file from now on: workers of one run share it through its folder.
+
+    parent: the process that must stay this one's parent; its end is a request to stop.
+    """
     if file != _State.file:
-        _State.code, _State.file, _State.looked = 0, file, 0.0
+        _State.code, _State.file, _State.parent, _State.looked = 0, file, parent, 0.0
+
+
+def forget() -> None:
+    """Forgets a request."""
+    _State.code = 0
 
 
 @contextlib.contextmanager
@@ -77,4 +97,4 @@ def listening(tell: Callable[[int], None]) -> Iterator[None]:
     finally:
         for number, old in before.items():
             signal.signal(number, old)
-        _State.code = 0
+        forget()

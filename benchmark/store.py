@@ -9,11 +9,13 @@ import hashlib
 import json
 import math
 import os
+import platform
 import shutil
 import tempfile
+import time
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,11 +170,15 @@ class Store:
             return []
 
     def record(self, key: str) -> dict[str, Any]:
-        """The completion record of a stage. Raises BenchError if it is missing or damaged."""
+        """The completion record of a stage. Raises DamagedError if it is missing, damaged or of another schema."""
         path = self.run_dir(key) / RECORD
         if not path.is_file():
-            raise BenchError(f"{path} does not exist: stage {key} is not finished. Run the same `bench run` again.")
-        return read_json(path)
+            raise DamagedError(path, f"does not exist: stage {key} is not finished")
+        record = read_json(path)
+        schema = record.get("schema") if isinstance(record, dict) else None
+        if schema != SCHEMA or record.get("key") != key:
+            raise DamagedError(path, f"has the schema {schema!r} of another version, or belongs to another stage")
+        return record
 
     def records(self) -> dict[str, dict[str, Any]]:
         """All completion records of this schema by stage key; others are left alone and not mixed in."""
@@ -194,10 +200,32 @@ class Store:
                     found[key] = failure
         return found
 
+    def unreadable(self, keys: Iterable[str]) -> dict[str, str]:
+        """Those of some finished stages whose record cannot be used, and why."""
+        found = {}
+        for key in sorted(keys):
+            try:
+                self.record(key)
+            except DamagedError as problem:
+                found[key] = str(problem)
+        return found
+
+    def set_aside(self, key: str) -> None:
+        """Takes a damaged stage out of the way: its folder goes, record first, so that half of it is never counted."""
+        (self.run_dir(key) / RECORD).unlink(missing_ok=True)
+        shutil.rmtree(self.run_dir(key))
+
     def finish(self, key: str, record: Mapping[str, Any]) -> None:
         """Writes the completion record; call it after everything else of the stage is on disk."""
-        write_json(self.run_dir(key) / RECORD, {"schema": SCHEMA, "key": key, **record})
+        worker = {"host": platform.node(), "pid": os.getpid()}
+        write_json(self.run_dir(key) / RECORD, {"schema": SCHEMA, "key": key, "worker": worker, **record})
         (self.run_dir(key) / FAILURE).unlink(missing_ok=True)
+
+    def note_plan(self, command: str, rows: Sequence[str], stages: Iterable[str]) -> None:
+        """Notes what a command asked for, so that `bench clean` knows which stages somebody's plan refers to."""
+        name = key_of([list(rows)])
+        plan = {"schema": SCHEMA, "command": command, "rows": list(rows), "stages": list(stages), "time": time.time()}
+        write_json(self.root / "plans" / f"{name}.json", plan)
 
     def fail(self, key: str, failure: Mapping[str, Any]) -> None:
         """Notes why a stage failed; a failed stage is never counted and is tried again by the next run."""

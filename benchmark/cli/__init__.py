@@ -1,5 +1,6 @@
 """The command line `bench`: verbs are imported when they are called, so that help and listing stay quick."""
 
+import errno
 import importlib
 import logging
 import sys
@@ -66,7 +67,10 @@ def bench() -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Runs the command line: 0 all done, 1 some runs failed, 2 a mistake the message explains, 130 interrupted."""
+    """Runs the command line.
+
+    Exit codes: 0 all done, 1 some runs failed, 2 a mistake the message explains, 3 ended by SIGTERM, 130 by Ctrl-C.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     sys.exit(_run(args))
 
@@ -89,6 +93,9 @@ def _run(args: list[str] | None) -> Any:
         sys.stderr.close()  # the reader of our output has gone, e.g. `bench list | head`
         return 0
     except OSError as problem:
+        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+            click.echo(f"Error: {problem.filename or 'a file'} could not be written: the disk is full.", err=True)
+            return 1
         where = f" {problem.filename}" if problem.filename else ""
         click.echo(f"Error:{where} cannot be read or written: {problem.strerror or problem}.", err=True)
         return 2

@@ -26,7 +26,7 @@ def demo(data_root: Path, results: Path, jobs: int) -> None:
     from ..execute import open_stages
     from ..plan import Planner
     from ..store import Store
-    from .run import _do, _show_rows, make_request
+    from .run import do_plan, make_request, say_problems, show_rows
 
     began = time.monotonic()
     refuse_real_data(data_root, DATASETS.split(","))
@@ -51,10 +51,9 @@ def demo(data_root: Path, results: Path, jobs: int) -> None:
     store.check_writable()
     plan = planner.build()
     fresh = bool(open_stages(plan, store))
-    outcome = _do(plan, planner, store, quiet=False)
-    _show_rows(plan, store, as_json=False)
-    for error in outcome.failed.values():
-        click.echo(f"FAILED: {error}", err=True)
+    outcome = do_plan(plan, planner, store, quiet=False)
+    show_rows(plan, store, as_json=False)
+    say_problems(plan, outcome, results)
     page = results / "report" / "index.html"
     if fresh or not page.is_file():
         build_report(store, results / "report")

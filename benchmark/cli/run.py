@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..plan import Plan, Planner
     from ..store import Store
 
-_RUN_FLAGS = ("data_root", "results", "device", "jobs", "jobs_per_gpu", "backend")
+_RUN_FLAGS = ("data_root", "results", "device", "devices", "jobs", "jobs_per_gpu", "backend", "scheduler")
 
 
 @click.command()
@@ -47,19 +47,22 @@ _RUN_FLAGS = ("data_root", "results", "device", "jobs", "jobs_per_gpu", "backend
 @click.option("--data-root", type=click.Path(path_type=Path), help="Folder that holds the datasets.  [default: data]")
 @click.option("--results", type=click.Path(path_type=Path), help="Folder for everything stored.  [default: results]")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
-@click.option("--jobs", type=int, help="Stages at a time.  [default: 1]")
+@click.option("--devices", type=int, help="GPUs (or CPU processes) that train one model together.  [default: 1]")
+@click.option("--jobs", type=int, help="Stages at a time.  [default: 1; with --scheduler all its workers]")
 @click.option(
     "--jobs-per-gpu", type=int, help="Stages that share a GPU; by itself it sets --jobs.  [default: as --jobs]"
 )
-@click.option("--backend", help="joblib backend that starts the stages.  [default: loky]")
+@click.option("--backend", help="What starts the stages: loky (this machine), dask or ray.  [default: loky]")
+@click.option("--scheduler", help="A running Dask or Ray cluster: its address or scheduler file (docs/clusters.md).")
 @click.option("--deterministic", is_flag=True, default=None, help="Bitwise repeats on a GPU too, slower.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows (or the plan) as JSON, nothing else.")
 def run(settings: tuple[str, ...], config: Path | None, dry_run: bool, as_json: bool, **typed: Any) -> None:
     """Train and score methods on datasets; the same command again continues where it stopped.
 
-    Everything finished is stored and never computed twice. Exit code: 0 all done, 1 some runs failed (the others are
-    stored), 2 a mistake in the command, the data or the weights, found before any training.
+    Everything finished is stored and never computed twice, also by several such commands at once. Exit code: 0 all
+    done, 1 some runs failed (the others are stored), 2 a mistake in the command, the data or the weights, found before
+    any training, 3 ended by SIGTERM and 130 by Ctrl-C, both with a checkpoint to go on from.
     """
     request = make_request({k: v for k, v in typed.items() if v is not None}, settings, config)
     _check_names(request)
@@ -72,8 +75,8 @@ def run(settings: tuple[str, ...], config: Path | None, dry_run: bool, as_json: 
     if dry_run:
         _show_plan(plan, store, as_json)
         return
-    outcome = _do(plan, planner, store, quiet=as_json)
-    _show_rows(plan, store, as_json)
+    outcome = do_plan(plan, planner, store, quiet=as_json)
+    show_rows(plan, store, as_json)
     if not as_json:
         _say_outcome(plan, outcome, request.run.results)
     sys.exit(outcome.exit_code)
@@ -146,11 +149,15 @@ def _seed(text: str) -> int:
         raise BenchError(f"--seeds {text}: a seed is a whole number.") from None
 
 
-def _do(plan: "Plan", planner: "Planner", store: "Store", quiet: bool) -> "Outcome":
-    """Checks what can be checked beforehand, then does what is missing."""
-    from ..execute import Outcome, execute, open_stages
+def do_plan(plan: "Plan", planner: "Planner", store: "Store", quiet: bool) -> "Outcome":
+    """Checks what can be checked beforehand, then does what is missing. Ends the process if a signal asks to stop."""
+    from ..execute import Outcome, execute, heal, open_stages
     from ..progress import Terminal
+    from ..stop import INTERRUPTED, TERMINATED, Stopped
 
+    terminal = Terminal(quiet)
+    for line in heal(plan, store):
+        terminal({"kind": "warning", "text": line})
     todo = open_stages(plan, store)
     if not todo:
         return Outcome(cached=list(plan.stages))
@@ -162,13 +169,15 @@ def _do(plan: "Plan", planner: "Planner", store: "Store", quiet: bool) -> "Outco
             f"{len(todo)} stages to do ({trainings} trainings), {len(plan.stages) - len(todo)} stored.", err=True
         )
     preflight(todo, planner)
-    terminal = Terminal(quiet)
+    store.note_plan(command_line(), plan.rows, plan.stages)
     try:
         return execute(plan, planner.request.run, planner.sources, terminal)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped) as how:
         terminal.close()
-        click.echo(f"\nInterrupted. Everything finished is stored. To continue:\n  {command_line()}", err=True)
-        sys.exit(130)
+        code = how.code if isinstance(how, Stopped) else INTERRUPTED
+        what = "Ended by SIGTERM" if code == TERMINATED else "Interrupted"
+        click.echo(f"\n{what}. Everything finished is stored. To continue:\n  {command_line()}", err=True)
+        sys.exit(code)
     finally:
         terminal.close()
 
@@ -225,7 +234,8 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _show_rows(plan: "Plan", store: "Store", as_json: bool) -> None:
+def show_rows(plan: "Plan", store: "Store", as_json: bool) -> None:
+    """The table of the rows that are there, or their JSON."""
     from ...reports.rows import load_rows
     from ...reports.tables import terminal_table
 
@@ -238,14 +248,22 @@ def _show_rows(plan: "Plan", store: "Store", as_json: bool) -> None:
 
 
 def _say_outcome(plan: "Plan", outcome: "Outcome", results: Path) -> None:
+    if not outcome.done and not outcome.failed and not outcome.full:
+        click.echo(f"Nothing to do: all {len(plan.stages)} stages were stored already.")
+    say_problems(plan, outcome, results)
+    click.echo(f"`bench report --results {results}` makes the page.")
+
+
+def say_problems(plan: "Plan", outcome: "Outcome", results: Path) -> None:
+    """What failed and why, what waits for it, and where to look."""
     from ..progress import title
 
-    if not outcome.done and not outcome.failed:
-        click.echo(f"Nothing to do: all {len(plan.stages)} stages were stored already.")
+    if outcome.full:
+        click.echo(f"STOPPED: {outcome.full}", err=True)
     for key, error in outcome.failed.items():
         click.echo(f"FAILED {key} {title(plan.stages[key])}: {error}", err=True)
     if outcome.failed:
         click.echo(f"Tracebacks: {results}/runs/<stage>/failure.json; the same command tries these again.", err=True)
     if outcome.blocked:
-        click.echo(f"{len(outcome.blocked)} stages wait for those that failed.", err=True)
-    click.echo(f"`bench report --results {results}` makes the page.")
+        why = "were not done" if outcome.full else "wait for those that failed"
+        click.echo(f"{len(outcome.blocked)} stages {why}.", err=True)

@@ -129,7 +129,7 @@ def test_a_loss_that_explodes_stops_its_run_and_is_never_counted(world, tmp_path
     plan, outcome = world.run(f"{path},cam")
     errors = [e for k, e in outcome.failed.items() if plan.stages[k].kind == "train"]
     assert len(errors) == 1
-    assert "epoch 2 is not finite" in errors[0]
+    assert "the loss is not finite from step 1" in errors[0]
     assert {plan.stages[k].labels["method"] for k in outcome.blocked} == {"nan_loss"}
     assert {r.method for r in load_rows(world.store)} == {"cam"}
 

@@ -1,6 +1,8 @@
 """The store: what is on disk is whole, what is not whole does not count, and nothing needs pickle."""
 
 import json
+import os
+import platform
 import stat
 import subprocess
 import sys
@@ -174,7 +176,9 @@ def test_only_the_record_completes_a_stage(tmp_path):
     assert store.failures()["k1"]["error"] == "loss is NaN"
     store.finish("k1", {"kind": "train", "pxap": float("nan")})
     assert store.is_done("k1")
-    assert store.record("k1") == {"schema": 1, "key": "k1", "kind": "train", "pxap": None}
+    record = store.record("k1")
+    assert record.pop("worker") == {"host": platform.node(), "pid": os.getpid()}
+    assert record == {"schema": 1, "key": "k1", "kind": "train", "pxap": None}
     assert list(store.records()) == ["k1"]
     assert store.failures() == {}
 

@@ -1,0 +1,163 @@
+"""Where stages run: in this process, in processes of this machine, or on a Dask or Ray cluster; all by joblib."""
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from joblib import Parallel, cpu_count, delayed, parallel_config
+
+from .config import RunConfig
+from .errors import BenchError, did_you_mean
+from .slots import gpus, workers
+
+PACKAGES = {"loky": "joblib", "dask": "distributed", "ray": "ray"}  # backend -> package it needs
+CONNECT_SECONDS = 30  # until a cluster that was named must answer
+WORKER_SECONDS = 600  # until a cluster must have a first worker: jobs of a queue start late
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One way to start calls.
+
+    at_once: calls at a time, 0 for as many as a cluster takes. alone: in this process, one after the other. threads: of
+    torch in each worker, 0 for the worker's own setting. where: in words, for people.
+    """
+
+    backend: str
+    at_once: int
+    alone: bool = False
+    threads: int = 0
+    where: str = "this process"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def start(self, act: Callable[..., Any], calls: Sequence[tuple[Any, ...]], at_once: int) -> Iterator[Any]:
+        """Results of `act(*call)` for each call, in any order, as they come; at most `at_once` at a time (0: no limit).
+
+        Raises whatever the engine raises when a worker dies; results that came before stand.
+        """
+        todo = [delayed(act)(*call) for call in calls]
+        if self.alone:
+            yield from Parallel(n_jobs=1, return_as="generator")(todo)  # pyright: ignore[reportArgumentType]
+            return
+        most: Any = at_once or "all"
+        # a backend keeps at least two processes, for with one joblib would run the calls in this very process
+        settings: dict[str, Any] = {"n_jobs": max(2, at_once or 2), "batch_size": 1, "pre_dispatch": most}
+        with parallel_config(backend=self.backend, **self.options):
+            ordered = self.backend == "ray"  # its joblib backend hands results over at the end only
+            parallel = Parallel(return_as="list" if ordered else "generator_unordered", **settings)
+        yield from parallel(todo)  # pyright: ignore[reportGeneralTypeIssues]
+
+
+def check_backend(run: RunConfig) -> None:
+    """Raises BenchError for an unknown backend or one whose package is missing."""
+    if run.backend not in PACKAGES:
+        raise BenchError(
+            f"--backend {run.backend} is not one of {', '.join(PACKAGES)}.{did_you_mean(run.backend, PACKAGES)}"
+        )
+    if importlib.util.find_spec(PACKAGES[run.backend]) is None:
+        raise BenchError(
+            f"--backend {run.backend} needs a package that is not here: pip install 'wsolbench[{run.backend}]'."
+        )
+
+
+@contextlib.contextmanager
+def engine(run: RunConfig) -> Iterator[Engine]:
+    """The engine that `--backend`, `--scheduler` and `--jobs` ask for, open while the block lasts.
+
+    Stages share torch's global generator, so they run in processes of their own, never in threads beside each other.
+    Raises BenchError for a cluster that cannot be reached.
+    """
+    check_backend(run)
+    at_once = workers(run)
+    if run.backend == "loky":
+        alone = at_once == 1
+        yield Engine("loky", at_once, alone, 0 if alone else share_of_cores(at_once), "this machine")
+    else:
+        with {"dask": _dask, "ray": _ray}[run.backend](run, at_once) as found:
+            yield found
+
+
+def share_of_cores(at_once: int) -> int:
+    """Threads for each of some workers of this machine."""
+    return max(1, cpu_count() // max(1, at_once))
+
+
+@contextlib.contextmanager
+def _dask(run: RunConfig, at_once: int) -> Iterator[Engine]:
+    import dask.config
+    from distributed import Client, LocalCluster
+
+    with contextlib.ExitStack() as opened:
+        if run.scheduler:
+            client = opened.enter_context(_connected(run.scheduler, lambda where: _dask_client(Client, where)))
+            yield Engine("dask", run.jobs, where=f"Dask at {run.scheduler}", options=_dask_options(client))
+            return
+        # A daemonic process could not start the processes that train one model together; memory-mapped images would
+        # count against a limit on memory.
+        opened.enter_context(dask.config.set({"distributed.worker.daemon": False}))
+        cluster = opened.enter_context(
+            LocalCluster(
+                n_workers=at_once, threads_per_worker=1, dashboard_address="", memory_limit=0, host="127.0.0.1"
+            )
+        )
+        client = opened.enter_context(Client(cluster, set_as_default=False))
+        yield Engine("dask", at_once, False, share_of_cores(at_once), "Dask on this machine", _dask_options(client))
+
+
+def _dask_client(make: Any, where: str) -> Any:
+    if where.endswith(".json") or Path(where).is_file():
+        return make(scheduler_file=where, timeout=CONNECT_SECONDS, set_as_default=False)
+    return make(where, timeout=CONNECT_SECONDS, set_as_default=False)
+
+
+def _dask_options(client: Any) -> dict[str, Any]:
+    return {"client": client, "wait_for_workers_timeout": WORKER_SECONDS}
+
+
+@contextlib.contextmanager
+def _ray(run: RunConfig, at_once: int) -> Iterator[Engine]:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody outside
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+    from ray.util.joblib import register_ray
+
+    register_ray()
+    each = {"num_cpus": 1, **_ray_gpus(run)}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
+    if run.scheduler:
+        with _connected(run.scheduler, lambda where: ray.init(address=where, **quiet)):
+            room = run.jobs or max(1, int(ray.cluster_resources().get("CPU", 1)))
+            yield Engine("ray", room, where=f"Ray at {run.scheduler}", options={"ray_remote_args": each})
+        return
+    ray.init(num_cpus=max(2, at_once), include_dashboard=False, **quiet)
+    try:
+        yield Engine("ray", at_once, False, share_of_cores(at_once), "Ray on this machine", {"ray_remote_args": each})
+    finally:
+        ray.shutdown()
+
+
+def _ray_gpus(run: RunConfig) -> dict[str, float]:
+    """The share of a GPU a Ray worker asks for; Ray hides all GPUs from workers that ask for none."""
+    if run.device == "cpu" or not (run.scheduler or gpus(run.device)):
+        return {}
+    return {"num_gpus": run.devices if run.devices > 1 else 1 / (run.jobs_per_gpu or 1)}
+
+
+@contextlib.contextmanager
+def _connected(where: str, connect: Callable[[str], Any]) -> Iterator[Any]:
+    """A connection to a cluster. Raises BenchError if it cannot be made."""
+    try:
+        found = connect(where)
+    except Exception as problem:  # each engine has its own errors for a cluster that is not there
+        raise BenchError(
+            f"--scheduler {where} cannot be reached ({type(problem).__name__}: {problem}). Give the address that the "
+            "scheduler printed (tcp://host:8786, or ray's host:6379), or the path of its scheduler file."
+        ) from problem
+    with contextlib.ExitStack() as opened:
+        if hasattr(found, "__exit__"):
+            opened.enter_context(found)
+        yield found

@@ -1,0 +1,231 @@
+"""What a worker does with a group of stages, in the process of the command or in any other."""
+
+import contextlib
+import errno
+import logging
+import os
+import platform
+import shutil
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from . import stop
+from .claims import LOST, BusyError, claim
+from .config import RunConfig
+from .errors import BenchError, DamagedError
+from .plan import Stage
+from .relay import STOP_FILE, Teller, WarningsTo
+from .slots import gpu_slot
+from .sources import Source
+from .store import Store
+
+log = logging.getLogger(__name__)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+_ONE_AT_A_TIME = threading.Lock()  # threads of one worker share torch's global generator
+Report = Callable[[dict[str, Any]], None]
+
+
+class DiskFullError(BenchError):
+    """Nothing more can be written; every other stage would fail in the same way."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs beside the stages.
+
+    relay: folder for progress and stop requests, None in the process of the command. driver: host and process of the
+    command. threads: of torch, 0 leaves them as they are. at_once: stages at a time on a machine. wait: stay where
+    another process does the stages, instead of coming back. healed: stages that were done again once already. needs:
+    GPU memory in MiB by stage key, as far as it is known.
+    """
+
+    run: RunConfig
+    sources: dict[str, Source]
+    at_once: int = 1
+    threads: int = 0
+    relay: Path | None = None
+    driver: tuple[str, int] = ("", 0)
+    wait: bool = False
+    healed: frozenset[str] = frozenset()
+    needs: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Done:
+    """What became of a group. problems: error by stage key. damaged: what is wrong with stored stages, by their key.
+
+    busy: who else does these stages now. full: why nothing can be written any more. stopped: a stop was asked for.
+    """
+
+    problems: dict[str, str] = field(default_factory=dict)
+    damaged: dict[str, str] = field(default_factory=dict)
+    busy: str = ""
+    full: str = ""
+    stopped: bool = False
+
+
+def do_group(stages: Sequence[Stage], job: Job, report: Report | None = None) -> Done:
+    """Does the stages of one group in this process, unless they are done already. report: only in the command's own."""
+    done = Done()
+    with _ONE_AT_A_TIME, _settled(job, report) as tell:
+        try:
+            with claim(Store(job.run.results), stages, job.wait):
+                _do_claimed(stages, job, tell, done)
+        except BusyError as other:
+            done.busy = str(other)
+        except DiskFullError as problem:
+            done.full = str(problem)
+        except stop.Stopped:
+            if stop.requested() == LOST:
+                stop.forget()
+                done.busy = "a process that took over, as this one did not answer for a while"
+            else:
+                done.stopped = True
+    return done
+
+
+def _do_claimed(stages: Sequence[Stage], job: Job, tell: Report, done: Done) -> None:
+    from .stages import Desk, know_files
+
+    store = Store(job.run.results)
+    todo = [s for s in stages if not store.is_done(s.key)]
+    if not todo:
+        return
+    know_files(todo)
+    for stage in todo:  # half-written files of a killed run; the claim says that nobody is writing now
+        for leftover in store.run_dir(stage.key).rglob(".*.tmp"):
+            leftover.unlink()
+    need = max(job.needs.get(s.key, 0.0) for s in todo)
+    with gpu_slot(job.run, store.root / "locks", job.at_once, need) as device:
+        _attempt(todo, Desk(replace(job.run, device=device), job.sources, tell), job.healed, done)
+
+
+def _attempt(stages: Sequence[Stage], desk: Any, healed: frozenset[str], done: Done) -> None:
+    """Runs stages together; where that fails, each method and checkpoint on its own: only the faulty one is lost."""
+    if not stages:
+        return
+    stop.check()
+    began = time.monotonic()
+    try:
+        _run(stages, desk)
+        return
+    except (Exception, SystemExit) as problem:  # noqa: BLE001 - the run border: recorded with its traceback
+        _raise_if_full(problem, desk.store)
+        if (key := _stage_of(problem, desk.store)) and key not in healed:
+            done.damaged[key] = str(problem)
+            return
+        parts = _parts([s for s in stages if not desk.store.is_done(s.key)])
+        if len(parts) <= 1:
+            lost = list(chain(*parts))
+            done.problems.update(record_failure(lost, desk.store, problem, time.monotonic() - began))
+            return
+    for part in parts:
+        _attempt([s for s in part if not desk.store.is_done(s.key)], desk, healed, done)
+
+
+def _stage_of(problem: BaseException, store: Store) -> str:
+    """The key of the stage whose stored file is damaged; empty for any other problem."""
+    runs = store.root / "runs"
+    if not isinstance(problem, DamagedError) or not problem.path.is_relative_to(runs):
+        return ""
+    return problem.path.relative_to(runs).parts[0]
+
+
+def _raise_if_full(problem: BaseException, store: Store) -> None:
+    """Turns a full disk, however a library words it, into DiskFullError."""
+    cause: BaseException | None = problem
+    seen = set[int]()  # a chain of causes may lead back to itself
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        if (isinstance(cause, OSError) and cause.errno in FULL) or f"os error {errno.ENOSPC})" in str(cause):
+            raise DiskFullError(disk_full(cause, store.root)) from problem
+        cause = cause.__cause__ or cause.__context__
+
+
+def disk_full(problem: BaseException, folder: Path) -> str:
+    """What a full disk means: where, how much room is left, what to do."""
+    file = getattr(problem, "filename", None) or folder
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    room = shutil.disk_usage(there)
+    return (
+        f"The disk is full: {file} could not be written ({room.free / 2**20:.0f} of {room.total / 2**20:.0f} MiB are "
+        f"free in {folder}). What was stored before is untouched. Make room and run the same command again."
+    )
+
+
+def _parts(stages: Sequence[Stage]) -> list[list[Stage]]:
+    """Stages by method, or those of one method by the checkpoint they read: the smallest that can fail alone."""
+    for key in (lambda s: (s.work["method"].label, s.work["method"].changed), lambda s: (s.work.get("role"),)):
+        found: dict[tuple, list[Stage]] = {}
+        for stage in stages:
+            found.setdefault(key(stage), []).append(stage)
+        if len(found) > 1:
+            return list(found.values())
+    return [list(stages)] if stages else []
+
+
+def _run(stages: Sequence[Stage], desk: Any) -> None:
+    from .score import run_scores
+    from .stages import run_maps, run_train
+
+    kind = stages[0].kind
+    if kind == "train":
+        for stage in stages:
+            run_train(stage, desk)
+    else:
+        {"maps": run_maps, "score": run_scores}[kind](stages, desk)
+
+
+def record_failure(stages: Sequence[Stage], store: Store, problem: BaseException, seconds: float) -> dict[str, str]:
+    """Writes why stages failed; returns the error by stage key. Raises DiskFullError if that cannot be written."""
+    error = str(problem) if isinstance(problem, BenchError) else f"{type(problem).__name__}: {problem}"
+    if isinstance(problem, SystemExit):
+        error = f"the method ended the process (SystemExit {problem.code}); it must raise an error instead"
+    facts = {"status": "failed", **getattr(problem, "facts", {})}
+    trace = "".join(traceback.format_exception(problem))
+    for stage in stages:
+        failure = {"kind": stage.kind, "labels": stage.labels, "error": error, "seconds": seconds, "traceback": trace}
+        try:
+            store.fail(stage.key, {**failure, **facts})
+        except OSError as second:
+            _raise_if_full(second, store)
+            raise
+        log.debug("stage %s failed", stage.key, exc_info=problem)
+    return {s.key: error for s in stages}
+
+
+@contextlib.contextmanager
+def _settled(job: Job, report: Report | None) -> Iterator[Report]:
+    """The process as stages need it: threads, signals, where progress goes. Yields what to report to."""
+    import torch
+
+    if job.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = not job.run.deterministic  # sizes hardly change: the search for a kernel pays
+    if report is not None or job.relay is None:
+        yield report or (lambda event: None)
+        return
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    mine = (platform.node(), os.getppid()) == job.driver
+    stop.follow(job.relay / STOP_FILE, parent=job.driver[1] if mine else 0)
+    if mine and threading.current_thread() is threading.main_thread():
+        # Ctrl-C reaches all processes of a terminal: the command passes it on through the file, at the right moment.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda number, frame: stop.request(stop.TERMINATED))
+    tell = Teller(job.relay)
+    logger, handler = logging.getLogger(__name__.partition(".")[0]), WarningsTo(tell)
+    logger.addHandler(handler)
+    logger.propagate = False  # the command shows them
+    try:
+        yield tell
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True
