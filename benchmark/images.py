@@ -17,6 +17,7 @@ from joblib import cpu_count
 from ..datasets.base import Dataset, Item
 from ..datasets.decode import decode_squashed, resize_mask
 from .errors import BenchError
+from .guard import reading_masks
 from .pixelstore import Growth, PixelStore, Rows
 from .store import Store, key_of
 
@@ -79,10 +80,12 @@ class ImageCache:
         """
         with self.store.lock("images"):
             self._build([n for n in needs if not n.masks], decode_squashed)
-            self._build([n for n in needs if n.masks], self._read_masks)
+            with reading_masks():
+                self._build([n for n in needs if n.masks], self._read_masks)
 
     def _read_masks(self, path: Path, sizes: Sequence[int]) -> list[np.ndarray]:
-        mask = self.dataset.read_mask(path)
+        with reading_masks():  # each in a thread of its own
+            mask = self.dataset.read_mask(path)
         return [resize_mask(mask, size) for size in sizes]
 
     def _build(self, needs: Sequence[Need], decode: Decode) -> None:
@@ -118,7 +121,21 @@ class ImageCache:
 
     def masks(self, items: Sequence[Item], size: int) -> Rows:
         """(N, size, size) bool in row order; zeros for the declared maskless."""
-        return self._store(size, masks=True).rows([self._digest(i.mask) if i.mask else None for i in items])
+        found = self._store(size, masks=True).rows([self._digest(i.mask) if i.mask else None for i in items])
+        return MaskRows(found.path, found.rows, found.item_shape, found.dtype)
+
+
+class MaskRows(Rows):
+    """Rows of a store of masks: nothing else opens it while a stage runs."""
+
+    def _read(self, chosen: np.ndarray) -> np.ndarray:
+        with reading_masks():
+            return super()._read(chosen)
+
+    def mapped(self) -> np.ndarray:
+        """As of other rows."""
+        with reading_masks():
+            return super().mapped()
 
 
 def mask_need(items: Sequence[Item], size: int) -> Need:

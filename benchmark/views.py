@@ -10,8 +10,10 @@ from torch import Tensor
 
 from ..methods.base import Evidence, Explainable, Method, Prediction
 from .build import load_function, options
+from .conduct import at_work, modes_unchanged
 from .errors import BenchError
 from .resolve import MethodRef
+from .seeds import seed_for
 from .stopwatch import Stopwatch
 
 
@@ -52,14 +54,19 @@ class Reader:
     def read(self, images: Tensor, labels: Tensor, ids: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits (B, K), NaN without a model, and native maps (B, h, w) by view name; all float32, detached.
 
-        Raises BenchError when a method returns something of another shape or on another device.
+        Raises BenchError when a method returns something of another shape, type or device, leaves the model in train
+        mode, or changes settings of the process; MaskAccessError when it asks for a mask.
         """
+        with modes_unchanged(self.model):
+            return self._read(images, labels, ids)
+
+    def _read(self, images: Tensor, labels: Tensor, ids: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         own = [v for v in self.views if v.method.spec.trains and v.map_class != "-"]
         read = [v for v in self.views if not v.method.spec.trains]
         maps: dict[str, Tensor] = {}
         logits = None
         for view in own:
-            with self.part(f"predict:{view.name}"):
+            with self.part(f"predict:{view.name}"), at_work(view.method.label):
                 prediction = self._predict(images, self._classes(view, None, labels))
             maps[view.name] = _checked(prediction.maps, images, view)
             self.used.setdefault(view.name, set())
@@ -68,13 +75,14 @@ class Reader:
             logits = self._read_functions(read, images, labels, ids, maps)
         if logits is None:
             logits = images.new_full((len(images), self.num_classes), float("nan"))
+        self._check_logits(logits, images)
         return logits.detach().float(), maps
 
     def _read_functions(
         self, views: Sequence[View], images: Tensor, labels: Tensor, ids: Sequence[str], maps: dict[str, Tensor]
     ) -> Tensor | None:
         """Explainers and baselines: one Evidence per class asked for, all sharing one forward pass."""
-        levels = _levels_by_class(views)
+        levels, ids = _levels_by_class(views), [unreadable(i) for i in ids]
         if self.model is None or isinstance(self.model, Explainable):
             every = [level for announced in levels.values() for level in announced]
             evidence = Evidence(images, model=self.model, ids=ids, seed=self.seed, levels=every, part=self.part)
@@ -90,7 +98,7 @@ class Reader:
                 asked = evidence if classes is None else evidence.of(classes, levels[view.map_class], view.map_class)
                 by_class[view.map_class] = asked
             evidence.used.clear()
-            with self.part(f"read:{view.name}"):
+            with self.part(f"read:{view.name}"), at_work(view.method.label):
                 native = load_function(view.method)(by_class[view.map_class], options(view.method))
             self.used.setdefault(view.name, set()).update(evidence.used)
             maps[view.name] = _checked(native, images, view)
@@ -104,7 +112,22 @@ class Reader:
         if self.model is None:
             raise RuntimeError("a trained method's map was asked for without its model")
         with torch.no_grad():
-            return self.model.predict(images, classes)
+            found = self.model.predict(images, classes)
+        if not isinstance(found, Prediction):
+            name = self.model.registered_name
+            raise BenchError(
+                f"Method '{name}': predict() returned {type(found).__name__}, not Prediction(logits, maps)."
+            )
+        return found
+
+    def _check_logits(self, logits: Any, images: Tensor) -> None:
+        wanted = (len(images), self.num_classes)
+        name = self.model.registered_name if self.model is not None else "-"
+        if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
+            what = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise BenchError(f"Method '{name}' gave logits {what}; {wanted} are expected (images, classes).")
+        if logits.device != images.device:
+            raise BenchError(f"Method '{name}' gave its logits on {logits.device}; the images are on {images.device}.")
 
     def _classes(self, view: View, logits: Tensor | None, labels: Tensor) -> Tensor | None:
         """The class to ask for; None leaves it to the method (its own prediction, or no class at all)."""
@@ -116,6 +139,11 @@ class Reader:
             case "pred" if logits is not None:
                 return logits.argmax(1)
         return None
+
+
+def unreadable(name: str) -> str:
+    """What a method is told instead of an image's id: the same for the same image, but it tells no class or patient."""
+    return f"{seed_for('image', name):x}"
 
 
 def _levels_by_class(views: Sequence[View]) -> dict[str, tuple[int, ...]]:
@@ -138,4 +166,6 @@ def _checked(native: Any, images: Tensor, view: View) -> Tensor:
         raise BenchError(f"Method '{name}' returned a map of shape {shape}; ({len(images)}, h, w) is expected.")
     if native.device != images.device:
         raise BenchError(f"Method '{name}' returned its map on {native.device}; the images are on {images.device}.")
+    if not native.is_floating_point():
+        raise BenchError(f"Method '{name}' returned a map of {native.dtype}; maps are floats (line 3 of the contract).")
     return native.detach().float()

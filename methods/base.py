@@ -59,7 +59,8 @@ class Batch:
     images: (B, 3, H, W) float, normalised by ImageNet mean and deviation.
     labels: (B,) int64 class indices. indices: (B,) int64 rows of the training set.
     maps: (B, H, W) float in [0, 1], teacher maps cropped and flipped like the images; None without a teacher.
-    masks: (B, H, W) bool ground truth; only for a method declared supervision="pixel".
+    masks: (B, H, W) bool ground truth of a method declared supervision="pixel"; for any other an object that raises
+        MaskAccessError whatever is done with it.
     """
 
     images: Tensor
@@ -69,12 +70,37 @@ class Batch:
     masks: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Share:
+    """What a process holds of a batch that several processes train on together.
+
+    total: images of the whole batch. own: which of them are here, in order, as slices. add: the sum of a tensor over
+    all processes, without gradient; every process must call it equally often.
+    """
+
+    total: int
+    own: tuple[slice, ...]
+    add: Callable[[Tensor], Tensor]
+
+    @property
+    def count(self) -> int:
+        """How many images are here."""
+        return sum(s.stop - s.start for s in self.own)
+
+    def take(self, whole: Tensor) -> Tensor:
+        """The rows of these images, from rows of the whole batch (one or equally many an image, in order)."""
+        each = len(whole) // self.total
+        found = [whole[s.start * each : s.stop * each] for s in self.own]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+
 @dataclass
 class TrainContext:
     """What training tells a method. `generator` is its own random source on the device, saved with checkpoints.
 
     region_classes: for every class, whether its images hold a region of interest (False for Camelyon's `normal`).
-    parents: state dicts of the parents by role, e.g. parents["init"].
+    parents: state dicts of the parents by role, e.g. parents["init"]. share: what is here of a batch that several
+    processes train on, None where this process has it all; `drawn` and `denominator` follow it.
     """
 
     epoch: int
@@ -84,7 +110,35 @@ class TrainContext:
     device: torch.device
     generator: torch.Generator
     parents: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    share: Share | None = None
     _regions: Tensor | None = None
+
+    def drawn(self, draw: Callable[[int], Tensor], count: int) -> Tensor:
+        """Random rows for the `count` images at hand, as `draw(count)` makes them.
+
+        Of a shared batch every process draws all and takes its own, so that one process would have drawn the same.
+        """
+        return draw(count) if self.share is None else self.share.take(draw(self.share.total))
+
+    def denominator(self, count: Tensor) -> Tensor:
+        """What a sum over `count` things of the images at hand is divided by for their mean; 1 where there is none.
+
+        Of a shared batch it is the count of all, scaled to the images here: the harness weighs the loss of every
+        process by its images, and so arrives at the mean over the things of all.
+        """
+        if self.share is None:
+            return count.clamp(min=1)
+        return self.share.add(count).clamp(min=1) * (self.share.count / self.share.total)
+
+    def weight_of(self, images: int) -> Tensor | None:
+        """What the mean over some `images` of those at hand is multiplied by where a batch is shared, else None.
+
+        The loss of the whole batch then is the mean over such images of all processes.
+        """
+        if self.share is None:
+            return None
+        count = torch.full((), images, device=self.device)
+        return count / self.denominator(count)
 
     def has_region(self, labels: Tensor) -> Tensor:
         """(B,) bool: whether each image's class has a region of interest."""

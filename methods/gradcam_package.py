@@ -23,7 +23,7 @@ ONE_BY_ONE = ("ScoreCAM",)  # it holds every channel times the image in memory, 
 
 @register(
     "gradcam:*",
-    version=1,
+    version=2,
     family="grad-cam package",
     kind="score",
     needs=("checkpoint:classifier",),

@@ -9,7 +9,7 @@ from .base import Evidence, Options, register
 
 @register(
     "random",
-    version=1,
+    version=2,
     family="baseline",
     kind="prob",
     supervision="none",

@@ -1,0 +1,181 @@
+"""Masks are withheld from methods: whoever asks for one while a stage runs gets an error, and its run fails.
+
+Two layers. `WITHHELD` stands where a batch would hold masks. And while a stage is watched, an audit hook of the
+interpreter refuses to open a mask file, or a store of decoded masks, unless the thread is inside `reading_masks()`,
+which only the readers of the harness enter. Code that opens files without Python (cv2.imread, another program) is out
+of its sight, and so is a method that sets out to deceive: this guards against mistakes, not against malice.
+"""
+
+import contextlib
+import fnmatch
+import glob
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .errors import MaskAccessError
+
+CONTRACT = "line 10 of the contract, docs/methods.md"
+SOURCES = {"open", "os.link", "os.symlink", "os.rename"}  # events whose first argument is a file to be read or named
+_CODE = (".py", ".pyc", ".so")
+
+
+class Withheld:
+    """What a method finds as `batch.masks` unless it declares supervision="pixel": any use raises MaskAccessError."""
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        refuse("batch.masks")
+
+    __getitem__ = __iter__ = __len__ = __bool__ = __array__ = __float__ = __int__ = __index__ = __call__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __matmul__ = _refuse
+    __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __invert__ = __neg__ = __eq__ = __ne__ = _refuse
+    __lt__ = __le__ = __gt__ = __ge__ = __contains__ = _refuse
+    __hash__ = object.__hash__
+
+    def __getattr__(self, name: str) -> NoReturn:
+        # what Python itself asks of an object when it is copied, compared or printed is no question for a mask
+        if name.startswith("__"):
+            raise AttributeError(name)
+        refuse(f"batch.masks.{name}")
+
+    @classmethod
+    def __torch_function__(cls, *_: Any, **__: Any) -> NoReturn:
+        """What torch calls when it meets this among its arguments."""
+        refuse("batch.masks")
+
+    def __repr__(self) -> str:
+        return "<masks, withheld>"
+
+    def __copy__(self) -> "Withheld":
+        return self
+
+    def __deepcopy__(self, memo: Any) -> "Withheld":
+        return self
+
+    def __reduce__(self) -> str:
+        return "WITHHELD"
+
+
+WITHHELD = Withheld()
+
+
+class _Watch:
+    """What may not be opened during a stage, and what was asked for all the same."""
+
+    def __init__(self, masks: Callable[[], Iterable[Path]], results: Path) -> None:
+        self._masks, self._files = masks, None
+        root = os.path.realpath(results)
+        safe = glob.escape(root)
+        self._patterns = [f"{safe}/cache/images/*-masks-*.bin", f"{safe}/examples/[!.]*.npz"]
+        self._ours = (f"{root}{os.sep}runs{os.sep}", f"{root}{os.sep}cache{os.sep}", f"{root}{os.sep}locks{os.sep}")
+        self.asked: list[MaskAccessError] = []
+
+    def denies(self, path: Any) -> bool:
+        """Whether a path, however it is spelt, is that of a mask."""
+        if not isinstance(path, str | bytes | os.PathLike):
+            return False  # the number of a file that is open already
+        text = os.fsdecode(path)
+        if text.endswith(_CODE):
+            return False
+        folder, name = os.path.split(text)
+        full = f"{os.path.realpath(folder or '.')}{os.sep}{name}"
+        if any(fnmatch.fnmatchcase(full, pattern) for pattern in self._patterns):
+            return True
+        if full.startswith(self._ours):
+            return False
+        if self._files is None:
+            self._files = frozenset(_resolved(self._masks()))
+        return full in self._files or os.path.realpath(text) in self._files
+
+
+class _State:
+    watch: _Watch | None = None
+    method = ""
+    installed = False
+
+
+_reader = threading.local()
+
+
+@contextlib.contextmanager
+def watching(method: str, masks: Callable[[], Iterable[Path]], results: Path) -> Iterator[None]:
+    """Refuses masks while this lasts, in all threads of the process; watches may be nested.
+
+    method: who is at work, for the message. masks: their files, asked for at the first file that is not the harness's
+    own. results: its decoded masks are refused too. Raises MaskAccessError at the end if a refusal was swallowed, by
+    the method or by the end of a thread.
+    """
+    if not _State.installed:
+        sys.addaudithook(_hook)  # it stays until the process ends
+        _State.installed = True
+    before, name = _State.watch, _State.method
+    _State.watch, _State.method = _Watch(masks, results), method
+    try:
+        yield
+        check()
+    finally:
+        _State.watch, _State.method = before, name
+
+
+@contextlib.contextmanager
+def at_work(method: str) -> Iterator[None]:
+    """Names the method whose code runs now, for the messages."""
+    before, _State.method = _State.method, method
+    try:
+        yield
+    finally:
+        _State.method = before
+
+
+@contextlib.contextmanager
+def reading_masks() -> Iterator[None]:
+    """Lets this thread read masks: for the harness's own readers alone."""
+    before = getattr(_reader, "allowed", False)
+    _reader.allowed = True
+    try:
+        yield
+    finally:
+        _reader.allowed = before
+
+
+def check() -> None:
+    """Raises the MaskAccessError of the first refusal of this watch, however the method dealt with it."""
+    if _State.watch is not None and _State.watch.asked:
+        raise _State.watch.asked[0]
+
+
+def refuse(what: str) -> NoReturn:
+    """Raises MaskAccessError naming the method at work, and notes it, so that `check` raises it again."""
+    problem = MaskAccessError(
+        f"Method '{_State.method or 'at work'}' asked for {what}: masks are for scoring, and no method sees one unless "
+        f'it declares supervision="pixel"; then batch.masks holds those of the training images ({CONTRACT}).'
+    )
+    if _State.watch is not None:
+        _State.watch.asked.append(problem)
+    raise problem
+
+
+def _hook(event: str, arguments: Sequence[Any]) -> None:
+    watch = _State.watch
+    if watch is None or event not in SOURCES or getattr(_reader, "allowed", False):
+        return
+    with reading_masks():  # what is asked here about files is no question of the method's
+        denied = watch.denies(arguments[0])
+    if denied:
+        refuse(f"the mask file {os.fsdecode(arguments[0])}")
+
+
+def _resolved(masks: Iterable[Path]) -> Iterator[str]:
+    """Real paths of files: as named in their real folder, and where links among them lead."""
+    names: dict[str, set[str]] = {}
+    for path in masks:
+        folder, name = os.path.split(path)
+        names.setdefault(folder, set()).add(name)
+    for folder, inside in names.items():
+        real = os.path.realpath(folder or ".")
+        yield from (f"{real}{os.sep}{name}" for name in inside)
+        with contextlib.suppress(OSError), os.scandir(real) as entries:  # one listing instead of a question a file
+            yield from (os.path.realpath(e.path) for e in entries if e.name in inside and e.is_symlink())
