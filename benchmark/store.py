@@ -5,6 +5,7 @@ safetensors, so reading a results folder executes no code.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -46,9 +47,14 @@ def file_sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it is flushed to disk and takes the name, else removed."""
+    """Yields a temporary path beside `path`; on success it is flushed to disk and takes the name, else removed.
+
+    What a killed process left half written in this folder goes first.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    _clear(path.parent, os.getpid())
+    prefix = f".{path.name}.{_machine()}-{os.getpid()}-"
+    handle, name = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -60,6 +66,36 @@ def atomic_path(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@functools.cache
+def _machine() -> str:
+    """What tells apart the machines, and containers, that number their processes by themselves."""
+    space = ""
+    with contextlib.suppress(OSError):
+        space = str(Path("/proc/self/ns/pid").readlink())
+    return f"{zlib.crc32(f'{platform.node()} {space}'.encode()):08x}"
+
+
+@functools.cache  # once a process and folder: some folders hold a hundred thousand files
+def _clear(folder: Path, process: int) -> None:
+    """Removes the temporary files of processes of this machine that are dead; those of others are left alone."""
+    if os.name == "nt":  # where asking whether a process lives would end it
+        return
+    for path in folder.glob(f".*.{_machine()}-*-*.tmp"):
+        number = path.name.rsplit("-", 2)[-2]
+        if number.isdecimal() and not _lives(int(number)):
+            path.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def _umask() -> int:
