@@ -55,7 +55,7 @@ def _listen() -> dict | None:
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     signal.set_wakeup_fd(bell)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the tests is for the tests
-    running: dict[int, Path] = {}
+    running: dict[int, tuple[Path, float]] = {}
     rest = b""
     with selectors.DefaultSelector() as waiting:
         waiting.register(0, selectors.EVENT_READ)
@@ -73,7 +73,7 @@ def _listen() -> dict | None:
                     if "signal" in job:
                         _signal(job, running)
                     elif pid := os.fork():
-                        running[pid] = Path(job["folder"])
+                        running[pid] = Path(job["folder"]), time.monotonic()
                         os.write(1, b"%d\n" % pid)
                     else:
                         signal.set_wakeup_fd(-1)
@@ -82,17 +82,18 @@ def _listen() -> dict | None:
                         return job
 
 
-def _reap(running: dict[int, Path]) -> None:
+def _reap(running: dict[int, tuple[Path, float]]) -> None:
     """Notes the end of children: the return code, as subprocess counts them, in a file that appears whole."""
     for pid in list(running):
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
-            folder = running.pop(pid)
-            (folder / "rc.new").write_text(str(os.waitstatus_to_exitcode(status)))
+            folder, begun = running.pop(pid)
+            code = os.waitstatus_to_exitcode(status)
+            (folder / "rc.new").write_text(f"{code} {time.monotonic() - begun}")
             (folder / "rc.new").replace(folder / "rc")
 
 
-def _signal(job: dict, running: Mapping[int, Path]) -> None:
+def _signal(job: dict, running: Mapping[int, tuple[Path, float]]) -> None:
     """Signals a child or its whole session; whoever was reaped already is left in peace, as its number may be new."""
     sent = job["pid"] in running
     if sent:
@@ -148,7 +149,7 @@ class Job:
     def poll(self) -> int | None:
         """The return code as subprocess counts it (minus the signal's number), None while it runs."""
         try:
-            return int((self.folder / "rc").read_text())
+            return int((self.folder / "rc").read_text().split()[0])
         except FileNotFoundError:
             return None
 
@@ -180,6 +181,11 @@ class Job:
                 if int(numbers[2]) == self.pid and state != "Z":
                     found.append(int(entry.parent.name))
         return found
+
+    @property
+    def seconds(self) -> float:
+        """What it took from start to end, once it has ended."""
+        return float((self.folder / "rc").read_text().split()[1])
 
     @property
     def stdout(self) -> str:
