@@ -88,9 +88,10 @@ def refuse_overlap(source: Source, fold: str, target: Source, target_fold: str) 
         groups = {i.group for i in seen_in}
         shared, what = sorted({i.group for i in asked} & groups), f"{source.dataset.card.group}s"
     if shared:
+        some = ", ".join(shared[:5]) + (", …" if len(shared) > 5 else "")
         raise BenchError(
             f"{len(shared)} {what} of the test set of {target.title} are among the training or validation {what} of "
-            f"{source.title}, the first '{shared[0]}': a score there says nothing about other data. "
-            "Leave one of them out, or name the sets to score on with --ood."
+            f"{source.title}: {some}. A score there says nothing about other data. Leave one of the sets out, or name "
+            "those to score on with --ood."
         )
     source.apart.add(place)

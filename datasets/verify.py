@@ -83,7 +83,9 @@ def verify(dataset: Dataset, folds: Sequence[str], cache_file: Path, report_file
         synthetic=any(m.synthetic for m in manifests),
         files=len(facts) + len(bad),
         folds=tuple(
-            FoldReport(m.fold, count_images(m), m.notes, None if bad else manifest_identity(m, facts))
+            FoldReport(
+                m.fold, count_images(m), (*m.notes, *_copies(m, facts)), None if bad else manifest_identity(m, facts)
+            )
             for m in manifests
         ),
         problems=tuple(dict.fromkeys(problems)),
@@ -93,6 +95,16 @@ def verify(dataset: Dataset, folds: Sequence[str], cache_file: Path, report_file
     if report_file:
         write_json(report_file, {**report.as_json(), "sha256": hashes})
     return report
+
+
+def _copies(manifest: Manifest, facts: Mapping[Path, FileFacts]) -> list[str]:
+    """A note on test images that stand among the training or validation images too, under another name."""
+    seen = {facts[i.image].sha256 for i in manifest.items if i.split != "test" and i.image in facts}
+    twice = [i.id for i in manifest.split("test") if i.image in facts and facts[i.image].sha256 in seen]
+    if not twice:
+        return []
+    some = ", ".join(twice[:5]) + (", …" if len(twice) > 5 else "")
+    return [f"{len(twice)} test images are, byte for byte, training or validation images too: {some}"]
 
 
 def _earlier(report_file: Path) -> tuple[dict[str, Any] | None, str]:

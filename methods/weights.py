@@ -85,7 +85,7 @@ def load_weights(backbone: "Backbone", weights: str, pins: Path | None = None) -
     path = _resolve(weights, backbone.name)
     _check_pins(weights, backbone.name, path, pins, add=True)
     tensors, ignored = _fit(backbone, read_state(path), path)
-    _check_finite(tensors, path)
+    _check_finite(path)
     missing, _ = backbone.net.load_state_dict({n: _full(t) for n, t in tensors.items()}, strict=False)
     if [n for n in missing if not n.endswith(REBUILT)]:
         raise RuntimeError(f"checked weights did not load: {missing[:3]}")
@@ -96,7 +96,7 @@ def load_weights(backbone: "Backbone", weights: str, pins: Path | None = None) -
 
 
 def check_weights_fit(backbone: str, weights: str, stride: int | None = None, pins: Path | None = None) -> None:
-    """Raises the BenchError that `load_weights` would raise, without allocating the network; values are not read."""
+    """Raises the BenchError that `load_weights` would raise, without allocating the network."""
     from .backbones import create_backbone
 
     body = create_backbone(backbone, stride, device="meta")
@@ -104,6 +104,7 @@ def check_weights_fit(backbone: str, weights: str, stride: int | None = None, pi
         path = _resolve(weights, backbone)
         _check_pins(weights, backbone, path, pins, add=False)
         _fit(body, read_state(path, shapes_only=True), path)
+        _check_finite(path)
 
 
 def _check_pins(weights: str, backbone: str, path: Path, pins: Path | None, add: bool) -> None:
@@ -122,13 +123,20 @@ def _check_pins(weights: str, backbone: str, path: Path, pins: Path | None, add:
         write_json(pins, {**known, tag: found})
 
 
-def _check_finite(tensors: Mapping[str, "Tensor"], path: Path) -> None:
-    """Half a download can be a valid file of zeros and NaN: training from it would diverge without a reason."""
-    bad = [n for n, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+def _check_finite(path: Path) -> None:
+    """Training from NaN would diverge without a reason. Raises BenchError naming a tensor."""
+    status = path.stat()
+    bad = _not_finite(path, status.st_size, status.st_mtime_ns)
     if bad:
         raise BenchError(
             f"Weights file {path} holds NaN or infinite values in {len(bad)} tensors, first {bad[0]}. Take another."
         )
+
+
+@functools.lru_cache(64)
+def _not_finite(path: Path, size: int, changed: int) -> tuple[str, ...]:
+    """The tensors with such values in a file of this size and time: asked once a method, read once."""
+    return tuple(n for n, t in read_state(path).items() if t.is_floating_point() and not bool(t.isfinite().all()))
 
 
 # -- where the file is ----------------------------------------------------------------------------------------------
@@ -249,7 +257,7 @@ def _read_torch(path: Path, shapes_only: bool) -> dict[str, "Tensor"]:
             f"Weights file {path} holds pickled code, which is never run here. Where you trust it, save its state dict "
             "with safetensors.torch.save_file(model.state_dict(), 'weights.safetensors') and give that file."
         ) from problem
-    except Exception as problem:  # noqa: BLE001 - on damaged files torch's reader raises whatever comes to pass
+    except Exception as problem:  # on damaged files torch's reader raises whatever comes to pass
         raise BenchError(
             f"Weights file {path} cannot be read by torch ({problem}). Copy or download it again."
         ) from problem

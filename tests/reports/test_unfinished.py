@@ -18,7 +18,8 @@ from wsolbench.reports.unfinished_shown import unfinished_grid
 LABELS = {"method": "negev", "options": "", "backbone": "resnet18", "train": "glas", "fold": "0", "seed": 1}
 NAN_LOSS = {
     "kind": "train", "labels": LABELS, "status": "diverged", "epoch": 2, "step": 3, "seed": 1,
-    "ids": ["train_4", "train_9"], "error": "the loss is not finite from step 3 of 8 of epoch 2 on", "traceback": "at x",
+    "ids": ["train_4", "train_9"], "traceback": "at x",
+    "error": "the loss is not finite from step 3 of 8 of epoch 2 on",
 }  # fmt: skip
 BROKEN = {"kind": "train", "labels": {**LABELS, "method": "fcam"}, "error": "ValueError: no idea", "traceback": "at y"}
 
