@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +20,9 @@ CONNECT_SECONDS = 30  # until a cluster that was named must answer
 WORKER_SECONDS = 600  # until a cluster must have a first worker: jobs of a queue start late
 
 
-@dataclass(frozen=True)
+@dataclass
 class Engine:
-    """One way to start calls.
+    """One way to start calls. Its workers stay from one `start` to the next, with torch imported.
 
     at_once: calls at a time, 0 for as many as a cluster takes. alone: in this process, one after the other. threads: of
     torch in each worker, 0 for the worker's own setting. where: in words, for people.
@@ -33,23 +34,39 @@ class Engine:
     threads: int = 0
     where: str = "this process"
     options: Mapping[str, Any] = field(default_factory=dict)
+    _parallel: Any = None
 
     def start(self, act: Callable[..., Any], calls: Sequence[tuple[Any, ...]], at_once: int) -> Iterator[Any]:
         """Results of `act(*call)` for each call, in any order, as they come; at most `at_once` at a time (0: no limit).
 
-        Raises whatever the engine raises when a worker dies; results that came before stand.
+        Raises whatever the engine raises when a worker dies; results that came before stand, and the next `start` has
+        new workers.
         """
-        todo = [delayed(act)(*call) for call in calls]
+        parallel = self._parallel or self._open()
+        parallel.pre_dispatch = at_once or "all"
+        whole = False
+        try:
+            yield from parallel(delayed(act)(*call) for call in calls)
+            whole = True
+        finally:
+            if not whole:
+                self.close()
+
+    def _open(self) -> Any:
         if self.alone:
-            yield from Parallel(n_jobs=1, return_as="generator")(todo)  # pyright: ignore[reportArgumentType]
-            return
-        most: Any = at_once or "all"
-        # a backend keeps at least two processes, for with one joblib would run the calls in this very process
-        settings: dict[str, Any] = {"n_jobs": max(2, at_once or 2), "batch_size": 1, "pre_dispatch": most}
+            return Parallel(n_jobs=1, return_as="generator")
+        # Ray's joblib backend hands results over at the end only. With one process joblib would run the calls here.
+        order: Any = "list" if self.backend == "ray" else "generator_unordered"
         with parallel_config(backend=self.backend, **self.options):
-            ordered = self.backend == "ray"  # its joblib backend hands results over at the end only
-            parallel = Parallel(return_as="list" if ordered else "generator_unordered", **settings)
-        yield from parallel(todo)  # pyright: ignore[reportGeneralTypeIssues]
+            parallel = Parallel(n_jobs=max(2, self.at_once), return_as=order, batch_size=1)  # pyright: ignore[reportArgumentType]
+        self._parallel = parallel.__enter__()
+        return self._parallel
+
+    def close(self) -> None:
+        """Lets the workers go."""
+        parallel, self._parallel = self._parallel, None
+        if parallel is not None:
+            parallel.__exit__(None, None, None)
 
 
 def check_backend(run: RunConfig) -> None:
@@ -75,9 +92,11 @@ def engine(run: RunConfig) -> Iterator[Engine]:
     at_once = workers(run)
     if run.backend == "loky":
         alone = at_once == 1
-        yield Engine("loky", at_once, alone, 0 if alone else share_of_cores(at_once), "this machine")
+        found = Engine("loky", at_once, alone, 0 if alone else share_of_cores(at_once), "this machine")
+        with contextlib.closing(found):
+            yield found
     else:
-        with {"dask": _dask, "ray": _ray}[run.backend](run, at_once) as found:
+        with {"dask": _dask, "ray": _ray}[run.backend](run, at_once) as found, contextlib.closing(found):
             yield found
 
 
@@ -91,6 +110,7 @@ def _dask(run: RunConfig, at_once: int) -> Iterator[Engine]:
     import dask.config
     from distributed import Client, LocalCluster
 
+    logging.getLogger("distributed").setLevel(logging.ERROR)  # its own diary of every worker that comes and goes
     with contextlib.ExitStack() as opened:
         if run.scheduler:
             client = opened.enter_context(_connected(run.scheduler, lambda where: _dask_client(Client, where)))

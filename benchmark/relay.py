@@ -77,6 +77,8 @@ class Follower:
         self._thread.join()
         self.look()
         shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty: another command is at work
+            self.folder.parent.rmdir()
 
     def _follow(self) -> None:
         while not self._ended.wait(FOLLOW_SECONDS):
