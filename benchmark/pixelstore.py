@@ -110,10 +110,8 @@ class PixelStore:
             text = self.index.read_bytes()
         except FileNotFoundError:
             return {}
-        whole = len(text) // _LINE
         there = self.data.stat().st_size // self.item_bytes if self.data.is_file() else 0
-        lines = text[: min(whole, there) * _LINE].decode("ascii").split("\n")
-        return {digest.strip(): position for position, digest in enumerate(lines[:-1])}
+        return _known(text[: min(len(text) // _LINE, there) * _LINE])
 
     def rows(self, digests: Sequence[str | None]) -> Rows:
         """The rows of these files in this order, None for zeros. Raises KeyError for a file that is not decoded."""
@@ -125,6 +123,23 @@ class PixelStore:
         """Room for the arrays of files that are not in the store yet. The caller holds a lock and then commits."""
         self.data.parent.mkdir(parents=True, exist_ok=True)
         return Growth(self, digests)
+
+
+def _known(text: bytes) -> dict[str, int]:
+    """Digest -> position, up to the first line that is none: what a damaged index says after it counts for nothing."""
+    count = len(text) // _LINE
+    if text.isascii() and text[_LINE - 1 :: _LINE] == b"\n" * count:
+        found = {digest.strip(): position for position, digest in enumerate(text.decode("ascii").split("\n")[:-1])}
+        if len(found) == count and "" not in found:
+            return found
+    found = {}
+    for position in range(count):
+        line = text[position * _LINE : (position + 1) * _LINE]
+        digest = line.strip().decode("ascii", "replace")
+        if not line.isascii() or line.find(b"\n") != _LINE - 1 or not digest or digest in found:
+            break
+        found[digest] = position
+    return found
 
 
 class Growth:

@@ -82,6 +82,27 @@ def test_a_crash_while_the_index_is_written_loses_rows_but_never_mixes_them(stor
     assert [int(a.max()) for a in np.asarray(store.rows([digest(k) for k in range(10)]))] == list(range(10))
 
 
+@pytest.mark.parametrize(
+    ("garbage", "left"),
+    [(b"\x80" * 65, 4), (b"\n" * 65, 4), (b" " * 64 + b"\n", 4), (b"x" * 130, 4), (b"x" * 64 + b"\n", 9)],
+)
+def test_a_damaged_index_counts_up_to_the_damage(store, garbage, left):
+    """A line that names nothing ends the index; one that is merely wrong names a file that does not exist."""
+    text = store.index.read_bytes()
+    store.index.write_bytes(text[: 4 * 65] + garbage + text[4 * 65 + len(garbage) :])
+    known = store.known()
+    assert len([k for k in range(10) if known.get(digest(k)) == k]) == left
+    add(store, [k for k in range(10) if digest(k) not in known])
+    assert [int(a.max()) for a in np.asarray(store.rows([digest(k) for k in range(10)]))] == list(range(10))
+
+
+def test_one_line_twice_in_an_index(store):
+    text = store.index.read_bytes()
+    store.index.write_bytes(text[:130] + text[:65] + text[195:])
+    add(store, [k for k in range(10) if digest(k) not in store.known()])
+    assert [int(a.max()) for a in np.asarray(store.rows([digest(k) for k in range(10)]))] == list(range(10))
+
+
 def test_a_crash_while_arrays_are_written_is_not_seen(store):
     with store.data.open("ab") as handle:
         handle.write(b"x" * 70)
