@@ -1,8 +1,12 @@
 """The errors a user sees, and the help for typing mistakes."""
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
+
+_STEERING = {"Cc", "Cs", "Zl", "Zp"}  # Unicode categories: controls, halves of characters, line separators
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # text written backwards
 
 
 def plain(text: object) -> str:
@@ -11,7 +15,13 @@ def plain(text: object) -> str:
     Names come from anybody's files, and an escape sequence in one could hide or forge what is printed. Characters that
     turn the direction of writing around count as such; letters of any script do not.
     """
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(text))
+    text = str(text)
+    return text if text.isprintable() else "".join(map(_plain, text))
+
+
+def _plain(c: str) -> str:
+    steers = c in _TURNING or unicodedata.category(c) in _STEERING
+    return ascii(c)[1:-1] if steers and c != "\n" else c
 
 
 class BenchError(Exception):

@@ -2,7 +2,6 @@
 
 import csv
 import os
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..benchmark.errors import BenchError, did_you_mean
+from ..benchmark.errors import BenchError, did_you_mean, plain
 from .base import SPLITS, Dataset, DatasetCard, Item, Manifest, check_manifest, shared_groups
 from .decode import decode_mask
 from .folds import PIXEL_VAL_PER_CLASS, choose_pixel_val
@@ -160,7 +159,7 @@ def _checked(text: str, what: str, where: str) -> str:
     longest = LONGEST_PATH if what in ("image", "mask") else LONGEST
     if len(text) > longest:
         raise BenchError(f"{where}: the {what} has {len(text)} characters, more than {longest}. Shorten it.")
-    if any(unicodedata.category(c) == "Cc" for c in text):
+    if plain(text) != text or "\n" in text:
         raise BenchError(f"{where}: the {what} '{text}' holds control characters. Remove them.")
     return text
 

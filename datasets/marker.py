@@ -30,7 +30,10 @@ def read_marker(folder: Path) -> Marker | None:
     path = folder / MARKER
     if not path.is_file():
         return None
-    found = read_json(path)
+    try:
+        found = read_json(path)
+    except RecursionError:
+        found = None
     names = {f.name for f in fields(Marker)}
     if not isinstance(found, dict) or any(not isinstance(found.get(n), int) for n in names):
         raise BenchError(f"{path} does not say {', '.join(sorted(names))}. Remove the folder and generate it again.")

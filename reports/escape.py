@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 
+from ..benchmark.errors import plain
 from .aggregate import Cell
 
 
@@ -19,8 +20,8 @@ def markdown_cell(cell: Cell) -> str:
 
 def markdown_escape(text: str) -> str:
     """Text that Markdown shows as it is: no markup, no HTML, one line."""
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", text)
+    text = plain(" ".join(text.split())).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", text)
 
 
 _LATEX = {
@@ -34,7 +35,7 @@ _LATEX = {
 
 def latex_escape(text: str) -> str:
     """Text that LaTeX prints as it is, on one line."""
-    return "".join(_LATEX.get(c, c) for c in " ".join(text.split()))
+    return "".join(_LATEX.get(c, c) for c in plain(" ".join(text.split())))
 
 
 def fit(text: str, width: int, left: bool) -> str:

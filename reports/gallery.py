@@ -323,7 +323,7 @@ def _arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
         return read_npz(path, names)
     except FileNotFoundError:
         raise _UnusableError("no example maps are stored") from None
-    except (OSError, BenchError, KeyError) as problem:
+    except (OSError, BenchError, KeyError, MemoryError) as problem:
         raise _UnusableError(f"{path} cannot be read ({problem})") from None
 
 

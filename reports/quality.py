@@ -1,7 +1,5 @@
 """Every quality of one scored set, from its per-image histograms and logits alone; undefined is NaN."""
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..benchmark.errors import BenchError
 from ..benchmark.metrics import (
     BINS,
     Histograms,
@@ -22,6 +21,7 @@ from ..benchmark.metrics import (
     pxap_rows,
 )
 from ..benchmark.seeds import seed_for
+from ..benchmark.store import read_npz
 
 NAN = float("nan")
 _PART = 1024  # images at a time where each needs float64 curves of its own
@@ -68,13 +68,12 @@ class Evidence(NamedTuple):
 def read_scores(folder: Path) -> Scores:
     """The arrays of a score stage's folder. Raises DamageError for a file that is missing, damaged or of odd shape."""
     path = folder / "scores.npz"
+    names = ("labels", "groups", "logits", "foreground", "background")
     try:
-        with np.load(path, allow_pickle=False) as data:
-            labels, groups, logits, fg, bg = (
-                data[k] for k in ("labels", "groups", "logits", "foreground", "background")
-            )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as problem:
+        arrays = read_npz(path, names)
+    except (OSError, KeyError, MemoryError, BenchError) as problem:
         raise DamageError(f"{path} is missing or damaged ({problem}); remove {folder}.") from None
+    labels, groups, logits, fg, bg = (arrays[name] for name in names)
     if fg.shape != bg.shape or fg.shape not in ((len(labels), BINS), (len(labels), 0), (0, 0)):
         raise DamageError(f"{path} has histograms of shape {fg.shape} and {bg.shape} for {len(labels)} images.")
     if not len(labels) == len(groups) == len(logits) or logits.ndim != 2:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from ..benchmark.errors import plain
 from .aggregate import SYNTHETIC, Block, Column, Line, Table, build_tables
 from .escape import fit, latex_cell, latex_escape, latex_name, markdown_cell, markdown_escape, pipes, printable
 from .grid_text import terminal_grid
@@ -102,7 +103,10 @@ def _csv_value(value: object) -> object:
     if isinstance(value, list | tuple | Mapping):
         return json.dumps(value, ensure_ascii=False)
     # A spreadsheet runs a text that begins like a formula; names come from anybody's files.
-    return f"'{value}" if isinstance(value, str) and re.match(r"[=+@\t]|-.", value) else value
+    if not isinstance(value, str):
+        return value
+    text = plain(value)
+    return f"'{text}" if re.match(r"\s*([=+@]|-.)", text) else text
 
 
 # -- terminal --------------------------------------------------------------------------------------------------------

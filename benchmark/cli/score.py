@@ -40,11 +40,12 @@ def score(
     PxAP, its chance level and Dice are those of `bench run`: pixels of all images pooled, 1,000 thresholds. Oracle
     numbers use the threshold that is best on these very masks and are no result.
     """
+    from ..errors import plain
     from ..mapscore import ScoreRequest, score_folders
     from ..store import jsonable
 
     result = score_folders(ScoreRequest(maps, masks, labels, kind, size, tau))
-    click.echo(json.dumps(jsonable(result), indent=1) if as_json else "\n".join(_table(result)))
+    click.echo(json.dumps(jsonable(result), indent=1) if as_json else plain("\n".join(_table(result))))
 
 
 def _table(result: dict[str, Any]) -> list[str]:

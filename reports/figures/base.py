@@ -32,6 +32,7 @@ CLASS_COLOURS = (
     "#0173B2", "#DE8F05", "#029E73", "#D55E00", "#CC78BC", "#CA9161", "#FBAFE4", "#949494", "#ECE133", "#56B4E9",
 )  # fmt: skip
 DPI = 130
+LONGEST_STEM = 180  # characters of a file name without its ending; file systems take 255 bytes
 FOREGROUND, BACKGROUND, WARNING = "#0072B2", "#D55E00", "#B3261E"
 
 
@@ -231,7 +232,10 @@ def slug(*parts: str) -> str:
     for part in parts:
         word = re.sub(r"[^A-Za-z0-9._+=-]+", "-", part).strip("-.")[:60]
         words.append(word if word == part else f"{word}-{hashlib.sha256(part.encode()).hexdigest()[:6]}".lstrip("-"))
-    return "_".join(words)
+    stem = "_".join(words)
+    if len(stem) > LONGEST_STEM:
+        stem = f"{stem[: LONGEST_STEM - 11]}-{hashlib.sha256(stem.encode()).hexdigest()[:10]}"
+    return stem
 
 
 def new_figure(scene: Stamped, title: str, size: tuple[float, float]) -> "Figure":

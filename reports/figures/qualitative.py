@@ -1,12 +1,14 @@
 """The maps themselves: a few test images, their masks, and what every method makes of them."""
 
 import textwrap
-import zipfile
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...benchmark.errors import BenchError
+from ...benchmark.store import read_npz
 from ..aggregate import Line
 from .base import Drawn, NoFigureError, Scene, by_backbone, new_figure, slug
 
@@ -64,11 +66,10 @@ def _kinds(scene: Scene) -> dict[str, list[int]]:
     return {name: [k] for k, name in reversed(list(enumerate(names)))}
 
 
-def _read(path: Any, names: tuple[str, ...]) -> dict[str, np.ndarray] | None:
+def _read(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray] | None:
     try:
-        with np.load(path, allow_pickle=False) as data:
-            return {name: data[name] for name in names}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return read_npz(path, names)
+    except (OSError, KeyError, MemoryError, BenchError):
         return None
 
 
