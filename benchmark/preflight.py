@@ -11,6 +11,8 @@ from ..methods import METHODS
 from ..methods.backbones import Backbone, check_weights_fit, create_backbone
 from ..methods.weights import PINS
 from .build import choose_device, options
+from .config import Request
+from .doctor_gpu import why_no_gpu
 from .engines import check_backend
 from .errors import BenchError
 from .images import Need
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 def preflight(stages: Sequence[Stage], planner: "Planner") -> None:
     """Raises BenchError for anything that would stop the work later; decodes the images that will be needed."""
     choose_device(planner.request.run.device)
+    _refuse_slow_fallback(stages, planner.request)
     check_backend(planner.request.run)
     workers(planner.request.run)
     know_files(list(_unlike(stages, _methods).values()))
@@ -46,6 +49,17 @@ def preflight(stages: Sequence[Stage], planner: "Planner") -> None:
         dataset, fold = key
         quick_checks(desk.manifest(places[key]), planner.sources[dataset].facts(fold))
         desk.images(places[key]).prepare(list(needs))
+
+
+def _refuse_slow_fallback(stages: Sequence[Stage], request: Request) -> None:
+    """Raises BenchError where `auto` would mean days on a processor that nobody asked for; smoke is made for one."""
+    trainings = sum(s.kind == "train" for s in stages)
+    run = request.run
+    if run.device == "auto" and request.preset != "smoke" and trainings and not run.scheduler and (why := why_no_gpu()):
+        raise BenchError(
+            f"No GPU can be used, and {trainings} trainings with the preset {request.preset} may take days on a "
+            f"processor. {why} To train on the processor all the same, say --device cpu."
+        )
 
 
 def _unlike(stages: Sequence[Stage], look: Callable[[Stage], Hashable]) -> dict[Hashable, Stage]:

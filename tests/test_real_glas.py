@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 BENCH = [sys.executable, "-c", "from wsolbench.benchmark.cli import main; main()"]
 
@@ -17,7 +18,7 @@ def test_glas_fold_0_comes_out_in_the_right_order(shared_data, shared_weights, t
         [*BENCH, "run", "--methods", "layercam,pixelcam,unet,constant", "--datasets", "glas", "--backbones", "resnet18",
          "--weights", shared_weights, "--data-root", tmp_path / "data", "--results", tmp_path / "results", "--json",
          "--preset", "quick", "--set", "train.epochs=15", "--set", "train.step_epochs=10",
-         "--set", "train.precision=bf16"],
+         "--set", "train.precision=bf16", "--device", "cuda" if torch.cuda.is_available() else "cpu"],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     rows = {(r["method"], r["selection"]): r for r in json.loads(done.stdout)}

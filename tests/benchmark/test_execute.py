@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from wsolbench.benchmark.checkpoints import load_tensors
 from wsolbench.benchmark.errors import BenchError
 from wsolbench.benchmark.execute import open_stages, waves
+from wsolbench.benchmark.preflight import preflight
 from wsolbench.benchmark.store import read_npz
 from wsolbench.reports.rows import load_rows
 
@@ -299,3 +301,17 @@ def test_a_worker_that_dies_is_a_failure_and_the_rest_goes_on(world, tmp_path):
     assert all("Terminated" in e or "kill" in e.lower() for e in outcome.failed.values()), outcome.failed
     _, outcome = world.run("cam")
     assert outcome.exit_code == 0
+
+
+def test_no_silent_fallback_that_takes_days(world, monkeypatch):
+    """`auto` without a GPU is refused for presets that are made for one, with the reason; `--device cpu` is not."""
+    monkeypatch.setattr("wsolbench.benchmark.preflight.why_no_gpu", lambda: "There is no NVIDIA driver.")
+    planner, plan = world.plan("cam", run={"device": "auto"})
+    todo = list(plan.stages.values())
+    preflight(todo, planner)  # the preset of these tests is smoke
+    planner.request = replace(planner.request, preset="quick")
+    with pytest.raises(BenchError, match=r"There is no NVIDIA driver\. To train on the processor .*--device cpu"):
+        preflight(todo, planner)
+    preflight([s for s in todo if s.kind != "train"], planner)
+    planner.request = replace(planner.request, run=replace(planner.request.run, device="cpu"))
+    preflight(todo, planner)
