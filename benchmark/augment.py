@@ -4,6 +4,7 @@ Random numbers are drawn on the CPU from an address (seed, epoch, step), so a GP
 run the same as an uninterrupted one.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,6 +34,13 @@ class Draw(NamedTuple):
     def to(self, device: torch.device) -> "Draw":
         """The same on a device, without making the host wait."""
         top, left, flip_x, flip_y, colour = (upload(t, device) for t in self[:5])
+        return Draw(top, left, flip_x, flip_y, colour, self.order)
+
+    def of(self, own: Sequence[slice]) -> "Draw":
+        """What was drawn for some images of the batch, given as slices of it."""
+        if len(own) == 1 and own[0] == slice(0, len(self.top)):
+            return self
+        top, left, flip_x, flip_y, colour = (torch.cat([t[s] for s in own]) for t in self[:5])
         return Draw(top, left, flip_x, flip_y, colour, self.order)
 
 

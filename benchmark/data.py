@@ -1,9 +1,9 @@
 """What a stage reads: the frames of a split, the teacher maps, batches of augmented training images on the device."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -12,13 +12,54 @@ from torch import Tensor
 from ..methods.base import Batch
 from .augment import Draw, augment, crop, crop_maps, draw
 from .config import TrainConfig
+from .guard import WITHHELD
 from .images import Frames
 from .pixelstore import Rows
 from .seeds import seed_for
 from .stopwatch import Stopwatch
+from .team import even
 from .transfer import ahead, staged, upload
 
 UPLOAD = 1024  # images copied to a GPU at once
+
+
+class Piece(NamedTuple):
+    """A part of a batch that is trained on at once: its positions in the batch, and which of those are here."""
+
+    whole: slice
+    own: slice
+
+    @property
+    def within(self) -> slice:
+        """The own positions, counted from the start of the part."""
+        return slice(self.own.start - self.whole.start, self.own.stop - self.whole.start)
+
+
+def pieces(count: int, most: int, rank: int = 0, size: int = 1) -> list[Piece]:
+    """A batch of `count` images cut into nearly equal parts of at most `most` (0: one part).
+
+    rank, size: each part is cut once more for `size` processes that train on it together, of which this is number
+    `rank`; so a part holds the same images whatever their number.
+    """
+    found = []
+    for part in even(count, -(-count // most) if most and most < count else 1):
+        own = even(part.stop - part.start, size)[rank]
+        found.append(Piece(part, slice(part.start + own.start, part.start + own.stop)))
+    return found
+
+
+def epoch_order(count: int, batch_size: int, seed: int, epoch: int) -> tuple[Tensor, ...]:
+    """The rows of every batch of an epoch, in order."""
+    order = torch.randperm(count, generator=_generator("order", seed, epoch))
+    return order.tensor_split(-(-count // batch_size))
+
+
+class Start(NamedTuple):
+    """Where in an epoch to begin, and what of each batch this process takes (as `pieces` numbers processes)."""
+
+    step: int = 0
+    rank: int = 0
+    size: int = 1
 
 
 @dataclass(frozen=True)
@@ -110,14 +151,17 @@ class DeviceSet:
         """Updates per epoch: every image is seen once, in nearly equal batches."""
         return -(-len(self.labels) // self.config.batch_size)
 
-    def epoch_batches(self, seed: int, epoch: int, watch: Stopwatch | None = None) -> Iterator[Batch]:
+    def epoch_batches(
+        self, seed: int, epoch: int, watch: Stopwatch | None = None, start: Start | None = None
+    ) -> Iterator[Batch]:
         """The batches of an epoch; order and augmentation depend on (seed, epoch, step) alone.
 
         Pixels that do not live on the GPU they go to are read ahead. watch: charged for `load` (waiting for pixels and
-        their way to the device) and `augment`.
+        their way to the device) and `augment`. start: leaves out the steps before it, and the images of other
+        processes.
         """
         watch = watch or Stopwatch(self.device)
-        raw = self._raw(seed, epoch)
+        raw = self._raw(seed, epoch, start or Start())
         source = iter(ahead(raw) if self.device.type == "cuda" and self.pixels.rows is not None else raw)
         while True:
             with watch.part("load"):
@@ -130,15 +174,22 @@ class DeviceSet:
                 batch = self._augmented(found)
             yield batch
 
-    def _raw(self, seed: int, epoch: int) -> Iterator[Raw]:
-        order = torch.randperm(len(self.labels), generator=_generator("order", seed, epoch))
-        parts = self.batches_per_epoch()
-        places = upload(order, self.device).tensor_split(parts)
-        for step, rows in enumerate(order.tensor_split(parts)):
-            yield self._read(rows, places[step], _generator("augment", seed, epoch, step))
+    def share(self, count: int, start: Start) -> tuple[slice, ...]:
+        """Which positions of a batch of `count` images `epoch_batches` yields to a process."""
+        return tuple(p.own for p in pieces(count, self.config.micro_batch, start.rank, start.size))
 
-    def _read(self, rows: Tensor, places: Tensor, generator: torch.Generator) -> Raw:
-        drawn = draw(len(rows), self.config, generator)
+    def _raw(self, seed: int, epoch: int, start: Start) -> Iterator[Raw]:
+        batches = epoch_order(len(self.labels), self.config.batch_size, seed, epoch)[start.step :]
+        owned = [self.share(len(rows), start) for rows in batches]
+        mine = [torch.cat([rows[s] for s in own]) for rows, own in zip(batches, owned, strict=True)]
+        if not mine:
+            return
+        places = upload(torch.cat(mine), self.device).split([len(rows) for rows in mine])
+        for k, rows in enumerate(mine):
+            drawn = draw(len(batches[k]), self.config, _generator("augment", seed, epoch, start.step + k))
+            yield self._read(rows, places[k], drawn.of(owned[k]))
+
+    def _read(self, rows: Tensor, places: Tensor, drawn: Draw) -> Raw:
         kept = (self.pixels, self.masks)
         pixels, masks = (p and staged(p.take(places if p.rows is None else rows), self.device) for p in kept)
         return Raw(rows, places, drawn, pixels, masks)  # pyright: ignore[reportArgumentType]
@@ -149,29 +200,29 @@ class DeviceSet:
         return raw._replace(drawn=raw.drawn.to(self.device), pixels=pixels, masks=masks)
 
     def _augmented(self, raw: Raw) -> Batch:
-        masks = maps = None
+        masks, maps = WITHHELD, None
         if raw.masks is not None:
             masks = crop(raw.masks, raw.drawn, self.config.image_size)
         if self.maps is not None:
             maps = crop_maps(self.maps[raw.places], raw.drawn, self.config).clamp_(0, 1)
         images = augment(raw.pixels, raw.drawn, self.config)
-        return Batch(images, self.labels[raw.places], raw.places, maps, masks)
+        return Batch(images, self.labels[raw.places], raw.places, maps, cast("Tensor", masks))
 
     def batch(self, rows: Tensor, generator: torch.Generator) -> Batch:
         """One augmented batch of the given rows."""
-        return self._augmented(self._uploaded(self._read(rows, upload(rows, self.device), generator)))
+        drawn = draw(len(rows), self.config, generator)
+        return self._augmented(self._uploaded(self._read(rows, upload(rows, self.device), drawn)))
 
 
 def _generator(*address: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(seed_for(*address))
 
 
-def split_batch(batch: Batch, most: int) -> list[tuple[Batch, float]]:
-    """Parts of a batch of at most `most` images (0 = whole) with their weight in the batch's mean."""
-    count = len(batch.labels)
-    if not most or most >= count:
-        return [(batch, 1.0)]
-    parts = -(-count // most)
+def split_batch(batch: Batch, sizes: Sequence[int]) -> list[Batch]:
+    """A batch cut into parts of the given numbers of images."""
+    if len(sizes) == 1:
+        return [batch]
     fields = (batch.images, batch.labels, batch.indices, batch.maps, batch.masks)
-    columns = [t.tensor_split(parts) if t is not None else [None] * parts for t in fields]
-    return [(Batch(*row), len(row[1]) / count) for row in zip(*columns, strict=True)]  # pyright: ignore[reportArgumentType]
+    # what is no tensor stands for masks withheld, or for nothing
+    columns = [t.split(list(sizes)) if isinstance(t, Tensor) else [t] * len(sizes) for t in fields]
+    return [Batch(*row) for row in zip(*columns, strict=True)]  # pyright: ignore[reportArgumentType]

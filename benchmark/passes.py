@@ -4,21 +4,25 @@ Training uses the validation pass too, to pick checkpoints, so that a `loc` sele
 the very code that computes the table.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..datasets.shift import Shift
+from .conduct import unchanged
 from .images import Frames
 from .maps import Refusals, resize_maps, resized_histogram, scale_constants, scale_later
+from .memory import Room
 from .metrics import BINS, Histograms
 from .protocols import Protocol
-from .reading import batches
+from .reading import Seen, batches
 from .spill import Spill
+from .team import ALONE, Team
 from .transfer import Landing
 from .views import Reader, View
 
@@ -72,6 +76,7 @@ def evaluation_mode(model: torch.nn.Module | None) -> torch.nn.Module | None:
     return model.eval() if model is not None else None
 
 
+@unchanged
 def validation_pass(
     reader: Reader,
     tasks: Sequence[Task],
@@ -79,28 +84,26 @@ def validation_pass(
     masks: Mapping[int, np.ndarray],
     device: torch.device,
     batch_size: int = 32,
-) -> tuple[np.ndarray, dict[str, Scored]]:
+    team: Team = ALONE,
+    inspect: Callable[[Tensor], None] = lambda logits: None,
+) -> tuple[np.ndarray, dict[str, Scored]] | None:
     """Logits (N, K) of all validation images, and for every task its scale and the histograms of the masked ones.
 
     masks: row -> (size, size) bool, for the few validation images whose masks may be read. Constants are quantiles of
-    the native map values of at most `protocol.scale_images` images, evenly spread; no mask enters them.
+    the native map values of at most `protocol.scale_images` images, evenly spread; no mask enters them. team: each
+    process reads some of the batches, and the first gets the result, the others None. inspect: called with the logits
+    before anything is scored.
     """
     evaluation_mode(reader.model)
     chosen = {t.name: _spread(len(frames.items), t.protocol.scale_images) for t in tasks if t.uses_constants}
     wanted = {t.view.name: set(masks) for t in tasks}
     for task in tasks:
         wanted[task.view.name] |= chosen.get(task.name, set())
-    kept: dict[str, dict[int, Tensor]] = {name: {} for name in wanted}
-    # one array for all, as in evaluation_pass
-    logits = torch.empty(len(frames.items), reader.num_classes, device=device)
-    for seen in batches(frames, batch_size, device, watch=reader.watch):
-        found, maps = reader.read(seen.images, seen.labels, seen.ids)
-        logits[seen.rows] = found
-        start = seen.rows.start
-        for name, native in maps.items():
-            here = (r for r in range(start, start + len(seen.ids)) if r in wanted[name])
-            # copies: a view would keep the maps of its whole batch, and with few images of each batch thus of all
-            kept[name].update({r: native[r - start].clone() for r in here})
+    parts = team.gather(_read(reader, wanted, frames, device, batch_size, team))
+    if not parts:
+        return None
+    logits, kept = _merged(parts, len(frames.items), device)
+    inspect(logits)
     masked, refusals = sorted(masks), Refusals()
     scored = {}
     for task in tasks:
@@ -120,6 +123,51 @@ def validation_pass(
     return logits.cpu().numpy(), scored
 
 
+class _Part(NamedTuple):
+    """What one process read of a pass: rows, their logits, and native maps by view and row."""
+
+    rows: list[int]
+    logits: Tensor
+    kept: dict[str, dict[int, Tensor]]
+
+
+def _read(
+    reader: Reader, wanted: Mapping[str, set[int]], frames: Frames, device: torch.device, batch_size: int, team: Team
+) -> _Part:
+    """The batches of this process. wanted: view -> rows whose maps are kept."""
+    kept: dict[str, dict[int, Tensor]] = {name: {} for name in wanted}
+    # one array for all, as in evaluation_pass
+    rows, logits = list[int](), torch.empty(len(frames.items), reader.num_classes, device=device)
+    room = Room("validation", device)
+
+    def read(seen: Seen) -> tuple[Seen, dict[str, Tensor]]:
+        found, maps = reader.read(seen.images, seen.labels, seen.ids)
+        logits[seen.rows] = found
+        return seen, maps
+
+    for batch in batches(frames, batch_size, device, watch=reader.watch, team=team):
+        for seen, maps in room.each(batch, read):
+            start = seen.rows.start
+            rows += range(start, start + len(seen.ids))
+            for name, native in maps.items():
+                here = (r for r in range(start, start + len(seen.ids)) if r in wanted[name])
+                # copies: a view would keep the maps of its whole batch, and with few images of each batch thus of all
+                kept[name].update({r: native[r - start].clone() for r in here})
+    return _Part(rows, logits if team.size == 1 else logits[rows], kept)
+
+
+def _merged(parts: Sequence[_Part], count: int, device: torch.device) -> tuple[Tensor, dict[str, dict[int, Tensor]]]:
+    """All logits (N, K) and kept maps. Raises RuntimeError unless every image was read once."""
+    rows = [row for part in parts for row in part.rows]
+    if sorted(rows) != list(range(count)):
+        raise RuntimeError(f"{len(rows)} images were read where {count} were to be read once each")
+    if len(parts) == 1:
+        return parts[0].logits, parts[0].kept
+    logits = torch.cat([p.logits.to(device) for p in parts])[np.argsort(rows)]
+    names = parts[0].kept
+    return logits, {name: {r: m.to(device) for p in parts for r, m in p.kept[name].items()} for name in names}
+
+
 @dataclass(frozen=True)
 class Target:
     """The evaluation set of a pass.
@@ -136,6 +184,7 @@ class Target:
     spill: Path | None = None
 
 
+@unchanged
 def evaluation_pass(
     reader: Reader,
     tasks: Sequence[Task],
@@ -153,8 +202,9 @@ def evaluation_pass(
     mapping = torch.tensor(target.label_map, device=device)
     # one array for all: small tensors kept from every batch would pin the memory of the large ones around them
     logits = torch.empty(len(frames.items), len(target.label_map), device=device)
-    late, refusals = None, Refusals()
-    for seen in batches(frames, batch_size, device, change=target.change, masks=True, watch=reader.watch):
+    late, refusals, room = None, Refusals(), Room("scoring", device)
+
+    def score(seen: Seen) -> dict[str, Landing]:
         found, maps = reader.read(seen.images, mapping[seen.labels], seen.ids)
         logits[seen.rows] = found[:, mapping]
         shown = [r - seen.rows.start for r in target.examples if r in range(seen.rows.start, seen.rows.stop)]
@@ -164,12 +214,16 @@ def evaluation_pass(
                 with reader.part(f"score:{task.name}"):
                     native, scale = maps[task.view.name], scales[task.name]
                     landing[task.name] = Landing(_count(task, scale, native, seen.masks, seen.ids, refusals, shown))
-        if device.type == "cuda":  # the counts of the batch before, whose way to the host took place meanwhile
-            _keep_all(parts, late)
-            late = landing
-        else:
-            _keep_all(parts, landing)
-            refusals.check()
+        return landing
+
+    for batch in batches(frames, batch_size, device, change=target.change, masks=True, watch=reader.watch):
+        for landing in room.each(batch, score):
+            if device.type == "cuda":  # the counts of the batch before, whose way to the host took place meanwhile
+                _keep_all(parts, late)
+                late = landing
+            else:
+                _keep_all(parts, landing)
+                refusals.check()
     _keep_all(parts, late)
     refusals.check()
     return logits.cpu().numpy(), {t.name: _collect(parts[t.name], scales[t.name]) for t in tasks}

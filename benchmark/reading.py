@@ -11,6 +11,7 @@ from torch import Tensor
 from .augment import normalise
 from .images import Frames
 from .stopwatch import Stopwatch
+from .team import ALONE, Team, even
 from .transfer import ahead, staged
 
 
@@ -33,30 +34,43 @@ def batches(
     change: Callable[[np.ndarray, Sequence[str]], np.ndarray] | None = None,
     masks: bool = False,
     watch: Stopwatch | None = None,
+    team: Team = ALONE,
 ) -> Iterator[Seen]:
     """Evaluation batches of `size` images in order, all tensors on the device.
 
     side: squash the images to this size in px on the device, 0 leaves them as they are. change: applied to the uint8
     images (B, S, S, 3) with their ids before anything else. masks: bring the masks of the frames too. watch: charged
-    for `load`.
+    for `load`. team: every process gets batches of its own, the same ones as one process would see. Raises Stopped
+    before a batch if a stop was requested, in all processes of a team at once.
     """
     watch = watch or Stopwatch(device)
-    raw = _raw(frames, size, device, change, masks)
+    count = -(-len(frames.items) // size)
+    shares = even(count, team.size)
+    raw = _raw(frames, size, device, change, masks, shares[team.rank])
     source = iter(ahead(raw) if device.type == "cuda" else raw)
-    while True:
+    for _ in range(shares[0].stop):  # the longest share; who has less asks as often whether to stop
+        team.check()
         with watch.part("load"):
             found = next(source, None)
             if found is not None:
                 found = _uploaded(found, device, side)
-        if found is None:
-            return
-        yield found
+        if found is not None:
+            yield found
 
 
-def _raw(frames: Frames, size: int, device: torch.device, change: Callable | None, masks: bool) -> Iterator[Seen]:
+def part_of(seen: Seen, some: slice) -> Seen:
+    """Some images of a batch."""
+    rows = slice(seen.rows.start + some.start, seen.rows.start + some.stop)
+    masks = None if seen.masks is None else seen.masks[some]
+    return Seen(rows, seen.images[some], seen.labels[some], seen.ids[some], masks)
+
+
+def _raw(
+    frames: Frames, size: int, device: torch.device, change: Callable | None, masks: bool, share: slice
+) -> Iterator[Seen]:
     """Batches as stored, where they can be uploaded from at once; `images` are uint8 (B, S, S, 3) still."""
     labels, ids = torch.from_numpy(frames.labels), frames.ids
-    for start in range(0, len(ids), size):
+    for start in range(share.start * size, min(share.stop * size, len(ids)), size):
         rows = slice(start, start + size)
         pixels = frames.images[rows]
         pixels = pixels if change is None else change(pixels, ids[rows])

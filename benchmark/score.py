@@ -8,6 +8,7 @@ import numpy as np
 
 from ..datasets.base import Item
 from ..datasets.shift import SHIFTS
+from .conduct import guarded
 from .costs import cost_of, ms_per_image, own_times, pass_times
 from .environment import forget_peak, peak_memory_mb
 from .evalsets import EvalSet, mapping_text
@@ -22,6 +23,7 @@ from .store import key_of, read_npz, write_npz
 from .views import Reader, View
 
 
+@guarded
 def run_scores(stages: Sequence[Stage], desk: Desk) -> None:
     """Scores stages that share a checkpoint file and an evaluation split; roles that mean one epoch share one pass."""
     loaded: dict[Any, list[Stage]] = {}
@@ -99,7 +101,10 @@ def _validate(
     cell, config = stage.work["cell"], stage.work["config"]
     frames = desk.images(cell).frames(items, config.image_size)
     masks = pixel_masks(items, desk, cell, tasks[0].protocol.size)
-    return validation_pass(reader, tasks, frames, masks, desk.device, desk.run.score_batch)
+    found = validation_pass(reader, tasks, frames, masks, desk.device, desk.run.score_batch)
+    if found is None:
+        raise RuntimeError("a process alone got no result of its pass")
+    return found
 
 
 def _scale(stage: Stage, desk: Desk) -> tuple[float, float]:

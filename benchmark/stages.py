@@ -14,28 +14,30 @@ import torch.nn.functional as F
 from ..datasets.base import Item, Manifest
 from ..datasets.stain import StainPool
 from ..methods import METHODS
-from ..methods.backbones import Backbone, load_weights
-from ..methods.base import Method, TrainContext
-from .build import build_method, choose_device, compile_backbone
-from .checkpoints import Snapshots, load_tensors
+from ..methods.base import Method
+from . import stop
+from .build import build_method, choose_device
+from .checkpoints import load_tensors
+from .conduct import guarded, model_unchanged
 from .config import RunConfig, TrainConfig
 from .costs import cost_of, own_times
-from .data import TrainingSet
-from .environment import compute, environment, forget_peak, peak_memory_mb
+from .environment import compute, environment
 from .errors import BenchError
 from .evalsets import EvalSet
 from .images import ImageCache, Need, mask_need
 from .maps import Refusals, scale_later
+from .memory import Room
 from .passes import Task, evaluation_mode
 from .plan import Cell, Stage, selecting_maps
+from .progress import title
 from .protocols import PROTOCOLS
-from .reading import batches
+from .reading import Seen, batches
 from .resolve import MethodRef, Resolver
 from .shifted import make_pool, pool_items, pooled
 from .sources import Source
 from .stopwatch import Stopwatch
 from .store import Store, read_npz, write_npz
-from .train import Training, Validation, train
+from .train import Validation
 from .transfer import Landing
 from .views import Reader, View
 
@@ -136,72 +138,21 @@ def know_files(stages: Sequence[Stage]) -> None:
 
 
 # -- train -----------------------------------------------------------------------------------------------------------
+@guarded
 def run_train(stage: Stage, desk: Desk) -> None:
-    """Trains a method and writes its checkpoints, history and record."""
-    device, manifest = desk.device, desk.manifest(stage.work["cell"])
-    forget_peak(device)
-    job = _training(stage, desk)
-    progress, hashes = train(job)
-    snapshots = Snapshots(job.folder)
-    roles = {
-        role: {
-            "epoch": r["epoch"],
-            "value": r["value"],
-            "weights": snapshots.weights_name(r["epoch"]),
-            "sha256": hashes[r["epoch"]],
-        }
-        for role, r in progress.roles.items()
-    }
-    cost = cost_of(progress.seconds, progress.images, job.watch.seconds())
-    desk.store.finish(
-        stage.key,
-        {
-            **common_facts(stage, desk, manifest),
-            **cost,
-            "roles": roles,
-            "epochs": job.config.epochs,
-            "parameters": sum(p.numel() for p in job.method.parameters()),
-            "compiled": desk.run.compile,
-            "peak_memory_mb": peak_memory_mb(device),
-        },
-    )
-    desk.report({"stage": stage, "kind": "done", **cost})
-    keep = {r["weights"] for r in roles.values()}
-    for path in job.folder.glob("epoch-*.safetensors"):
-        if path.name not in keep:
-            path.unlink()
-    snapshots.remove()
+    """Trains a method, with `--devices` in several processes; once more with half batches if memory runs out.
 
+    Raises Stopped with a snapshot on disk, DivergedError, and BenchError where memory does not suffice at all.
+    """
+    from .training import retry_of, train_stage
 
-def _training(stage: Stage, desk: Desk) -> Training:
-    """The method of a stage with its weights, its data and its settings."""
-    ref, config, cell = stage.work["method"], stage.work["config"], stage.work["cell"]
-    device, manifest = desk.device, desk.manifest(cell)
-    card, images = manifest.card, desk.images(cell)
-    method = build_method(ref, cell.backbone, config, len(card.classes), cell.seed)
-    if ref.spec.backbone:
-        load_weights(_backbone(method), stage.work["weights"])
-    if desk.run.compile:
-        compile_backbone(method)
-    pixel = ref.spec.supervision == "pixel"
-    frames = images.frames(manifest.split("train"), config.load_size, config.load_size if pixel else 0)
-    data = TrainingSet(frames, config, device, teacher_maps(stage, desk, frames.ids)).on_device()
-    generator, parents = torch.Generator(device), parent_states(stage, desk)
-    context = TrainContext(0, config.epochs, len(card.classes), card.region_classes, device, generator, parents)
-    folder, watch = desk.store.run_dir(stage.key), Stopwatch(device)
+    stop.check()
+    work = train_stage
+    if desk.run.devices > 1:
+        from .ranks import train_together
 
-    def report(event: dict[str, Any]) -> None:
-        desk.report({"stage": stage, "kind": "train", **event})
-
-    judged = validation(ref, desk, cell, config)
-    return Training(method, data, judged, context, config, desk.run, cell.seed, folder, report, watch)
-
-
-def _backbone(method: Method) -> Backbone:
-    found = getattr(method, "backbone", None)
-    if not isinstance(found, Backbone):
-        raise BenchError(f"Method '{method.registered_name}' must keep the backbone it is given as self.backbone.")
-    return found
+        work = train_together
+    retry_of(stage, desk).attempt(lambda: work(stage, desk), title(stage), desk.device)
 
 
 def example_rows(items: Sequence[Item]) -> list[int]:
@@ -288,6 +239,7 @@ def load_model(stage: Stage, desk: Desk, role: str) -> tuple[Method | None, dict
 
 
 # -- teacher maps ----------------------------------------------------------------------------------------------------
+@guarded
 def run_maps(stages: Sequence[Stage], desk: Desk) -> None:
     """Maps of the training images for their own label, at native resolution, scaled to [0, 1] per image, as float16."""
     alike: dict[tuple[str, int, int], list[Stage]] = {}
@@ -305,13 +257,23 @@ def run_maps(stages: Sequence[Stage], desk: Desk) -> None:
         # the copy that trainings read, squashed to the network's size on the device: no second decoded copy
         frames = desk.images(cell).frames(manifest.split("train"), config.load_size)
         began, parts, refusals = time.monotonic(), {v.name: [] for v in views}, Refusals()
-        for seen in batches(frames, desk.run.score_batch, desk.device, side=config.image_size, watch=watch):
+        room = Room("teacher maps", desk.device)
+
+        def read(seen: Seen, reader: Reader = reader, refusals: Refusals = refusals) -> dict[str, Landing]:
+            found = {}
             _, maps = reader.read(seen.images, seen.labels, seen.ids)
-            for view in views:
-                with watch.part(f"score:{view.name}"):
+            for view in reader.views:
+                with reader.part(f"score:{view.name}"):
                     scaled = scale_later(maps[view.name], view.method.spec.kind, "image")
                     refusals.add(scaled, seen.ids)
-                    parts[view.name].append(Landing({"maps": _shrunk(scaled.maps).half()}))
+                    found[view.name] = Landing({"maps": _shrunk(scaled.maps).half()})
+            return found
+
+        with model_unchanged(model):
+            for seen in batches(frames, desk.run.score_batch, desk.device, side=config.image_size, watch=watch):
+                for found in room.each(seen, read):
+                    for name, landing in found.items():
+                        parts[name].append(landing)
         refusals.check()
         seconds, measured = (time.monotonic() - began) / len(todo), watch.seconds()
         for stage, view in zip(todo, views, strict=True):

@@ -1,5 +1,6 @@
 """Pseudo-labels: a few pixels picked from a teacher's map, drawn anew whenever asked for. Batched, on the device."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -50,11 +51,21 @@ class SeedRule:
             raise BenchError("Pseudo-labels: erosion and dilation are odd numbers of pixels, 1 for none.")
 
 
-def draw_seeds(maps: Tensor, rule: SeedRule, generator: torch.Generator, positive: Tensor | None = None) -> Tensor:
+Rows = Callable[[Callable[[int], Tensor], int], Tensor]  # as TrainContext.drawn
+
+
+def draw_seeds(
+    maps: Tensor,
+    rule: SeedRule,
+    generator: torch.Generator,
+    positive: Tensor | None = None,
+    drawn: Rows = lambda draw, count: draw(count),
+) -> Tensor:
     """Draws labels (B, h, w) int64, 1 foreground, 0 background, -100 elsewhere, from maps (B, h, w) in [0, 1].
 
-    positive: (B,) bool, images with a region of interest; all by default. Pixels claimed by both labels are ignored. A
-    constant map tells nothing and gives no pixels. The generator lives on the device of the maps.
+    positive: (B,) bool, images with a region of interest; all by default. drawn: `TrainContext.drawn` in training.
+    Pixels claimed by both labels are ignored. A constant map tells nothing and gives no pixels. The generator lives on
+    the device of the maps.
     """
     flat = maps.detach().float().clamp(0, 1).flatten(1)
     batch, shape = flat.shape[0], maps.shape
@@ -65,8 +76,12 @@ def draw_seeds(maps: Tensor, rule: SeedRule, generator: torch.Generator, positiv
     back_weights = back_weights * telling
     if rule.negatives == "background":
         back_weights = torch.where(positive[:, None], back_weights, 1.0)
-    front = _widen(_draw(front_weights * telling, rule.foreground, generator).view(shape), rule.dilation)
-    back = _widen(_draw(back_weights, rule.background, generator).view(shape), rule.dilation)
+
+    def race() -> Tensor:
+        return drawn(lambda count: flat.new_empty(count, flat.shape[1]).exponential_(generator=generator), batch)
+
+    front = _widen(_draw(front_weights * telling, rule.foreground, race).view(shape), rule.dilation)
+    back = _widen(_draw(back_weights, rule.background, race).view(shape), rule.dilation)
     seeds = torch.full(shape, IGNORE, dtype=torch.int64, device=maps.device)
     return seeds.masked_fill(front & ~back, FOREGROUND).masked_fill(back & ~front, BACKGROUND)
 
@@ -110,13 +125,13 @@ def otsu(levels: Tensor) -> Tensor:
     return torch.where(usable.any(1), torch.where(usable, variance, -1.0).argmax(1), levels[:, 0])
 
 
-def _draw(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def _draw(weights: Tensor, count: int, exponential: Callable[[], Tensor]) -> Tensor:
     """(B, N) bool: `count` positions a row drawn without replacement, fewer where fewer have a weight above 0.
 
     Weight over an exponential random number, the largest win: the same law as drawing one after the other.
     """
     count = min(count, weights.shape[1])
-    race = weights / torch.empty_like(weights).exponential_(generator=generator)
+    race = weights / exponential()
     winners = race.topk(count, 1).indices
     drawn = torch.zeros_like(weights, dtype=torch.bool).scatter(1, winners, True)
     return drawn & (weights > 0)

@@ -187,8 +187,9 @@ class TwoStep(Classifier):
         if not all(context.region_classes):
             positive = context.has_region(labels)
             logits, images, labels = logits[positive], images[positive], labels[positive]
-            if not len(labels):
-                return {name: logits.sum() * 0 for name in on}
+        weight = context.weight_of(len(labels))
+        if not len(labels):
+            return {name: logits.sum() * 0 for name in on}
         planes, found = logits.float().softmax(1), {}
         if "crf" in on:
             found["crf"] = dense_crf(planes, images, self.crf_size)
@@ -197,7 +198,7 @@ class TwoStep(Classifier):
             found["joint"] = joint_crf(planes, images, partners, self.crf_size)
         if "size" in on:
             found["size"] = size_barrier(planes, temperature_at(context.epoch, *self.schedule))
-        return found
+        return found if weight is None else {name: value * weight for name, value in found.items()}
 
     def predict(self, images: Tensor, classes: Tensor | None = None) -> Prediction:
         """Logits of the classifier, and the probability of foreground, (B, H, W), whatever class is asked for."""

@@ -15,6 +15,7 @@ from wsolbench.benchmark.config import TrainConfig
 from wsolbench.benchmark.data import DeviceSet, Pixels
 from wsolbench.benchmark.resolve import Resolver
 from wsolbench.benchmark.stopwatch import Stopwatch
+from wsolbench.benchmark.team import ALONE
 from wsolbench.benchmark.train import make_optimizer, train_step
 from wsolbench.methods.base import TrainContext
 
@@ -59,7 +60,8 @@ def steps(name, device=CPU, regions=(False, True)):
     method.setup(context)
     method.train()
     optimizer, scaler = make_optimizer(method, config), torch.amp.GradScaler("cpu", enabled=False)
-    job = SimpleNamespace(config=config, context=context, watch=Stopwatch(device))
+    job = SimpleNamespace(config=config, context=context, watch=Stopwatch(device), team=ALONE)
+    job.loss = lambda batch: method.loss(batch, context)
     for epoch in (1, 2, 3):
         for batch in data(config, device, masks=ref.spec.supervision == "pixel").epoch_batches(0, epoch):
             yield train_step(method, method.augment(batch, context), optimizer, scaler, job)

@@ -37,17 +37,17 @@ def test_stopped_after_any_epoch(world, tmp_path, monkeypatch, method, epoch):
     world.run(method, overrides={"train": {"epochs": "4"}})
     expected = arrays(world.results)
     world.results = tmp_path / "stopped"
-    honest = training._run_epoch
+    honest = training.run_epoch
 
-    def stop(job, optimizer, scaler, number):
-        if number == epoch + 1 and len(arrays(world.results)) >= (method == "pixelcam"):
+    def stop(job, optimizer, scaler, at, restore):
+        if at.epoch == epoch + 1 and len(arrays(world.results)) >= (method == "pixelcam"):
             raise StopHereError
-        return honest(job, optimizer, scaler, number)
+        return honest(job, optimizer, scaler, at, restore)
 
-    monkeypatch.setattr(training, "_run_epoch", stop)
+    monkeypatch.setattr(training, "run_epoch", stop)
     _, outcome = world.run(method, overrides={"train": {"epochs": "4"}})
     assert outcome.failed
-    monkeypatch.setattr(training, "_run_epoch", honest)
+    monkeypatch.setattr(training, "run_epoch", honest)
     _, outcome = world.run(method, overrides={"train": {"epochs": "4"}})
     assert outcome.exit_code == 0
     assert arrays(world.results) == expected
@@ -57,16 +57,16 @@ def test_a_damaged_snapshot_falls_back_to_the_one_before(world, tmp_path, monkey
     world.run("cam", overrides={"train": {"epochs": "5"}})
     expected = arrays(world.results)
     world.results = tmp_path / "damaged"
-    honest = training._run_epoch
+    honest = training.run_epoch
 
-    def stop(job, optimizer, scaler, number):
-        if number == 4:
+    def stop(job, optimizer, scaler, at, restore):
+        if at.epoch == 4:
             raise StopHereError
-        return honest(job, optimizer, scaler, number)
+        return honest(job, optimizer, scaler, at, restore)
 
-    monkeypatch.setattr(training, "_run_epoch", stop)
+    monkeypatch.setattr(training, "run_epoch", stop)
     plan, _ = world.run("cam", overrides={"train": {"epochs": "5"}})
-    monkeypatch.setattr(training, "_run_epoch", honest)
+    monkeypatch.setattr(training, "run_epoch", honest)
     folder = world.store.run_dir(plan.kinds("train")[0].key) / "resume"
     newest = folder / json.loads((folder / "state.json").read_text())["file"]
     newest.write_bytes(newest.read_bytes()[:-100])

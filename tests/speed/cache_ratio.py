@@ -28,13 +28,14 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from wsolbench.benchmark.build import build_method, choose_device
+from wsolbench.benchmark.checkpoints import Midway
 from wsolbench.benchmark.config import RunConfig, TrainConfig
 from wsolbench.benchmark.data import TrainingSet
 from wsolbench.benchmark.images import Frames, ImageCache, Need
 from wsolbench.benchmark.resolve import Resolver
 from wsolbench.benchmark.stopwatch import Stopwatch
 from wsolbench.benchmark.store import Store
-from wsolbench.benchmark.train import Training, Validation, _run_epoch, make_optimizer
+from wsolbench.benchmark.train import Training, Validation, make_optimizer, run_epoch
 from wsolbench.datasets.base import Dataset, DatasetCard, Item, Manifest
 from wsolbench.datasets.open import content_hashes
 from wsolbench.methods.base import TrainContext
@@ -166,7 +167,7 @@ def cached_epochs(job: Training, options: argparse.Namespace) -> Row:
     epochs: list[dict[str, float]] = []
     before: dict[str, float] = {}
     for epoch in range(options.rounds + 1):
-        whole = measure({"epoch": lambda e=epoch: _run_epoch(job, optimizer, scaler, e + 1)}, 1, device)["epoch"]
+        whole = measure({"epoch": lambda e=epoch: run_epoch(job, optimizer, scaler, Midway(e + 1))}, 1, device)["epoch"]
         parts = job.watch.seconds()
         # `measure` warms up by a call of its own, so what the watch saw are two epochs
         epochs.append({"epoch": whole, **{k: (v - before.get(k, 0.0)) / 2 for k, v in parts.items()}})

@@ -20,6 +20,7 @@ from alternate import measure
 from rows import Row, show
 
 from wsolbench.benchmark.build import build_method, choose_device, compile_backbone
+from wsolbench.benchmark.checkpoints import Midway
 from wsolbench.benchmark.config import RunConfig, TrainConfig
 from wsolbench.benchmark.costs import shares
 from wsolbench.benchmark.data import TrainingSet
@@ -27,7 +28,7 @@ from wsolbench.benchmark.images import Frames
 from wsolbench.benchmark.pixelstore import PixelStore, Rows
 from wsolbench.benchmark.resolve import Resolver
 from wsolbench.benchmark.stopwatch import Stopwatch
-from wsolbench.benchmark.train import Training, Validation, _run_epoch, autocast, make_optimizer
+from wsolbench.benchmark.train import Training, Validation, autocast, make_optimizer, run_epoch
 from wsolbench.datasets.base import Item
 from wsolbench.methods.base import Batch, Method, TrainContext
 from wsolbench.methods.pseudolabels import IGNORE
@@ -98,7 +99,7 @@ def sides(
             scalers[1].step(optimizers[1])
             scalers[1].update()
 
-    return {"bare": bare_loop, "harness": lambda: _run_epoch(training, optimizers[0], scalers[0], 1)}, training.watch
+    return {"bare": bare_loop, "harness": lambda: run_epoch(training, optimizers[0], scalers[0], Midway(1))}, training.watch
 
 
 def compiled(config: TrainConfig, options: argparse.Namespace, device: torch.device) -> dict[str, Callable]:
@@ -110,7 +111,7 @@ def compiled(config: TrainConfig, options: argparse.Namespace, device: torch.dev
             compile_backbone(training.method)
         scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16" and device.type == "cuda")
         optimizer = make_optimizer(training.method, config)
-        found[side] = lambda t=training, o=optimizer, s=scaler: _run_epoch(t, o, s, 1)
+        found[side] = lambda t=training, o=optimizer, s=scaler: run_epoch(t, o, s, Midway(1))
     return found
 
 

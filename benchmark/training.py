@@ -1,0 +1,105 @@
+"""Training one stage: its method, data and settings, then the record of what came out."""
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from ..methods.backbones import Backbone, load_weights
+from ..methods.base import Method, TrainContext
+from ..methods.weights import PINS
+from .build import build_method, compile_backbone
+from .checkpoints import Snapshots
+from .costs import cost_of
+from .data import TrainingSet
+from .environment import forget_peak, peak_memory_mb
+from .errors import BenchError
+from .memory import Retry
+from .plan import Stage
+from .stages import Desk, common_facts, parent_states, teacher_maps, validation
+from .stopwatch import Stopwatch
+from .team import ALONE, Team
+from .train import Training, train
+
+
+def retry_of(stage: Stage, desk: Desk) -> Retry:
+    """How many images of a batch this training works on at once, as its folder says."""
+    config = stage.work["config"]
+    count = len(desk.manifest(stage.work["cell"]).split("train"))
+    largest = -(-count // -(-count // config.batch_size))
+    return Retry(desk.store.run_dir(stage.key), config.micro_batch, largest)
+
+
+def train_stage(stage: Stage, desk: Desk, team: Team = ALONE) -> None:
+    """Trains a method and writes its checkpoints, history and record; of a team the first process does."""
+    device, manifest = desk.device, desk.manifest(stage.work["cell"])
+    forget_peak(device)
+    job = _training(stage, desk, team)
+    progress, hashes = train(job)
+    peak = team.most(peak_memory_mb(device))
+    if not team.first:
+        return
+    snapshots = Snapshots(job.folder)
+    roles = {
+        role: {
+            "epoch": r["epoch"],
+            "value": r["value"],
+            "weights": snapshots.weights_name(r["epoch"]),
+            "sha256": hashes[r["epoch"]],
+        }
+        for role, r in progress.roles.items()
+    }
+    cost = cost_of(progress.seconds, progress.images, job.watch.seconds())
+    common = common_facts(stage, desk, manifest)
+    shared = {"devices": team.size} if team.size > 1 else {}
+    desk.store.finish(
+        stage.key,
+        {
+            **common,
+            **cost,
+            "facts": {**common["facts"], **retry_of(stage, desk).facts, **shared},
+            "roles": roles,
+            "epochs": job.config.epochs,
+            "parameters": sum(p.numel() for p in job.method.parameters()),
+            "compiled": desk.run.compile,
+            "peak_memory_mb": peak,
+        },
+    )
+    desk.report({"stage": stage, "kind": "done", **cost})
+    keep = {r["weights"] for r in roles.values()}
+    for path in job.folder.glob("epoch-*.safetensors"):
+        if path.name not in keep:
+            path.unlink()
+    snapshots.remove()
+
+
+def _training(stage: Stage, desk: Desk, team: Team) -> Training:
+    """The method of a stage with its weights, its data and its settings."""
+    ref, cell = stage.work["method"], stage.work["cell"]
+    config = dataclasses.replace(stage.work["config"], micro_batch=retry_of(stage, desk).used)
+    device, manifest = desk.device, desk.manifest(cell)
+    card, images = manifest.card, desk.images(cell)
+    method = build_method(ref, cell.backbone, config, len(card.classes), cell.seed)
+    if ref.spec.backbone:
+        load_weights(_backbone(method), stage.work["weights"], desk.store.root / PINS)
+    if desk.run.compile:
+        compile_backbone(method)
+    pixel = ref.spec.supervision == "pixel"
+    frames = images.frames(manifest.split("train"), config.load_size, config.load_size if pixel else 0)
+    data = TrainingSet(frames, config, device, teacher_maps(stage, desk, frames.ids)).on_device()
+    generator, parents = torch.Generator(device), parent_states(stage, desk)
+    context = TrainContext(0, config.epochs, len(card.classes), card.region_classes, device, generator, parents)
+    folder, watch = desk.store.run_dir(stage.key), Stopwatch(device)
+
+    def report(event: dict[str, Any]) -> None:
+        desk.report({"stage": stage, "kind": "train", **event})
+
+    judged = validation(ref, desk, cell, config)
+    return Training(method, data, judged, context, config, desk.run, cell.seed, folder, report, watch, frames.ids, team)
+
+
+def _backbone(method: Method) -> Backbone:
+    found = getattr(method, "backbone", None)
+    if not isinstance(found, Backbone):
+        raise BenchError(f"Method '{method.registered_name}' must keep the backbone it is given as self.backbone.")
+    return found

@@ -1,0 +1,169 @@
+"""A stop is taken after any step, any batch and any epoch, and the run goes on from there bit for bit."""
+
+import json
+
+import pytest
+
+from tests.faults.training import HOOKS, Bare, scores, trained
+from wsolbench.benchmark import stop
+from wsolbench.benchmark.stop import Stopped
+from wsolbench.benchmark.team import Team
+
+
+class Asked:
+    """Answers "stop" to the question number `at`, counted from 0, and counts the questions."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.count, self.at = 0, -1
+        monkeypatch.setattr(Team, "requested", self.answer)
+
+    def answer(self, team=None) -> int:
+        self.count += 1
+        return 130 if self.count - 1 == self.at else 0
+
+
+def reached(bare: Bare) -> str:
+    """What the newest snapshot says of itself, apart from times."""
+    path = bare.desk.store.run_dir(bare.last_training.key) / "resume" / "state.json"
+    if not path.is_file():
+        return ""
+    state = json.loads(path.read_text())
+    return json.dumps([state["file"], state["sha256"], state["midway"] and state["midway"]["ended"]])
+
+
+def chain(bare: Bare, asked: Asked) -> list[str]:
+    """Stops wherever it can, one question after the other, until the training is done; returns the files left."""
+    seen, left, skip = [], reached(bare), 0
+    for _ in range(200):
+        asked.count, asked.at = 0, skip
+        try:
+            bare.do(["train"])
+        except Stopped:
+            now = reached(bare)
+            if now != left:
+                seen.append(json.loads(now)[0])
+            left, skip = now, skip + 1 if now == left else 0
+        else:
+            return seen
+    raise AssertionError(f"no end in 200 starts: {seen}")
+
+
+SETTINGS = {"epochs": "2", "batch_size": "16"}
+METHODS = ["classifier", "pixelcam:darkness", "hooks"]
+SLOW = ["fcam:cam --joint", "negev:cam", "unet", "deepmil"]
+
+
+@pytest.mark.parametrize("method", [*METHODS, *(pytest.param(m, marks=pytest.mark.slow) for m in SLOW)])
+def test_stopped_at_every_step_in_a_row(world, tmp_path, monkeypatch, method):
+    if method == "hooks":
+        (tmp_path / "hooks.py").write_text(HOOKS)
+        method = str(tmp_path / "hooks.py")
+    method, _, extra = method.partition(" --")
+    overrides = {"train": SETTINGS, **({"fcam": {"lambda_joint": "1e-9"}} if extra else {})}
+    whole = Bare(world, method, overrides=dict(overrides))
+    whole.do(["train", "maps"])
+    expected = trained(world)
+    world.results = tmp_path / "stopped"
+    bare = Bare(world, method, overrides=dict(overrides))
+    asked = Asked(monkeypatch)
+    for stage in [s for s in bare.plan.stages.values() if s.key != bare.last_training.key]:
+        Only(bare, stage.key).do(["train", "maps"])
+    seen = chain(bare, asked)
+    assert trained(world) == expected
+    count = len(bare.desk.manifest(bare.last_training.work["cell"]).split("train"))
+    steps = -(-count // 16)
+    wanted = [f"{e:04d}-{s:06d}.safetensors" for e in (1, 2) for s in range(1, steps + 1)]
+    assert [s for s in seen if "-0" in s and "ended" not in s] == wanted, "a stop is possible after every step"
+    assert [s for s in seen if "ended" in s] == [f"{e:04d}-{steps:06d}-ended.safetensors" for e in (1, 2)]
+    assert "0001.safetensors" in seen
+    assert not (bare.desk.store.run_dir(bare.last_training.key) / "resume").exists()
+
+
+class Only(Bare):
+    """One stage of a plan."""
+
+    def __init__(self, bare: Bare, key: str) -> None:
+        self.plan, self.desk = bare.plan, bare.desk
+        self.key = key
+
+    def do(self, kinds=("train", "maps", "score")) -> None:
+        whole = self.plan
+        try:
+            self.plan = type(whole)({self.key: whole.stages[self.key]}, whole.rows)
+            super().do(kinds)
+        finally:
+            self.plan = whole
+
+
+def test_stopped_while_scoring_nothing_is_written(world, tmp_path, monkeypatch):
+    def made() -> Bare:
+        return Bare(world, "pixelcam:darkness", overrides={"train": {"epochs": "1"}}, run={"score_batch": 8})
+
+    made().do()
+    expected = scores(world.results)
+    world.results = tmp_path / "stopped"
+    bare = made()
+    asked, stopped = Asked(monkeypatch), set()
+    for stage in bare.plan.stages.values():
+        one, folder = Only(bare, stage.key), bare.desk.store.run_dir(stage.key)
+        kind = (stage.kind, stage.labels.get("split"))
+        if stage.kind != "train" and kind not in stopped:
+            asked.count, asked.at = 0, 1
+            with pytest.raises(Stopped):
+                one.do()
+            assert not list(folder.glob("*")), "a pass that was stopped leaves nothing"
+            stopped.add(kind)
+        asked.count, asked.at = 0, -1
+        one.do()
+    assert {kind for kind, _ in stopped} == {"maps", "score"}
+    assert len(stopped) == 3
+    assert scores(world.results) == expected
+
+
+def test_a_damaged_snapshot_of_a_step_falls_back_to_the_one_before(world, tmp_path, monkeypatch, caplog):
+    Bare(world, "classifier", overrides={"train": SETTINGS}).do(["train"])
+    expected = trained(world)
+    world.results = tmp_path / "damaged"
+    bare = Bare(world, "classifier", overrides={"train": SETTINGS})
+    asked = Asked(monkeypatch)
+    folder = bare.desk.store.run_dir(bare.last_training.key) / "resume"
+    stop_at(bare, asked, 5)  # evaluation, two steps, evaluation, end of epoch 1, and the first step of epoch 2
+    newest, before = (json.loads((folder / n).read_text()) for n in ("state.json", "state.previous.json"))
+    assert (newest["midway"]["epoch"], newest["midway"]["step"]) == (2, 1)
+    path = folder / newest["file"]
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+    asked.at = -1
+    bare.do(["train"])
+    assert f"{newest['file']} is damaged" in caplog.text
+    assert before["file"] == "0001.safetensors"
+    assert trained(world) == expected
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", '{"file": 3', '{"file": "x", "candidates": {}, "midway": {"epoch": 1}}'])
+def test_a_damaged_state_is_passed_over(world, tmp_path, monkeypatch, caplog, text):
+    bare = Bare(world, "classifier", overrides={"train": {"epochs": "1"}})
+    stop_at(bare, Asked(monkeypatch), 1)
+    state = bare.desk.store.run_dir(bare.last_training.key) / "resume" / "state.json"
+    state.write_text(text)
+    monkeypatch.setattr(Team, "requested", lambda team: 0)
+    bare.do(["train"])
+    assert bare.desk.store.is_done(bare.last_training.key)
+    assert "is not used" in caplog.text
+
+
+def stop_at(bare: Bare, asked: Asked, number: int) -> None:
+    """Answers yes to one question of the training, counted from 0."""
+    asked.count, asked.at = 0, number
+    with pytest.raises(Stopped):
+        bare.do(["train"])
+
+
+def test_a_request_is_seen_by_a_team_of_one():
+    stop.request(130)
+    try:
+        with pytest.raises(Stopped):
+            Team().check()
+    finally:
+        stop._State.code = 0
