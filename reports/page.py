@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ..benchmark.errors import plain
 from .aggregate import Line, Table
 from .contents import Chapter
 from .gallery import Gallery
@@ -165,6 +166,7 @@ def render_page(page: Page) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__ or "wsolbench.reports", "templates"), autoescape=True,
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        finalize=lambda value: plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )  # fmt: skip
     css, script = (
         "\n".join(_template_text(environment, f"{n}.{kind}") for n in names) for kind, names in _PARTS.items()
