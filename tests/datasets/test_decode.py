@@ -3,10 +3,13 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+import tifffile
+from PIL import Image, PngImagePlugin
 
 from wsolbench.benchmark.errors import BenchError
 from wsolbench.datasets.decode import (
+    decode_black_white,
+    decode_grey,
     decode_image,
     decode_mask,
     decode_squashed,
@@ -62,6 +65,41 @@ def rotated(path):
     return save(path, RGB, exif=exif)
 
 
+def rotated_in_text(path, array=RGB):
+    """A PNG whose flag stands in a text chunk, where some programs put it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    raw = exif.tobytes()
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Raw profile type exif", f"\nexif\n{len(raw):8d}\n{raw.hex()}\n")
+    return save(path, array, pnginfo=info)
+
+
+def rotated_in_xmp(path):
+    """A PNG whose flag stands in its XMP."""
+    text = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description xmlns:tiff="t" tiff:Orientation="8"/></x:xmpmeta>'
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", text)
+    return save(path, RGB, pnginfo=info)
+
+
+def rotated_late(path, array=RGB):
+    """A PNG whose flag comes after its pixels."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    body = exif.tobytes().removeprefix(b"Exif\0\0")
+    data = save(path, array).read_bytes()
+    late = struct.pack(">I", len(body)) + b"eXIf" + body + struct.pack(">I", zlib.crc32(b"eXIf" + body))
+    path.write_bytes(data[:-12] + late + data[-12:])
+    return path
+
+
+def sixteen_bit_tiff(path):
+    """A colour TIFF of 16 bits, which Pillow would cut to 8 without a word."""
+    tifffile.imwrite(path, RNG.integers(0, 1 << 16, (20, 30, 3), np.uint16), photometric="rgb")
+    return path
+
+
 BAD_IMAGES = {
     "truncated.bmp": (lambda p: p.write_bytes(save(p, RGB).read_bytes()[:-200]), "cannot be read"),
     "truncated.png": (lambda p: p.write_bytes(save(p, RGB).read_bytes()[:-200]), "cannot be read|damaged"),
@@ -71,7 +109,13 @@ BAD_IMAGES = {
     "deep.png": (lambda p: save(p, RGB[..., 0].astype(np.uint16) * 256), "16 bits"),
     "deep_rgb.png": (sixteen_bit_rgb, "16 bits"),
     "clear.png": (lambda p: save(p, np.dstack([RGB, RGB[..., 0]])), "transparent"),
+    "deep_rgb.tif": (sixteen_bit_tiff, "16 bits"),
+    "cmyk.tif": (lambda p: save(p, RGB, "CMYK"), "mode CMYK"),
     "rotated.jpg": (rotated, "rotated"),
+    "rotated_text.png": (rotated_in_text, "rotated"),
+    "rotated_xmp.png": (rotated_in_xmp, "rotated"),
+    "rotated_late.png": (rotated_late, "rotated"),
+    "rotated.webp": (rotated, "rotated"),
     "rotated.png": (rotated, "rotated"),
     "rotated.tif": (rotated, "rotated"),
     "pages.tif": (lambda p: Image.fromarray(RGB).save(p, save_all=True, append_images=[Image.fromarray(RGB)]), "pages"),
@@ -121,6 +165,29 @@ def test_masks_that_could_mean_two_things_are_refused(tmp_path):
     assert decode_mask(palette, palette_ids=True).shape == (20, 30)
     with pytest.raises(BenchError, match="damaged or none of BMP, PNG, TIFF"):
         decode_mask(save(tmp_path / "lossy.jpg", MASK))
+
+
+@pytest.mark.parametrize("read", [decode_mask, decode_black_white, decode_grey])
+@pytest.mark.parametrize("make", [rotated_late, rotated_in_text])
+def test_masks_and_maps_with_a_flag_to_be_rotated_are_refused(tmp_path, read, make):
+    path = make(tmp_path / "m.png", (MASK > 0) * np.uint8(255))
+    with pytest.raises(BenchError, match=r"m\.png carries an EXIF flag"):
+        read(path)
+
+
+def test_a_small_tiff_of_8_bits_is_no_deep_one(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb")
+    np.testing.assert_array_equal(decode_image(tmp_path / "a.tif"), RGB)
+    tifffile.imwrite(tmp_path / "g.tif", RGB[..., 0], photometric="minisblack")
+    assert decode_image(tmp_path / "g.tif").shape == (20, 30, 3)
+
+
+def test_grey_values_span_zero_to_one(tmp_path):
+    deep = np.array([[0, 65535], [257, 32768]], np.uint16)
+    np.testing.assert_array_equal(decode_grey(save(tmp_path / "d.png", deep)), deep / 65535)
+    np.testing.assert_array_equal(decode_grey(save(tmp_path / "b.png", MASK)), MASK / 255)
+    with pytest.raises(BenchError, match=r"not grey \(mode RGB\)"):
+        decode_grey(save(tmp_path / "c.png", RGB))
 
 
 def test_resizing_squashes_images_smoothly_and_masks_by_nearest():
