@@ -1,6 +1,5 @@
 """From rows to tables: runs of one kind averaged, protocols and data sets kept apart, every number formatted once."""
 
-import itertools
 import math
 import statistics
 from collections import defaultdict
@@ -340,13 +339,26 @@ def _footnotes(rows: Sequence[Row]) -> tuple[str, ...]:
         notes.append(f"{UNDEFINED}: not defined, because the method makes no map or classifies no image.")
     seen = {r.foreground for r in rows if r.foreground}
     notes += [f"Foreground: {text}." if not text.endswith(".") else f"Foreground: {text}" for text in sorted(seen)]
-    flat = [r for r in rows if r.degenerate and not r.baseline]
-    for method, runs in itertools.groupby(sorted(flat, key=lambda r: r.method), key=lambda r: r.method):
-        notes.append(
-            f"{method}: {span(r.degenerate for r in runs)} of {span(r.images for r in flat)} maps are constant."
-        )
+    notes += constant_notes(rows)
     notes += _effort_notes(rows)
     return (*notes, *dict.fromkeys(note for r in rows for note in r.notes))
+
+
+def constant_notes(rows: Iterable[Row]) -> list[str]:
+    """How many maps say the same everywhere, one sentence a method and evaluation set; baselines are meant to."""
+    found: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for r in rows:
+        if r.degenerate and not r.baseline:
+            found[r.eval, r.method].append(r)
+    return [
+        f"{method}: {span(r.degenerate for r in runs)} of {span(r.images for r in runs)} maps are constant{_on(runs)}."
+        for (_, method), runs in sorted(found.items())
+    ]
+
+
+def _on(runs: Sequence[Row]) -> str:
+    """The set, where it is not the one trained on."""
+    return f" on {runs[0].eval}" if runs[0].ood else ""
 
 
 def _effort_notes(rows: Sequence[Row]) -> list[str]:

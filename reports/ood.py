@@ -5,7 +5,19 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .aggregate import BOUND, UNDEFINED, Cell, Column, Settings, Table, make_cell, mean_cell, span, tables_of
+from .aggregate import (
+    BOUND,
+    UNDEFINED,
+    Cell,
+    Column,
+    Settings,
+    Table,
+    constant_notes,
+    make_cell,
+    mean_cell,
+    span,
+    tables_of,
+)
 from .grid import NAMES, Grid, GridBlock, GridLine, Group, Head, Place, make_blocks, place_of
 from .rows import Row
 
@@ -125,6 +137,7 @@ def _footnotes(tables: Sequence[Table], home: Mapping[str, str]) -> tuple[str, .
         f"{UNDEFINED}: not defined, because the method makes no map or classifies no image, or because it has no row "
         "on the set it was trained for. Empty: not scored."
     )
+    notes += constant_notes(rows)
     return (*notes, *dict.fromkeys(note for r in rows for note in r.notes))
 
 

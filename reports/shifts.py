@@ -5,7 +5,19 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .aggregate import BOUND, UNDEFINED, Cell, Column, Line, Settings, Table, make_cell, mean_cell, tables_of
+from .aggregate import (
+    BOUND,
+    UNDEFINED,
+    Cell,
+    Column,
+    Line,
+    Settings,
+    Table,
+    constant_notes,
+    make_cell,
+    mean_cell,
+    tables_of,
+)
 from .grid import BLANK, Grid, Group, Head, Place, make_blocks, place_of
 from .rows import Row
 
@@ -144,4 +156,5 @@ def _footnotes(ladders: Sequence[Ladder]) -> tuple[str, ...]:
     if any(r.upper_bound for r in rows):
         notes.append(f"{BOUND} upper bound: trained with pixel masks, so no weakly supervised method.")
     notes.append(f"{UNDEFINED}: not defined, because the method makes no map or classifies no image.")
+    notes += constant_notes(r for r in rows if r.shift)
     return tuple(notes)

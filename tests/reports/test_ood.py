@@ -218,3 +218,18 @@ def test_classes_of_many_sets_are_named_with_their_sets(away):
         "glas → camelyon16: tumor",
     ]  # fmt: skip
     assert {place_of(x).block for t in away.tables for x in t.shown} == {"cl", "-"}
+
+
+def test_constant_maps_are_counted_set_by_set(wide_found):
+    flat = {"camelyon16": 3, "glas:stain-2": 2, "glas": 1}
+    rows = [
+        replace(r, degenerate=flat.get(r.eval, 0)) if (r.method, r.train) == ("cam", "glas") else r
+        for r in wide_found.rows
+    ]
+    (away,) = [a for a in build_away(rows) if "glas → camelyon16" in {t.sets for t in a.tables}]
+    images = next(r.images for r in rows if r.eval == "camelyon16" and r.train == "glas")
+    assert f"cam: 3 of {images} maps are constant on camelyon16." in away.grid.footnotes
+    (shifted,) = [s for s in build_shifted(rows) if s.dataset == "glas"]
+    assert f"cam: 2 of {images} maps are constant on glas:stain-2." in shifted.grid.footnotes
+    home = next(t for t in build_tables(rows) if t.eval == "glas")
+    assert [n for n in home.footnotes if "constant" in n] == [f"cam: 1 of {images} maps are constant."]
