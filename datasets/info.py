@@ -89,7 +89,8 @@ def contact_sheet(dataset: Dataset, fold: str, path: Path) -> Path:
                 _draw(axes, dataset, manifest, item)
         row[0].text(-0.08, 0.5, split, transform=row[0].transAxes, rotation=90, ha="right", va="center", fontsize=11)
     warning = "SYNTHETIC images · " if manifest.synthetic else ""
-    figure.suptitle(f"{warning}{manifest.card.name}, fold {fold} · outline: {manifest.card.foreground}", fontsize=12)
+    title = f"{warning}{manifest.card.name}, fold {fold} · outline: {manifest.card.foreground}"
+    figure.suptitle(title, fontsize=12, parse_math=False)
     figure.subplots_adjust(left=0.03, right=0.995, top=1 - 0.62 / figure.get_figheight(), bottom=0.01, wspace=0.05)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")

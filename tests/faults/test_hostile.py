@@ -21,9 +21,9 @@ from wsolbench.datasets.decode import decode_image, decode_mask, image_size
 from wsolbench.datasets.marker import read_marker
 
 RUN = "window.hacked=1"
-NAME = f"set</title><script>{RUN}</script>"
-PLAIN_CLASS, BLOB_CLASS = f'"><img src=x onerror={RUN}>', f"<svg onload={RUN}>$\\frac{{"
-ID = f"</script><script>{RUN}</script>{{{{7*7}}}}"
+NAME = f"set</title><script>{RUN}</script>$\\frac{{$"
+PLAIN_CLASS, BLOB_CLASS = f'"><img src=x onerror={RUN}>', f"<svg onload={RUN}>$\\frac{{$"
+ID = f"</script><script>{RUN}</script>{{{{7*7}}}}$_$"
 GROUP, LICENCE = f"<iframe srcdoc='<script>parent.{RUN}</script>'>", f"<a href='javascript:{RUN}'>CC</a>"
 FOREGROUND, ERROR = f"<style onload={RUN}>", f"<details open ontoggle={RUN}>\x1b[2Jgone\x1b]0;title\x07"
 LABEL = "=HYPERLINK(1)\\input{/etc/passwd}\x1b[31m|x|`y`<b>"
@@ -138,6 +138,25 @@ def test_names_do_not_steer_the_terminal(warm_bench, hostile):
     for words in (("status",), ("status", "--json"), ("report", "--json")):
         done = warm_bench(*words, "--results", hostile)
         assert not {"\x1b", "\x07"} & set(done.stdout + done.stderr)
+
+
+def test_score_and_data_print_and_draw_names_as_they_are(warm_bench, hostile, tmp_path):
+    table = hostile.parent / "data" / "hostile.csv"
+    for verb in ("info", "verify"):
+        done = warm_bench("data", verb, table, "--results", tmp_path / "r")
+        assert done.returncode == 0, done.stderr
+        assert NAME in done.stdout
+    assert {p.parent for p in (tmp_path / "r").rglob("*.png")} == {tmp_path / "r" / "data"}
+    for folder in ("maps", "masks"):
+        (tmp_path / folder).mkdir()
+        for name in ("a", "b"):
+            Image.new("L", (8, 8), 9).save(tmp_path / folder / f"{name}.png")
+    (tmp_path / "labels.csv").write_text("id,label\na,\x1b[2Jx\nb,y\n")
+    done = warm_bench("score", "--maps", tmp_path / "maps", "--masks", tmp_path / "masks", "--labels",
+                      tmp_path / "labels.csv")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "class \\x1b[2Jx" in done.stdout
+    assert "\x1b" not in done.stdout
 
 
 def test_plain_text_keeps_every_script_and_writes_out_what_steers():
