@@ -3,6 +3,8 @@
 import json
 import logging
 import math
+import struct
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -160,7 +162,7 @@ def test_missing_training_leaves_out_all_that_read_it(small):
     assert math.isnan(student.seconds_parents)  # not 0: its classifier did take time
 
 
-@pytest.mark.parametrize("damage", ["cut", "absent", "no field", "shape", "labels", "empty", "pickle"])
+@pytest.mark.parametrize("damage", ["cut", "absent", "no field", "shape", "labels", "empty", "pickle", "claims"])
 def test_damaged_arrays_never_become_numbers(small, damage):
     row = pick(load_rows(small), method="cam", selection="cl")
     path = small.run_dir(row.stage) / "scores.npz"
@@ -177,6 +179,10 @@ def test_damaged_arrays_never_become_numbers(small, damage):
         write_npz(path, {**data, "labels": data["labels"] + 1})
     elif damage == "empty":
         write_npz(path, {k: v[:0] for k, v in data.items()})
+    elif damage == "claims":  # to hold more than any memory does
+        head = b"{'descr': '<i8', 'fortran_order': False, 'shape': (99999999999999,), }".ljust(117) + b"\n"
+        with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("labels.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head)
     else:
         np.savez(path, **{**data, "labels": np.array([object()] * 12)}, allow_pickle=True)
     found = collect(small)
