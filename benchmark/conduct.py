@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .stages import Desk
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+_OURS = ("deterministic_algorithms", "threads")  # what the harness itself may set while a stage runs
 _WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 LEFT_ALONE = "making maps changes nothing: line 1 of the contract, docs/methods.md"
 PROCESS = "line 11 of the contract, docs/methods.md"
@@ -41,12 +42,13 @@ class Settings(NamedTuple):
     deterministic_algorithms: bool
     threads: int
     working_folder: Path
+    signal_handlers: tuple[Any, ...]
 
     @classmethod
     def now(cls) -> "Settings":
         """Those of this moment."""
         torch_says = torch.is_grad_enabled(), torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
-        return cls(*torch_says, torch.get_num_threads(), Path.cwd())
+        return cls(*torch_says, torch.get_num_threads(), Path.cwd(), _handlers())
 
     def restore(self) -> None:
         """Sets the process back to them."""
@@ -57,10 +59,15 @@ class Settings(NamedTuple):
             torch.set_num_threads(self.threads)
         if Path.cwd() != self.working_folder:
             os.chdir(self.working_folder)
+        if _handlers() != self.signal_handlers:
+            for number, handler in zip(SIGNALS, self.signal_handlers, strict=True):
+                if handler is not None:  # None: not one of Python's, and so not Python's to set
+                    signal.signal(number, handler)
 
-    def changed(self) -> str:
-        """What differs now, with both values; empty if nothing does."""
-        pairs = [(n, was, now) for n, was, now in zip(self._fields, self, Settings.now(), strict=True) if was != now]
+    def changed(self, but: Sequence[str] = ()) -> str:
+        """What differs now, with both values, some settings left out; empty if nothing does."""
+        both = zip(self._fields, self, Settings.now(), strict=True)
+        pairs = [(name, was, now) for name, was, now in both if was != now and name not in but]
         return ", ".join(f"{name.replace('_', ' ')} from {was} to {now}" for name, was, now in pairs)
 
 
@@ -172,7 +179,8 @@ def _places(stages: Sequence["Stage"]) -> list[Any]:
 @contextlib.contextmanager
 def _decent(label: str, methods: Sequence["MethodRef"]) -> Iterator[None]:
     """A block that leaves the process as it was, whatever methods do; see `guarded`."""
-    before, environ, handlers = Settings.now(), dict(os.environ), _handlers()
+    before, environ, outer = Settings.now(), dict(os.environ), _Stage.began
+    _Stage.began = before
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what `--json` prints is ours alone
             yield
@@ -181,22 +189,33 @@ def _decent(label: str, methods: Sequence["MethodRef"]) -> Iterator[None]:
     except Exception as problem:
         raise _named(problem, label, methods, before) from problem
     finally:
-        changed, replaced = before.changed(), _handlers() != handlers
+        changed, _Stage.began = before.changed(), outer
         before.restore()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
         os.environ.update({k: v for k, v in environ.items() if os.environ.get(k) != v})
-    if changed or replaced:
-        what = changed or "handlers of signals"
-        raise BenchError(f"Method '{label}' changed a setting of the whole process: {what} ({PROCESS}).")
+    if changed:
+        raise BenchError(f"Method '{label}' changed a setting of the whole process: {changed} ({PROCESS}).")
 
 
-def _handlers() -> dict[int, Any]:
+class _Stage:
+    """The settings with which the present stage began."""
+
+    began: Settings | None = None
+
+
+def check_stage() -> None:
+    """Raises BenchError if a setting is not what it was when the stage began, where a method alone can have changed it.
+
+    Asked before maps are read, so that a training learns of it before its record is written.
+    """
+    if _Stage.began is not None and (changed := _Stage.began.changed(_OURS)):
+        raise BenchError(f"A method changed a setting of the whole process: {changed} ({PROCESS}).")
+
+
+def _handlers() -> tuple[Any, ...]:
     """Handlers of the signals a run depends on; only the main thread can set them."""
     if threading.current_thread() is not threading.main_thread():
-        return {}
-    found = {number: signal.getsignal(number) for number in SIGNALS}
-    return {number: handler for number, handler in found.items() if handler is not None}  # None: not Python's to set
+        return ()
+    return tuple(signal.getsignal(number) for number in SIGNALS)
 
 
 def _named(problem: Exception, label: str, methods: Sequence["MethodRef"], before: Settings) -> Exception:

@@ -69,7 +69,7 @@ class _Watch:
         self._masks, self._files = masks, None
         root = os.path.realpath(results)
         safe = glob.escape(root)
-        self._patterns = [f"{safe}/cache/images/*-masks-*.bin", f"{safe}/examples/[!.]*.npz"]
+        self._patterns = ["*/cache/images/*-masks-*.bin", f"{safe}/examples/[!.]*.npz"]
         self._ours = (f"{root}{os.sep}runs{os.sep}", f"{root}{os.sep}cache{os.sep}", f"{root}{os.sep}locks{os.sep}")
         self.asked: list[MaskAccessError] = []
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..methods.base import Evidence, Explainable, Method, Prediction
 from .build import load_function, options
-from .conduct import at_work, modes_unchanged
+from .conduct import at_work, check_stage, modes_unchanged
 from .errors import BenchError
 from .resolve import MethodRef
 from .seeds import seed_for
@@ -57,6 +57,7 @@ class Reader:
         Raises BenchError when a method returns something of another shape, type or device, leaves the model in train
         mode, or changes settings of the process; MaskAccessError when it asks for a mask.
         """
+        check_stage()
         with modes_unchanged(self.model):
             return self._read(images, labels, ids)
 
