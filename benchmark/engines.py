@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,7 +150,7 @@ def _ray(run: RunConfig, at_once: int) -> Iterator[Engine]:
     each = {"num_cpus": 1, **_ray_gpus(run)}
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
     if run.scheduler:
-        with _connected(run.scheduler, lambda where: ray.init(address=where, **quiet)):
+        with _connected(run.scheduler, lambda where: _ray_at(ray.init, where, quiet)):
             room = run.jobs or max(1, int(ray.cluster_resources().get("CPU", 1)))
             yield Engine("ray", room, where=f"Ray at {run.scheduler}", options={"ray_remote_args": each})
         return
@@ -158,6 +159,13 @@ def _ray(run: RunConfig, at_once: int) -> Iterator[Engine]:
         yield Engine("ray", at_once, False, share_of_cores(at_once), "Ray on this machine", {"ray_remote_args": each})
     finally:
         ray.shutdown()
+
+
+def _ray_at(connect: Any, where: str, quiet: dict[str, Any]) -> Any:
+    host, _, port = where.removeprefix("ray://").rpartition(":")
+    if port.isdigit():  # Ray itself would ask a machine that does not answer for several minutes
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    return connect(address=where, **quiet)
 
 
 def _ray_gpus(run: RunConfig) -> dict[str, float]:
