@@ -1,13 +1,13 @@
 """The tiny matrix for fault tests: run once without any fault, to compare with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.benchmark.conftest import World
-from tests.faults.matrix import Matrix, contents, steady
+from tests.faults.matrix import METHODS, Matrix, contents, steady
 from tests.faults.warm import Bench
 from wsolbench.benchmark.check_data import write_blobs
 
@@ -20,6 +20,15 @@ class Reference:
     contents: dict[str, dict[str, Any]]
     rows: list[dict[str, Any]]
     seconds: float
+    methods: str = METHODS
+
+    def part(self, method: str) -> "Reference":
+        """What the same command leaves and prints when it asks for this explainer alone."""
+        own = {"classifier": "train", method: "score"}
+        stages = {k: v["record"] for k, v in self.contents.items()}
+        kept = {k for k, r in stages.items() if own.get(r["labels"]["method"]) == r["kind"]}
+        rows = [r for r in self.rows if r["stage"] in kept]
+        return replace(self, contents={k: self.contents[k] for k in kept}, rows=rows, methods=method)
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +49,12 @@ def matrix(warm_bench: Bench, blobs: Path) -> Matrix:
 @pytest.fixture(scope="session")
 def reference(matrix: Matrix, tmp_path_factory: pytest.TempPathFactory) -> Reference:
     return refer(matrix, tmp_path_factory.mktemp("reference"))
+
+
+@pytest.fixture(scope="session")
+def small(reference: Reference) -> Reference:
+    """The part of one explainer: a single training, a third of the time."""
+    return reference.part("layercam")
 
 
 def refer(matrix: Matrix, results: Path, **changes: Any) -> Reference:
