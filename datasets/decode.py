@@ -1,7 +1,5 @@
 """Image and mask files to arrays, one rule for all datasets; whatever could be read in two ways is refused."""
 
-import struct
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +15,6 @@ MAX_PIXELS = 80_000_000  # larger headers are refused before any memory is taken
 _ORIENTATION_TAG, _BITS_TAG = 0x0112, 258
 _PNG_FLAGS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp")  # where programs keep the flag in a PNG
 _GREY_STEPS = {"1": 1, "L": 255, "I;16": 65535, "I;16B": 65535, "I;16L": 65535, "I": 65535}
-_DAMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error)
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
@@ -150,8 +147,14 @@ def _opened(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
         raise BenchError(f"{path} is damaged or none of {', '.join(formats)}. Download or convert it again.") from None
     except FileNotFoundError:
         raise BenchError(f"{path} does not exist.") from None
-    except _DAMAGE as problem:
-        raise BenchError(f"{path} cannot be read ({problem}). Download it again.") from None
+    except BenchError:
+        raise
+    except Exception as problem:  # on damaged files Pillow's plug-ins raise whatever comes to pass
+        raise BenchError(f"{path} cannot be read ({_reason(problem)}). Download it again.") from problem
+
+
+def _reason(problem: Exception) -> str:
+    return " ".join(str(problem).split()) or type(problem).__name__
 
 
 def _check_image_mode(path: Path, image: Image.Image) -> None:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..benchmark.errors import BenchError
 from ..benchmark.metrics import (
     BINS,
     Histograms,
@@ -71,7 +70,7 @@ def read_scores(folder: Path) -> Scores:
     names = ("labels", "groups", "logits", "foreground", "background")
     try:
         arrays = read_npz(path, names)
-    except (OSError, KeyError, MemoryError, BenchError) as problem:
+    except Exception as problem:  # noqa: BLE001 - on damaged files zipfile and numpy raise whatever comes to pass
         raise DamageError(f"{path} is missing or damaged ({problem}); remove {folder}.") from None
     labels, groups, logits, fg, bg = (arrays[name] for name in names)
     if fg.shape != bg.shape or fg.shape not in ((len(labels), BINS), (len(labels), 0), (0, 0)):

@@ -190,6 +190,28 @@ def test_grey_values_span_zero_to_one(tmp_path):
         decode_grey(save(tmp_path / "c.png", RGB))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow, on what is wrong
+@pytest.mark.parametrize("ending", ["png", "jpg", "bmp", "tif", "webp"])
+def test_damage_anywhere_is_told_and_never_anything_else(tmp_path, ending):
+    """Bytes changed at random: either pixels come out or an error that names the file."""
+    whole = save(tmp_path / f"whole.{ending}", RGB).read_bytes()
+    rng = np.random.default_rng(len(whole))
+    path = tmp_path / f"damaged.{ending}"
+    told: list[str] = []
+    for _ in range(150):
+        data = np.frombuffer(whole, np.uint8).copy()
+        places = rng.integers(0, len(data) if rng.random() < 0.5 else min(200, len(data)), rng.integers(1, 6))
+        data[places] = rng.integers(0, 256, len(places))
+        path.write_bytes(data.tobytes()[: len(data) if rng.random() < 0.8 else rng.integers(1, len(data))])
+        for read in (decode_image, decode_mask, image_size):
+            try:
+                read(path)
+            except BenchError as problem:
+                told.append(str(problem))
+    assert len(told) > 50
+    assert all(path.name in text for text in told)
+
+
 def test_resizing_squashes_images_smoothly_and_masks_by_nearest():
     half = np.zeros((40, 80, 3), np.uint8)
     half[:, 40:] = 200
