@@ -1,10 +1,13 @@
 """Stages done one by one in this process, without the scheduler: for faults that strike inside one."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from tests.benchmark.conftest import World
-from wsolbench.benchmark.plan import Plan
+from wsolbench.benchmark.plan import Stage
 from wsolbench.benchmark.preflight import preflight
 from wsolbench.benchmark.score import run_scores
 from wsolbench.benchmark.stages import Desk, know_files, run_maps, run_train
@@ -61,21 +64,35 @@ class Bare:
         preflight(todo, planner)
         self.desk = Desk(planner.request.run, planner.sources)
         know_files(list(self.plan.stages.values()))
-        self.plan: Plan
 
     @property
-    def last_training(self):
+    def last_training(self) -> Stage:
+        """The training whose parents are all there."""
         return self.plan.kinds("train")[-1]
 
-    def do(self, kinds=("train", "maps", "score")) -> None:
+    def do(self, kinds: Sequence[str] = ("train", "maps", "score")) -> None:
         """Does what is not done yet; whatever is raised comes through."""
         for stage in self.plan.stages.values():
-            if self.desk.store.is_done(stage.key) or stage.kind not in kinds:
-                continue
-            if stage.kind == "train":
-                run_train(stage, self.desk)
-            else:
-                {"maps": run_maps, "score": run_scores}[stage.kind]([stage], self.desk)
+            if stage.kind in kinds and not self.desk.store.is_done(stage.key):
+                self.stage(stage)
+
+    def some(self) -> list[Stage]:
+        """All trainings and maps, one validation and the test that builds on it."""
+        test = next(s for s in self.plan.stages.values() if s.labels.get("split") == "test")
+        score = [self.plan.stages[test.parents["val"]], test]
+        return [*(s for s in self.plan.stages.values() if s.kind != "score"), *score]
+
+    def do_some(self) -> None:
+        """Does these."""
+        for stage in self.some():
+            self.stage(stage)
+
+    def stage(self, stage: Stage) -> None:
+        """Does one stage."""
+        if stage.kind == "train":
+            run_train(stage, self.desk)
+        else:
+            {"maps": run_maps, "score": run_scores}[stage.kind]([stage], self.desk)
 
 
 def trained(world: World) -> dict[str, dict]:
@@ -90,7 +107,12 @@ def trained(world: World) -> dict[str, dict]:
     return found
 
 
-def scores(results: Path) -> dict[str, dict[str, bytes]]:
+def scores(results: Path) -> dict[str, dict[str, np.ndarray]]:
     """All stored arrays of scores and maps."""
     paths = [*results.glob("runs/*/scores.npz"), *results.glob("runs/*/maps.npz")]
-    return {p.parent.name: {n: a.tobytes() for n, a in read_npz(p).items()} for p in paths}
+    return {p.parent.name: read_npz(p) for p in paths}
+
+
+def as_bytes(found: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, bytes]]:
+    """Arrays as bytes, which compare as they are stored."""
+    return {key: {n: a.tobytes() for n, a in arrays.items()} for key, arrays in found.items()}

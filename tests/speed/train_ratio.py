@@ -99,7 +99,10 @@ def sides(
             scalers[1].step(optimizers[1])
             scalers[1].update()
 
-    return {"bare": bare_loop, "harness": lambda: run_epoch(training, optimizers[0], scalers[0], Midway(1))}, training.watch
+    def harness():
+        return run_epoch(training, optimizers[0], scalers[0], Midway(1))
+
+    return {"bare": bare_loop, "harness": harness}, training.watch
 
 
 def compiled(config: TrainConfig, options: argparse.Namespace, device: torch.device) -> dict[str, Callable]:

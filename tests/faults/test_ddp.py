@@ -1,0 +1,367 @@
+"""One training by several processes: the numbers of one process, one answer to a stop, no survivors of a failure."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from multiprocessing import Pipe
+
+import numpy as np
+import pytest
+import torch
+
+from tests.faults.training import Bare, trained
+from wsolbench.benchmark import ranks, stop
+from wsolbench.benchmark.errors import BenchError
+from wsolbench.benchmark.passes import _merged, _Part
+from wsolbench.benchmark.reading import batches
+from wsolbench.benchmark.stop import Stopped
+from wsolbench.benchmark.team import Team
+
+DOUBLE = '''
+import torch
+
+from wsolbench.methods.base import Prediction, register
+from wsolbench.methods.pixelcam import PixelCam
+
+
+@register(
+    "precise", family="test", kind="prob", supervision="image", backbone=("grid",), needs=("maps:darkness",),
+    class_specific=False,
+    options={
+        "teacher": "darkness", "sampler": "prob_area", "foreground": 5, "background": 5, "area": 0.2, "erosion": 11,
+        "dilation": 1, "flat_background": False, "negatives": "dense", "lambda_pixel": 1.0, "low_res": True,
+        "freeze": False, "head": "gap", "gated": False, "width": 128, "dropout": 0.1,
+    },
+)
+class Precise(PixelCam):
+    """PixelCAM in double precision, where two ways to the same number differ by next to nothing."""
+
+    def setup(self, context):
+        self.double()
+
+    def augment(self, batch, context):
+        batch.images = batch.images.double()
+        return batch
+
+    def predict(self, images, classes=None):
+        logits, maps = super().predict(images.double(), classes)
+        return Prediction(logits.float(), maps)
+'''
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """No request to stop outlives its test."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    stop._State.code = 0
+    torch.set_num_threads(before)
+
+
+def history(world, part=-1):
+    return list(trained(world).values())[part]["history"]
+
+
+def same(one, other, tolerance):
+    """Two histories: the same epochs, and numbers that agree."""
+    assert [x["epoch"] for x in one] == [x["epoch"] for x in other]
+    for a, b in zip(one, other, strict=True):
+        flat = [({**x.get("losses", {}), **{f"val {k}": v for k, v in x["val"].items()}}) for x in (a, b)]
+        assert flat[0].keys() == flat[1].keys()
+        for name, value in flat[0].items():
+            assert math.isclose(value, flat[1][name], rel_tol=tolerance), (a["epoch"], name, value, flat[1][name])
+
+
+def test_two_processes_stopped_and_one_going_on_train_as_one_does(world, tmp_path):
+    """Batch statistics, dropout, drawn pixels and means over them, in parts of batches, with classes without region."""
+    (tmp_path / "precise.py").write_text(DOUBLE)
+
+    def made(**run) -> Bare:
+        train = {"epochs": "4", "batch_size": "16", "micro_batch": "6"}
+        return Bare(world, str(tmp_path / "precise.py"), overrides={"train": train}, run={"score_batch": 5, **run})
+
+    made().do(["train", "maps"])
+    expected = history(world)
+    world.results = tmp_path / "shared"
+    shared = made(devices=2)
+    shared.do(["maps"])
+    seen = []
+
+    def report(event):
+        seen.append(event["epoch"])
+        if event["epoch"] == 1:
+            stop.request(130)
+
+    shared.desk.report = report
+    with pytest.raises(Stopped):
+        shared.do(["train"])
+    assert seen[:2] == [0, 1], "the first process reports every epoch"
+    folder = shared.desk.store.run_dir(shared.last_training.key)
+    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert 2 <= len(lines) < 5
+    same(lines, expected[: len(lines)], 1e-6)
+    stop._State.code = 0
+    made().do(["train"])
+    same(history(world)[:4], expected[:4], 1e-6)
+    same(history(world), expected, 1e-4)  # by now a change of 1e-8 in the first weights has grown to 2e-5
+    assert history(world)[1]["losses"].keys() == {"total", "image", "pixel", "negative"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["classifier", "deepmil", "unet", "twostep:cam"])
+def test_two_processes_train_as_one_does_in_single_precision(world, tmp_path, method):
+    train = {"epochs": "2", "batch_size": "16"}
+    Bare(world, method, overrides={"train": dict(train)}).do(["train", "maps"])
+    expected = trained(world)
+    world.results = tmp_path / "shared"
+    Bare(world, method, overrides={"train": dict(train)}, run={"devices": 2}).do(["train", "maps"])
+    found = trained(world)
+    assert found.keys() == expected.keys()
+    for key, run in found.items():
+        same(run["history"], expected[key]["history"], 1e-4)
+        assert run["facts"] == {**expected[key]["facts"], "devices": 2}
+
+
+# -- failures, with programs that only talk --------------------------------------------------------------------------
+TALK = """
+import os, sys, time
+from multiprocessing.connection import Connection
+line = Connection(int(sys.argv[1]))
+job = line.recv_bytes()
+with open({folder!r} + "/" + str(os.getpid()), "x"):
+    pass
+try:
+    os.mkdir({folder!r} + "/first")
+    first = True
+except FileExistsError:
+    first = False
+"""
+FAILED = '{"problem": None, "text": "RuntimeError: x", "trace": "its trace", "rank": 2, "peak": ""}'
+CASES = {
+    "killed": ("if first:\n    os.kill(os.getpid(), 9)\ntime.sleep(60)", BenchError, "was ended by SIGKILL"),
+    "exits": ("if first:\n    sys.exit(7)\ntime.sleep(60)", BenchError, "ended with exit code 7"),
+    "raises": (f"if first:\n    line.send(('failed', {FAILED}))\ntime.sleep(60)", RuntimeError, "its trace"),
+    "memory": (
+        f"if first:\n    line.send(('failed', {{**{FAILED}, 'rank': 0, 'peak': '9 MiB'}}))\ntime.sleep(60)",
+        ranks.RanksMemoryError,
+        "RuntimeError: x",
+    ),
+    "killed, and the other notices first": (
+        f"if first:\n    time.sleep(0.5)\n    os.kill(os.getpid(), 9)\n"
+        f"line.send(('failed', {{**{FAILED}, 'rank': 3, 'text': 'gloo: connection closed'}}))\ntime.sleep(60)",
+        BenchError,
+        "was ended by SIGKILL",
+    ),
+    "stopped": ("line.recv_bytes()\nline.send(('stopped', None))\ntime.sleep(60)", Stopped, None),
+    "interrupted": ("if first:\n    line.send(('event', {'interrupt': 1}))\ntime.sleep(60)", KeyboardInterrupt, None),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_however_it_ends_the_cause_is_told_and_nobody_stays(world, tmp_path, monkeypatch, case):
+    body, error, message = CASES[case]
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    monkeypatch.setattr(ranks, "ENTRY", TALK.format(folder=str(pids)) + body)
+    bare = Bare(world, "classifier", run={"devices": 2})
+
+    def report(event):
+        raise KeyboardInterrupt
+
+    bare.desk.report = report
+    if case == "stopped":
+        stop.request(130)
+        monkeypatch.setattr(stop, "check", lambda: None)  # the request comes while they train
+    with pytest.raises(error, match=message):
+        ranks.train_together(bare.last_training, bare.desk)
+    found = [int(p.name) for p in pids.iterdir() if p.name != "first"]
+    assert found
+    for pid in found:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def listener(parent: int) -> tuple:
+    """A forked process that does nothing but listen, and our end of the line to it."""
+    ours, theirs = Pipe()
+    if not (pid := os.fork()):
+        ours.close()
+        ranks._listen(theirs, parent, None)
+        os._exit(9)
+    theirs.close()
+    return pid, ours
+
+
+def test_a_process_ends_with_its_parent():
+    pid, line = listener(os.getpid())
+    line.close()  # as the end of a process closes it
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+    pid, line = listener(os.getpid() + 1)  # the line is held open by somebody else, but the parent has changed
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+    line.close()
+
+
+def test_what_cannot_be_shared_is_refused_before_anything_starts(world, monkeypatch):
+    def refused(message, **run):
+        bare = Bare(world, "classifier", run={"devices": 2, **run}, overrides={"train": {"batch_size": "16"}})
+        with pytest.raises(BenchError, match=message):
+            bare.do(["train"])
+
+    refused("leave out --devices or run.compile", compile=True)
+    refused("more than the 16 images of a batch", devices=17)
+    honest = ranks.importlib.util.find_spec
+    monkeypatch.setattr(ranks.importlib.util, "find_spec", lambda n: None if n == "lightning_fabric" else honest(n))
+    refused(r"pip install \"wsolbench\[ddp\]\"")
+
+
+# -- validation is cut in parts ---------------------------------------------------------------------------------------
+class Member(Team):
+    """One of several that never meet."""
+
+    def __init__(self, rank, size):
+        self.rank, self.size, self.asked = rank, size, 0
+
+    def requested(self):
+        self.asked += 1
+        return 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_every_image_is_read_once_whatever_the_number_of_processes(world, size):
+    bare = Bare(world, "classifier")
+    cell = bare.last_training.work["cell"]
+    items = bare.desk.manifest(cell).split("val")
+    frames = bare.desk.images(cell).frames(items, bare.last_training.work["config"].image_size)
+    alone = list(batches(frames, 5, torch.device("cpu")))
+    found, asked = [], set()
+    for rank in range(size):
+        member = Member(rank, size)
+        found += batches(frames, 5, torch.device("cpu"), team=member)
+        asked.add(member.asked)
+    assert [s.ids for s in found] == [s.ids for s in alone]
+    assert [name for s in found for name in s.ids] == [i.id for i in items]
+    assert all(torch.equal(a.images, b.images) for a, b in zip(found, alone, strict=True))
+    assert len(asked) == 1, "who has fewer batches asks as often, or the others would wait"
+
+
+def test_parts_are_merged_by_row_and_refused_unless_each_image_is_there_once():
+    def part(*rows):
+        maps = {"cam": {r: torch.full((2, 2), float(r)) for r in rows if r % 2}}
+        return _Part(list(rows), torch.tensor([[float(r)] for r in rows]), maps)
+
+    logits, kept = _merged([part(2, 3), part(0, 1, 4)], 5, torch.device("cpu"))
+    assert logits[:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert {r: float(m[0, 0]) for r, m in kept["cam"].items()} == {1: 1.0, 3: 3.0}
+    for wrong in ([part(0, 1), part(1)], [part(0), part(2)], [part(0, 1), part(2, 2)]):
+        with pytest.raises(RuntimeError, match="once each"):
+            _merged(wrong, 3, torch.device("cpu"))
+
+
+# -- the real thing ---------------------------------------------------------------------------------------------------
+@pytest.mark.slow
+def test_a_killed_process_ends_the_training_and_the_same_command_goes_on(world, tmp_path, monkeypatch):
+    bare = Bare(world, "classifier", overrides={"train": {"epochs": "4"}}, run={"devices": 2})
+    started, honest = [], ranks._Rank.start
+    monkeypatch.setattr(ranks._Rank, "start", lambda number: started.append(honest(number)) or started[-1])
+
+    def report(event):
+        if event.get("epoch") == 2:
+            os.kill(started[1].process.pid, signal.SIGKILL)
+
+    bare.desk.report = report
+    with pytest.raises(BenchError, match=r"process 2 .* was ended by SIGKILL"):
+        bare.do(["train"])
+    assert all(r.process.poll() is not None for r in started)
+    assert (bare.desk.store.run_dir(bare.last_training.key) / "resume" / "state.json").is_file()
+    bare.desk.report = lambda event: None
+    bare.do(["train"])
+    found = history(world)
+    world.results = tmp_path / "alone"
+    Bare(world, "classifier", overrides={"train": {"epochs": "4"}}).do(["train"])
+    same(found, history(world), 1e-3)
+
+
+@pytest.mark.slow
+def test_nothing_stays_behind_a_killed_parent(world, tmp_path):
+    program = f"""
+        from pathlib import Path
+        from tests.benchmark.conftest import World
+        from tests.faults.training import Bare
+        from wsolbench.benchmark import ranks
+        honest = ranks._Rank.start
+        def start(number):
+            rank = honest(number)
+            Path({str(tmp_path)!r}, f"pid{{number}}").write_text(str(rank.process.pid))
+            return rank
+        ranks._Rank.start = start
+        world = World(Path({str(world.csv)!r}), Path({str(world.results)!r}))
+        bare = Bare(world, "classifier", overrides={{"train": {{"epochs": "500"}}}}, run={{"devices": 2}})
+        bare.desk.report = lambda event: Path({str(tmp_path)!r}, "training").touch()
+        bare.do(["train"])
+    """
+    code = textwrap.dedent(program)
+    parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    until = time.monotonic() + 240
+    while not (tmp_path / "training").exists():
+        assert parent.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    parent.kill()
+    parent.wait()
+    for name in ("pid0", "pid1"):
+        pid = int((tmp_path / name).read_text())
+        until = time.monotonic() + 20
+        while alive(pid):
+            assert time.monotonic() < until, "a process outlived its parent"
+            time.sleep(0.1)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that only waits to be asked for its exit code does not."""
+    try:
+        with open(f"/proc/{pid}/stat") as handle:  # noqa: PTH123
+            return handle.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_in_one_process_halves_the_batches_of_all(world, tmp_path):
+    (tmp_path / "greedy.py").write_text(
+        textwrap.dedent('''
+            import torch
+            from wsolbench.methods.base import register
+            from wsolbench.methods.classifier import Classifier
+
+            @register("greedy", family="test", kind="none", supervision="image", backbone=("grid",),
+                      options={"dropout": 0.1})
+            class Greedy(Classifier):
+                """Holds four images a process."""
+
+                def loss(self, batch, context):
+                    if context.share is not None and len(batch.labels) > 4 and context.share.own[0].start:
+                        raise torch.OutOfMemoryError("CUDA out of memory")
+                    return super().loss(batch, context)
+        ''')
+    )
+    bare = Bare(world, str(tmp_path / "greedy.py"), overrides={"train": {"batch_size": "16"}}, run={"devices": 2})
+    bare.do(["train"])
+    facts = bare.desk.store.record(bare.last_training.key)["facts"]
+    assert facts["micro_batch"] == {"asked": 0, "used": 8}
+    assert facts["devices"] == 2
+
+
+def test_what_is_gathered_survives_the_way():
+    from wsolbench.benchmark.fabric import _on_cpu
+
+    part = _Part([0], torch.ones(1, 1), {"a": {3: torch.zeros(2)}})
+    there = _on_cpu(part)
+    assert isinstance(there, _Part)
+    assert there.rows == [0]
+    assert np.array_equal(there.kept["a"][3].numpy(), [0, 0])
