@@ -96,12 +96,17 @@ class FabricTeam(Team):
         self.fabric.backward(loss * self.size)
 
     def requested(self) -> int:
-        """The largest code that any process has heard, so that all stop at the same step. Waits for hosts, not GPUs."""
-        code = torch.tensor([stop.requested()])
-        dist.all_reduce(code, dist.ReduceOp.MAX, group=self._hosts)
-        if code := int(code):
-            stop.request(code)
-        return code
+        """A code that any process has heard, so that all stop at the same step. Waits for hosts, not GPUs.
+
+        That another run has taken over (a code below 0) goes before all else.
+        """
+        code = stop.requested()
+        codes = torch.tensor([max(code, 0), max(-code, 0)])
+        dist.all_reduce(codes, dist.ReduceOp.MAX, group=self._hosts)
+        asked, lost = codes.tolist()
+        if found := -lost or asked:
+            stop.request(found)
+        return found
 
     def add(self, values: Tensor) -> Tensor:
         """The sum over all processes, where the tensor lives."""

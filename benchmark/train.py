@@ -59,7 +59,8 @@ def train(job: Training) -> tuple[Progress, dict[int, str]]:
                 course.snapshots.write_candidates(progress)
             raise
         except Stopped:
-            course.save()
+            if job.team.requested() >= 0:  # else another process has taken over, and the folder is its own
+                course.save()
             raise
     with job.watch.part("write"):
         return progress, course.snapshots.write_candidates(progress)
