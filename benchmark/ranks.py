@@ -7,6 +7,7 @@ children of multiprocessing, because the stage may itself run in a worker that m
 """
 
 import importlib.util
+import logging
 import os
 import queue
 import signal
@@ -254,6 +255,8 @@ def _work(job: dict[str, Any], line: Connection, inbox: "queue.Queue[Any]") -> t
     """Does the job; returns the message that says how it ended."""
     from .stages import know_files
 
+    # warnings are the same in all: one of them is enough
+    logging.basicConfig(level=logging.ERROR if job["rank"] else logging.WARNING, format="%(message)s")
     torch.set_num_threads(job["threads"])
     torch.backends.cudnn.benchmark = job["benchmark"]
     stage, run = job["stage"], job["run"]
