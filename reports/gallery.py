@@ -239,7 +239,7 @@ class _Builder:
 
     def _check(self, row: Row, loaded: "_Loaded") -> tuple[str, _Scene, dict[str, np.ndarray], dict[str, int]]:
         """Everything of one run: the stem of its images, the images, maps by id, predicted classes by id."""
-        stem = self.findings.records[row.stage]["facts"].get("examples", "")
+        stem = str(self.findings.records[row.stage]["facts"].get("examples", ""))
         folder = self.store.run_dir(row.stage)
         if not stem:
             raise _UnusableError("no example images are stored")

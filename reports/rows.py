@@ -12,7 +12,7 @@ from ..benchmark.errors import BenchError
 from ..benchmark.store import Store, jsonable, key_of
 from .measures import UNUSABLE, Asked, EvidenceOf, Measures
 from .quality import NAN, ClassResult, DamageError, Evidence
-from .stored import ignored_words, read_stored
+from .stored import ignored_words, read_stored, typed
 from .unfinished import Unfinished, unfinished_of
 
 log = logging.getLogger(__name__)
@@ -285,12 +285,12 @@ class _Reader:
             **{k: labels[k] for k in _LABELS}, **{k: facts[k] for k in _FACTS},
             **measured.values, **_evaluation(facts, labels),
             options=labels.get("options", ""), fold=_fold(labels["fold"]), tau_val=tau, validation_masks=masks,
-            classes=tuple(facts["classes"]), notes=tuple(facts["notes"]), by_class=measured.by_class,
-            **_effort(self.found.records.get(trained, {})),
+            classes=tuple(map(str, facts["classes"])), notes=tuple(map(str, facts["notes"])),
+            by_class=measured.by_class, **_effort(self.found.records.get(trained, {})),
             seconds_train=seconds, seconds_parents=self._seconds_before(trained), seconds_score=_seconds(record),
             stage=key, stage_train=trained, stage_val=parents["val"], settings=short, versions=record["environment"],
         )  # fmt: skip
-        return row, measured.maps
+        return typed(row), measured.maps
 
     def _parent(self, key: str) -> dict[str, Any]:
         if key not in self.found.records:

@@ -2,14 +2,20 @@
 
 import contextlib
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..benchmark.errors import BenchError
 from ..benchmark.store import FAILURE, RECORD, SCHEMA, Store, read_json
 
 Note = dict[str, Any]
+T = TypeVar("T")
+_PLAIN: dict[Any, tuple[type, ...]] = {str: (str,), int: (int,), bool: (bool,), float: (int, float)}
+_SHAPE = {
+    "kind": str, "labels": dict, "identity": dict, "parents": dict, "environment": dict,
+    "seconds": int | float | None,
+}  # fmt: skip
 
 
 @dataclass
@@ -49,10 +55,31 @@ def _add(found: Stored, notes: dict[str, Note], key: str, path: Path) -> bool:
         elif note.get("schema") != SCHEMA:
             found.ignored[key] = f"old schema ({note.get('schema', 'none')} instead of {SCHEMA}), ignored"
             found.old += 1
+        elif path.name == RECORD and (field := _misshapen(note)):
+            found.ignored[key] = f"{path} is damaged (its '{field}')"
         else:
             notes[key] = note
         return True
     return False
+
+
+def _misshapen(record: Note) -> str:
+    """The first field of a completion record that nothing of ours writes like that; empty for a sound one."""
+    for name, kind in _SHAPE.items():
+        if not isinstance(record.get(name), kind):
+            return name
+    parents = record["parents"]
+    texts = all(isinstance(v, str) for v in parents.values())
+    return "" if texts and isinstance(record.get("facts", {}), dict) else "parents" if not texts else "facts"
+
+
+def typed(row: T) -> T:
+    """A dataclass whose plain fields (text, numbers, flags) hold what they say. Raises TypeError naming one if not."""
+    for one in fields(row):  # pyright: ignore[reportArgumentType]
+        kinds = _PLAIN.get(one.type)
+        if kinds and not isinstance(getattr(row, one.name), kinds):
+            raise TypeError(f"{one.name} is {getattr(row, one.name)!r}")
+    return row
 
 
 def _folders(store: Store) -> list[str]:

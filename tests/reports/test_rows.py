@@ -285,3 +285,28 @@ def test_a_class_without_images(found):
     assert filled.accuracy == pytest.approx(200 / 3)
     assert filled.pxap == pytest.approx(50)
     assert all(math.isnan(v) for v in (empty.accuracy, empty.pxap, empty.chance))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("kind",), None), (("labels",), []), (("labels", "selection"), ["cl"]), (("labels", "train"), 3),
+        (("labels", "seed"), "0"), (("facts",), [1]), (("facts", "synthetic"), "yes"), (("facts", "degenerate"), None),
+        (("facts", "region_classes"), 7), (("parents",), {"val": 3}), (("environment",), "torch"), (("seconds",), "1"),
+        (("identity",), None),
+    ],
+)  # fmt: skip
+def test_a_record_of_the_wrong_types_costs_its_own_row_alone(small, path, value):
+    before = load_rows(small)
+    row = pick(before, method="cam", selection="cl")
+    file = small.run_dir(row.stage) / "record.json"
+    record = json.loads(file.read_text())
+    place = record
+    for name in path[:-1]:
+        place = place[name]
+    place[path[-1]] = value
+    write_json(file, record)
+    found = collect(small)
+    assert {r.stage for r in before} - {r.stage for r in found.rows} == {row.stage}
+    assert len(found.problems) == 1
+    assert row.stage in found.problems[0]
