@@ -4,6 +4,10 @@ The lines of the contract are numbered as in the documentation (docs/methods.md)
 because the method makes no such promise, or says which line broke and how.
 """
 
+import contextlib
+import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,12 +19,21 @@ from torch import Tensor
 
 from ..methods import METHODS
 from ..methods.base import Batch
-from .check_bench import Bench, BrokenError, SkippedError, do, make_planner, own_maps, prepare
+from . import guard
+from .check_bench import Bench, BrokenError, SkippedError, do, exercise, make_planner, own_maps, prepare
+from .conduct import Settings
 from .errors import BenchError
 from .resolve import is_file
 from .stages import load_model
 from .store import Store
 from .train import make_optimizer
+
+LINE_SECONDS = 45.0  # a line takes a few; what takes longer hangs
+PATIENCE = 300.0  # on a machine so busy that a line gets less than half a processor
+
+
+class _HangsError(BaseException):
+    """A line that did not end. No Exception: a method must not swallow it."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +63,50 @@ def _check_one(name: str, folder: Path, backbone: str) -> Iterator[Result]:
         bench = prepare(name, folder, backbone)
     except BrokenError as problem:
         raise BenchError(f"What '{name}' builds on could not be trained on {backbone}: {problem}") from None
+    hangs = False
     for line, (promise, check) in enumerate(CHECKS, start=1):
-        began = time.monotonic()
+        began, before = time.monotonic(), Settings.now()
         state, detail = "ok", ""
         try:
-            with torch.random.fork_rng(devices=[]):
+            if hangs:
+                raise SkippedError("a line before did not end")
+            with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(sys.stderr), _limited():
                 detail = check(bench) or ""
+        except _HangsError:
+            state, detail, hangs = "broken", f"it did not end within {time.monotonic() - began:.0f} s", True
+        except SystemExit as reason:
+            state, detail = "broken", f"it called exit({reason.code!r})"
         except SkippedError as reason:
             state, detail = "skipped", str(reason)
         except (BrokenError, BenchError) as reason:
             state, detail = "broken", str(reason)
         except Exception as problem:  # noqa: BLE001 - a stranger's method may raise anything; that is the finding
             state, detail = "broken", f"it raised {type(problem).__name__}: {problem}"
+        finally:
+            before.restore()
         yield Result(line, promise, state, detail, time.monotonic() - began)
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    """Raises _HangsError in the main thread after LINE_SECONDS, or after PATIENCE where the machine is busy."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+    began, worked = time.monotonic(), time.process_time()
+
+    def ring(number: int, frame: object) -> None:
+        if time.process_time() - worked > LINE_SECONDS / 2 or time.monotonic() - began > PATIENCE:
+            raise _HangsError
+        signal.setitimer(signal.ITIMER_REAL, LINE_SECONDS / 4)
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, LINE_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 # -- the lines of the contract ---------------------------------------------------------------------------------------
@@ -101,7 +145,7 @@ def check_loss(bench: Bench) -> str | None:
     cases = {"a mixed batch": batch}
     for label in range(context.num_classes):
         rows = (batch.labels == label).nonzero()[:, 0]
-        columns = (None if t is None else t[rows] for t in _columns(batch))
+        columns = (t[rows] if isinstance(t, Tensor) else t for t in _columns(batch))  # masks may be withheld
         cases[f"class {label} only"] = Batch(*columns)  # pyright: ignore[reportArgumentType]
     if batch.maps is not None:
         cases["constant teacher maps"] = replace(batch, maps=torch.zeros_like(batch.maps))
@@ -253,6 +297,24 @@ def check_identity(bench: Bench) -> str | None:
     return None
 
 
+def check_masks(bench: Bench) -> str | None:
+    """no mask is asked for, in the batch or on disk, by loss or by making maps."""
+    manifest = bench.desk.manifest(bench.score_stage.work["cell"])
+    results = bench.planner.request.run.results
+    with guard.watching(bench.ref.label, lambda: [i.mask for i in manifest.items if i.mask is not None], results):
+        exercise(bench)
+    return None
+
+
+def check_process(bench: Bench) -> str | None:
+    """gradient mode, default type, threads, working folder and signal handlers stay as they are."""
+    before = Settings.now()
+    exercise(bench)
+    if changed := before.changed():
+        raise BrokenError(f"a setting of the whole process changed: {changed}")
+    return None
+
+
 CHECKS: tuple[tuple[str, Callable[[Bench], str | None]], ...] = (
     ("maps are deterministic and making them changes nothing", check_pure),
     ("the loss is finite on any mix of labels and maps", check_loss),
@@ -263,4 +325,6 @@ CHECKS: tuple[tuple[str, Callable[[Bench], str | None]], ...] = (
     ("a mirrored image gives the mirrored map", check_flip),
     ("training works under bfloat16", check_bf16),
     ("the stage key follows the settings", check_identity),
+    ("no mask is asked for", check_masks),
+    ("the process stays as it was", check_process),
 )

@@ -1,5 +1,6 @@
 """The stage on which `bench check` tests a method: the synthetic task, its parents trained, itself not yet."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -106,6 +107,18 @@ def own_maps(method: Method, images: Tensor, classes: Tensor | None) -> Tensor:
     if found is None:
         raise SkippedError("the method makes no maps")
     return found
+
+
+def exercise(bench: Bench) -> None:
+    """One loss and one map, as training and scoring ask for them."""
+    batch = bench.batch()
+    if bench.ref.spec.trains:
+        method, context = bench.fresh()
+        method.train()
+        method.loss(batch, context)
+    _, read = bench.reading()
+    with contextlib.suppress(SkippedError):  # a classifier makes no maps
+        read(batch.images, None)
 
 
 def prepare(name: str, folder: Path, backbone: str) -> Bench:

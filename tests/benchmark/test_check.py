@@ -1,7 +1,9 @@
 """`bench check`: sound methods pass, and each broken promise is found at its own line."""
 
 import pytest
+import torch
 
+from wsolbench.benchmark import check
 from wsolbench.benchmark.check import CHECKS, run_checks
 from wsolbench.benchmark.cli.new_method import TEMPLATE
 
@@ -27,6 +29,34 @@ FAULTS = {
     "class_agnostic": (5, "return m", ", class_specific=False"),
     "tilted": (7, "return m + 5 * m.std() * torch.arange(m.shape[-1])", ""),
 }
+
+
+def test_masks_settings_and_exits_are_found(tmp_path):
+    body = (
+        'Image.open(next(Path(__file__).parent.glob("check/*/data/test_*_mask.png")))\n'
+        "    torch.set_default_dtype(torch.float64)\n    return m.float()"
+    )
+    text = EXPLAINER.replace("NAME", "nosy").replace("BODY", body).replace("FACTS", "")
+    path = tmp_path / "nosy.py"
+    path.write_text(text.replace("import torch", "from pathlib import Path\nfrom PIL import Image\nimport torch"))
+    found = results(path, tmp_path / "check")
+    assert "asked for the mask file" in found[10].detail
+    assert "default dtype" in found[11].detail
+    assert torch.get_default_dtype() == torch.float32
+    assert "line 10 of the contract" in found[6].detail  # through the whole harness
+    path.write_text(EXPLAINER.replace("NAME", "quitter").replace("BODY", "raise SystemExit(0)").replace("FACTS", ""))
+    assert all("exit(0)" in r.detail for r in results(path, tmp_path / "again").values() if r.line in (1, 3, 10))
+
+
+def test_a_method_that_loops_is_found_in_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "LINE_SECONDS", 1.0)
+    monkeypatch.setattr(check, "PATIENCE", 20.0)
+    path = tmp_path / "looping.py"
+    body = "\n    ".join(("try:", "    while True: pass", "except Exception: pass", "return m"))
+    path.write_text(EXPLAINER.replace("NAME", "looping").replace("BODY", body).replace("FACTS", ""))
+    found = results(path, tmp_path / "check")
+    assert "did not end within" in found[1].detail
+    assert {r.state for k, r in found.items() if k > 1} == {"skipped"}
 
 
 def results(path, folder):
