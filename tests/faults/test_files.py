@@ -152,7 +152,7 @@ def test_scores_of_a_row(matrix, reference, results, damage):
     heals(matrix, reference, results, path)
 
 
-RECORDS = [("score", "layercam", "test"), ("score", "layercam", "val"), ("train", "classifier"), ("maps", "layercam")]
+RECORDS = [("score", "layercam", "test"), ("score", "layercam", "val"), ("train", "classifier"), ("train", "pixelcam")]
 NOTES = [emptied, truncated, old_schema, not_even_text, no_object]
 
 
