@@ -140,13 +140,17 @@ def test_names_do_not_steer_the_terminal(warm_bench, hostile):
         assert not {"\x1b", "\x07"} & set(done.stdout + done.stderr)
 
 
-def test_score_and_data_print_and_draw_names_as_they_are(warm_bench, hostile, tmp_path):
+@pytest.mark.slow
+def test_data_prints_and_draws_names_as_they_are(warm_bench, hostile, tmp_path):
     table = hostile.parent / "data" / "hostile.csv"
     for verb in ("info", "verify"):
         done = warm_bench("data", verb, table, "--results", tmp_path / "r")
         assert done.returncode == 0, done.stderr
         assert NAME in done.stdout
     assert {p.parent for p in (tmp_path / "r").rglob("*.png")} == {tmp_path / "r" / "data"}
+
+
+def test_score_prints_labels_as_they_are(warm_bench, tmp_path):
     for folder in ("maps", "masks"):
         (tmp_path / folder).mkdir()
         for name in ("a", "b"):

@@ -81,7 +81,10 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+QUICK = ("mask deleted", "mask not named", "image to be rotated")  # the others are told by the same lines
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FAULTS])
 def test_no_image_or_mask_is_guessed_or_skipped(on_copy, copy, tmp_path, name):
     file, damage, message = FAULTS[name]
     damage(copy.parent / file)
@@ -101,6 +104,7 @@ def test_verify_names_every_bad_file_at_once(warm_bench, copy, tmp_path):
     assert json.loads(done.stdout)["ok"] is False
 
 
+@pytest.mark.slow
 def test_masks_of_any_numbers_say_the_same(warm_bench, copy, tmp_path):
     """0/255, 0/1 and instance numbers are one mask: nothing is foreground but what is above zero."""
 
@@ -117,7 +121,9 @@ def test_masks_of_any_numbers_say_the_same(warm_bench, copy, tmp_path):
     assert foreground() == before
 
 
-@pytest.mark.parametrize("bare", ["no positive image", "no foreground in any mask"])
+@pytest.mark.parametrize(
+    "bare", ["no positive image", pytest.param("no foreground in any mask", marks=pytest.mark.slow)]
+)
 def test_what_is_undefined_is_not_a_number(on_copy, copy, tmp_path, warm_bench, bare):
     if bare == "no positive image":
         rows = [line for line in copy.read_text().splitlines() if not (",test" in line and ",blob," in line)]
@@ -125,16 +131,15 @@ def test_what_is_undefined_is_not_a_number(on_copy, copy, tmp_path, warm_bench, 
     else:
         for path in copy.parent.glob("test_*_mask.png"):
             Image.new("L", (64, 64)).save(path)
-    done = on_copy.run(tmp_path / "r", "--json", methods="cam,random", inject=STRICT)
+    done = on_copy.run(tmp_path / "r", methods="cam,random", inject=STRICT)
     assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout)
-    assert {r["pxap"] for r in rows} == {r["dice_tau_val"] for r in rows} == {None}
-    assert all(r["accuracy"] is not None for r in rows if r["method"] == "cam")
-    assert on_copy.run(tmp_path / "r", methods="cam,random", inject=STRICT).stdout.count("n/a") >= 2
+    assert done.stdout.count("n/a") >= 2
     made = warm_bench("report", "--results", tmp_path / "r", "--format", "csv,tex", inject=STRICT)
     assert made.returncode == 0, made.stderr
     with (tmp_path / "r" / "report" / "rows.csv").open() as handle:
-        assert {r["pxap"] for r in csv.DictReader(handle)} == {""}
+        rows = list(csv.DictReader(handle))
+    assert {r["pxap"] for r in rows} == {r["dice_tau_val"] for r in rows} == {""}
+    assert all(r["accuracy"] for r in rows if r["method"] == "cam")
     tex = (tmp_path / "r" / "report" / "report.tex").read_text()
     assert "n/a" in tex
     assert " nan" not in tex
@@ -192,7 +197,7 @@ def test_a_typo_ends_with_2_and_writes_nothing(matrix, tmp_path, words, message)
 
 def test_old_schemas_are_told_and_never_mixed_in(matrix, tmp_path):
     results = tmp_path / "r"
-    rows = matrix.rows(results, methods="cam")
+    rows = matrix.rows(results, methods="random,constant")
     victim = rows[0]["stage"]
     path = results / "runs" / victim / "record.json"
     write_json(path, {**json.loads(path.read_text()), "schema": SCHEMA - 1})
@@ -240,7 +245,7 @@ def test_names_of_any_script_and_ids_like_paths(warm_bench, blobs, tmp_path):
     text = "\n".join(lines).replace("blob,", "腫瘍,").replace("plain", "Grün & süß").replace(": blob", ": 腫瘍")
     table.write_text(text.replace(", blob", ", 腫瘍"), encoding="utf-8")
     bench = Matrix(warm_bench, table)
-    rows = bench.rows(tmp_path / "r", methods="cam,random")
+    rows = bench.rows(tmp_path / "r", methods="darkness,random")
     assert {(r["train"], tuple(r["classes"])) for r in rows} == {("組織/α", ("Grün & süß", "腫瘍"))}
     made = warm_bench("report", "--results", tmp_path / "r", "--format", "csv,tex")
     assert made.returncode == 0, made.stderr
