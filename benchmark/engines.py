@@ -15,6 +15,7 @@ from joblib import Parallel, cpu_count, delayed, parallel_config
 from .config import RunConfig
 from .errors import BenchError, did_you_mean
 from .slots import gpus, workers
+from .worker import begin_worker, sheltered
 
 PACKAGES = {"loky": "joblib", "dask": "distributed", "ray": "ray"}  # backend -> package it needs
 CONNECT_SECONDS = 30  # until a cluster that was named must answer
@@ -93,8 +94,12 @@ def engine(run: RunConfig) -> Iterator[Engine]:
     at_once = workers(run)
     if run.backend == "loky":
         alone = at_once == 1
-        found = Engine("loky", at_once, alone, 0 if alone else share_of_cores(at_once), "this machine")
-        with contextlib.closing(found):
+        if alone:
+            yield Engine("loky", 1, True)
+            return
+        begin = {"initializer": begin_worker, "initargs": (os.getpid(),)}
+        found = Engine("loky", at_once, False, share_of_cores(at_once), "this machine", begin)
+        with sheltered(), contextlib.closing(found):
             yield found
     else:
         with {"dask": _dask, "ray": _ray}[run.backend](run, at_once) as found, contextlib.closing(found):
@@ -147,6 +152,8 @@ def _ray(run: RunConfig, at_once: int) -> Iterator[Engine]:
     from ray.util.joblib import register_ray
 
     register_ray()
+    for name in ("ray", "ray.util.joblib.ray_backend", "ray.util.multiprocessing.pool"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # advice for other uses
     each = {"num_cpus": 1, **_ray_gpus(run)}
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
     if run.scheduler:

@@ -115,8 +115,8 @@ def _crew(plan: Plan, run: RunConfig, sources: dict[str, Source], report: Report
                 with contextlib.suppress(OSError):  # the folder of a run that has just ended
                     (folder / STOP_FILE).write_text(str(code), encoding="ascii")
 
-        opened.enter_context(stop.listening(tell))
         kind = opened.enter_context(engine(run))
+        opened.enter_context(stop.listening(tell))  # after the engine: Ray sets handlers of its own
         job = Job(run, sources, max(1, kind.at_once), kind.threads, None, (platform.node(), os.getpid()))
         if not kind.alone:
             folder = new_folder(run.results)

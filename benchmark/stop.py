@@ -5,7 +5,6 @@ nothing is lost when a cluster ends a job, and a file is never half written beca
 """
 
 import contextlib
-import os
 import signal
 import threading
 import time
@@ -31,7 +30,6 @@ class Stopped(BaseException):
 class _State:
     code = 0
     file: Path | None = None
-    parent = 0
     looked = 0.0
 
 
@@ -47,8 +45,6 @@ def requested() -> int:
         state.looked = time.monotonic()
         with contextlib.suppress(OSError, ValueError):
             state.code = int(state.file.read_text(encoding="ascii"))
-        if state.parent and os.getppid() != state.parent:
-            state.code = state.code or TERMINATED  # the command has gone: nobody waits for what follows
     return state.code
 
 
@@ -58,13 +54,10 @@ def check() -> None:
         raise Stopped
 
 
-def follow(file: Path | None, parent: int = 0) -> None:
-    """Forgets earlier requests and looks at a file from now on: workers of one run share it through its folder.
-
-    parent: the process that must stay this one's parent; its end is a request to stop.
-    """
+def follow(file: Path | None) -> None:
+    """Forgets earlier requests and looks at a file from now on: workers of one run share it through its folder."""
     if file != _State.file:
-        _State.code, _State.file, _State.parent, _State.looked = 0, file, parent, 0.0
+        _State.code, _State.file, _State.looked = 0, file, 0.0
 
 
 def forget() -> None:

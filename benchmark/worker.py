@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import platform
@@ -28,6 +29,7 @@ from .store import Store
 
 log = logging.getLogger(__name__)
 FULL = (errno.ENOSPC, errno.EDQUOT)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ONE_AT_A_TIME = threading.Lock()  # threads of one worker share torch's global generator
 Report = Callable[[dict[str, Any]], None]
 
@@ -201,6 +203,55 @@ def record_failure(stages: Sequence[Stage], store: Store, problem: BaseException
     return {s.key: error for s in stages}
 
 
+def begin_worker(parent: int) -> None:
+    """The first call in a process that the command starts: what signals mean there, and that it ends with its parent.
+
+    Ctrl-C and a cluster's SIGTERM reach all processes at once, idle ones too; a worker that died of them would take the
+    others along in the middle of a write. So they are born with both held back (`sheltered`), ignore Ctrl-C, which the
+    command passes on, and take SIGTERM for a request to stop.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.request(stop.TERMINATED))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    _watch(parent)
+
+
+@contextlib.contextmanager
+def sheltered() -> Iterator[None]:
+    """Processes that are started meanwhile are born with Ctrl-C and SIGTERM held back; this one hears them as ever."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, ended = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS), threading.Event()
+
+    def hear() -> None:  # the one thread that the system may give them to; Python runs their handlers in the main one
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        ended.wait()
+
+    thread = threading.Thread(target=hear, name="signals", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@functools.cache
+def _watch(parent: int) -> None:
+    """Ends this worker when its command has gone, killed perhaps: nobody waits for what follows. Stages stop first."""
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        stop.request(stop.TERMINATED)
+        with _ONE_AT_A_TIME:
+            os._exit(1)
+
+    threading.Thread(target=look, name="parent", daemon=True).start()
+
+
 @contextlib.contextmanager
 def _settled(job: Job, report: Report | None) -> Iterator[Report]:
     """The process as stages need it: threads, signals, where progress goes. Yields what to report to."""
@@ -214,12 +265,9 @@ def _settled(job: Job, report: Report | None) -> Iterator[Report]:
         return
     if job.threads:
         torch.set_num_threads(job.threads)
-    mine = (platform.node(), os.getppid()) == job.driver
-    stop.follow(job.relay / STOP_FILE, parent=job.driver[1] if mine else 0)
-    if mine and threading.current_thread() is threading.main_thread():
-        # Ctrl-C reaches all processes of a terminal: the command passes it on through the file, at the right moment.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, lambda number, frame: stop.request(stop.TERMINATED))
+    stop.follow(job.relay / STOP_FILE)
+    if (platform.node(), os.getppid()) == job.driver:
+        _watch(job.driver[1])
     tell = Teller(job.relay)
     logger, handler = logging.getLogger(__name__.partition(".")[0]), WarningsTo(tell)
     logger.addHandler(handler)
