@@ -31,6 +31,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 def test_masks_settings_and_exits_are_found(tmp_path):
     body = (
         'Image.open(next(Path(__file__).parent.glob("check/*/data/test_*_mask.png")))\n'

@@ -187,6 +187,24 @@ def test_the_command_shows_and_asks(folder, monkeypatch):
     assert "Nothing to remove." in CliRunner().invoke(clean, ["--results", str(folder), "--yes"]).output
 
 
+def test_a_configuration_says_what_stays(world, tmp_path):
+    """`--plan`: the stages of another seed go, those of the configuration stay."""
+    kept, other = (world.plan("darkness,random", seeds=(seed,))[1] for seed in (0, 1))
+    labels = {"method": "random", "train": "blobs", "fold": "0", "seed": 0, "split": "test"}
+    for name in {*kept.stages, *other.stages}:
+        world.store.finish(name, {"kind": "score", "labels": labels, "parents": {}, "facts": {}})
+    age(world.results)
+    settings = "\n".join(f"{k} = {v!r}" for k, v in world.settings.items())
+    head = f'methods = "darkness,random"\ndatasets = "{world.csv}"\nbackbones = "test_resnet"\nweights = "none"\n'
+    config = tmp_path / "run.toml"
+    config.write_text(f'{head}preset = "smoke"\n[train]\n{settings}\n')
+    done = CliRunner().invoke(clean, ["--results", str(world.results), "--plan", str(config), "--yes"])
+    assert done.exit_code == 0, done.output
+    left = {p.name for p in (world.results / "runs").iterdir()}
+    assert left == set(kept.stages)
+    assert set(other.stages) - left
+
+
 def test_a_real_run_leaves_nothing_to_clean_and_is_whole_afterwards(world):
     plan, _ = world.run("cam")
     age(world.results)

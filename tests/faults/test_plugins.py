@@ -1,5 +1,6 @@
 """Fault 20: whatever a plug-in does, only its runs fail, by name; the others have the numbers of a run without it."""
 
+import json
 import os
 import re
 import signal
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.faults.matrix import METHODS as METHODS_OF_THE_MATRIX
+from tests.faults.matrix import contents, steady
 from tests.faults.plugins import explainer, trained
 from wsolbench.benchmark.build import build_method
 from wsolbench.benchmark.conduct import model_unchanged
@@ -95,6 +98,7 @@ def test_misbehaviour_is_seen_at_the_first_batch_and_undone(name, tmp_path):
     assert process() == before
 
 
+@pytest.mark.slow
 def test_explainers_that_misbehave_fail_alone(world, tmp_path, capsys):
     before = process()
     plan, outcome = world.run("cam", overrides=short())
@@ -120,6 +124,40 @@ def test_explainers_that_misbehave_fail_alone(world, tmp_path, capsys):
     assert all(f["degenerate"] == f["images"] for f in facts)  # counted, and no failure
 
 
+TOGETHER = (*IN_A_RUN, *HARMLESS, "asks", "in_thread", "in_init", "in_loss", "trains_on", "batch_masks")
+
+
+def test_the_command_goes_on_without_those_that_misbehave(matrix, reference, blobs, tmp_path):
+    """One command: its own rows are, bit for bit, those of a command without any plug-in."""
+    mask = blobs.parent / "test_01_mask.png"
+    swallows = "\n    ".join(("def ask():", "    try: Image.open(MASK).load()", "    except Exception: pass"))
+    thread = swallows + "\n    t = threading.Thread(target=ask); t.start(); t.join(); return m"
+    files = [explainer(tmp_path, name, body) for name, (body, _) in IN_A_RUN.items()]
+    files += [explainer(tmp_path, name, body) for name, body in HARMLESS.items()]
+    files += [explainer(tmp_path, "asks", "return m * 0 + float(np.asarray(Image.open(MASK)).mean())", mask=mask)]
+    files += [explainer(tmp_path, "in_thread", thread, mask=mask)]
+    files += [trained(tmp_path, name, **TRAINING[name][0]) for name in ("in_init", "in_loss", "trains_on")]
+    files += [trained(tmp_path, "batch_masks", loss="total = total + batch.masks.float().mean()")]
+    done = matrix.run(tmp_path / "r", "--json", methods=",".join([*files[:9], METHODS_OF_THE_MATRIX, *files[9:]]))
+    assert done.returncode == 1, done.stderr
+    rows = json.loads(done.stdout)  # nothing that was printed is in it
+    assert "HELLO" in done.stderr
+    plain = METHODS_OF_THE_MATRIX.split(",")
+    assert steady([r for r in rows if r["method"] in plain]) == reference.rows
+    assert {r["method"] for r in rows} == {*plain, *HARMLESS}
+    found = contents(tmp_path / "r")
+    assert {key: found[key] for key in reference.contents} == reference.contents
+    failures = [json.loads(p.read_text()) for p in (tmp_path / "r" / "runs").glob("*/failure.json")]
+    said = {f["labels"]["method"]: f["error"] for f in failures}
+    assert set(said) == set(TOGETHER) - set(HARMLESS)
+    for name in ("asks", "in_thread", "batch_masks"):
+        assert f"Method '{name}' asked for " in said[name]
+        assert "line 10 of the contract" in said[name]
+    for name, (_, expected) in {**IN_A_RUN, **{n: TRAINING[n] for n in ("in_init", "in_loss", "trains_on")}}.items():
+        assert expected in said[name]
+
+
+@pytest.mark.slow
 def test_trained_methods_that_misbehave_fail_alone(world, tmp_path):
     before = process()
     plan, outcome = world.run("cam", overrides=short())
