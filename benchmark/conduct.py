@@ -3,6 +3,7 @@
 Everything here is cheap enough for every stage. `bench check` looks closer, at one method, before anything trains.
 """
 
+import _signal  # pyright: ignore[reportMissingImports] - signal.getsignal is slower, and this is asked for every map
 import contextlib
 import functools
 import os
@@ -41,14 +42,14 @@ class Settings(NamedTuple):
     default_dtype: torch.dtype
     deterministic_algorithms: bool
     threads: int
-    working_folder: Path
+    working_folder: str
     signal_handlers: tuple[Any, ...]
 
     @classmethod
     def now(cls) -> "Settings":
         """Those of this moment."""
         torch_says = torch.is_grad_enabled(), torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
-        return cls(*torch_says, torch.get_num_threads(), Path.cwd(), _handlers())
+        return cls(*torch_says, torch.get_num_threads(), os.getcwd(), _handlers())  # noqa: PTH109 - a Path costs more
 
     def restore(self) -> None:
         """Sets the process back to them."""
@@ -57,7 +58,7 @@ class Settings(NamedTuple):
         torch.use_deterministic_algorithms(self.deterministic_algorithms)
         if torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
-        if Path.cwd() != self.working_folder:
+        if os.getcwd() != self.working_folder:  # noqa: PTH109
             os.chdir(self.working_folder)
         if _handlers() != self.signal_handlers:
             for number, handler in zip(SIGNALS, self.signal_handlers, strict=True):
@@ -215,7 +216,7 @@ def _handlers() -> tuple[Any, ...]:
     """Handlers of the signals a run depends on; only the main thread can set them."""
     if threading.current_thread() is not threading.main_thread():
         return ()
-    return tuple(signal.getsignal(number) for number in SIGNALS)
+    return tuple(map(_signal.getsignal, SIGNALS))
 
 
 def _named(problem: Exception, label: str, methods: Sequence["MethodRef"], before: Settings) -> Exception:
