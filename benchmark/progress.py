@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 from .costs import shares
+from .errors import plain
 from .plan import Stage
 
 
@@ -69,7 +70,7 @@ class Terminal:
             return
         if not self.live or self.quiet:
             if line := describe(event):
-                print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is the terminal
+                print(plain(line), file=sys.stderr, flush=True)  # noqa: T201 - this is the terminal
             return
         self._draw(event)
 
@@ -79,12 +80,12 @@ class Terminal:
         if event["kind"] != "train":
             if event["kind"] == "done":
                 self._end(event["stage"].key)
-            tqdm.write(describe(event), file=sys.stderr)
+            tqdm.write(plain(describe(event)), file=sys.stderr)
             return
         key = event["stage"].key
         if key not in self._bars:
             bar = tqdm(total=event["epochs"], unit="epoch", initial=event["epoch"], file=sys.stderr, leave=False)
-            bar.set_description_str(title(event["stage"]))
+            bar.set_description_str(plain(title(event["stage"])))
             self._bars[key] = bar
         bar = self._bars[key]
         bar.update(event["epoch"] - bar.n)

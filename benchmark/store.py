@@ -14,7 +14,6 @@ import platform
 import shutil
 import tempfile
 import time
-import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from filelock import FileLock
 from .errors import BenchError, DamagedError
 
 SCHEMA = 1
+MAX_BYTES = 32 << 30  # of an npz unpacked; the maps of 100,000 training images take less than 1 GiB
 RECORD, FAILURE = "record.json", "failure.json"
 
 
@@ -130,7 +130,7 @@ def read_json(path: Path) -> Any:
     try:
         with open(path, "rb", buffering=0) as handle:  # noqa: PTH123 - half the time, and a matrix has thousands
             return json.loads(handle.read().decode("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as problem:
         raise DamagedError(path, f"is damaged ({problem})") from None
 
 
@@ -159,12 +159,19 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def read_npz(path: Path, names: Iterable[str] = ()) -> dict[str, np.ndarray]:
     """Reads some arrays of an npz file, without `names` all of them.
 
-    Raises DamagedError naming the file if it is damaged or holds pickles, and KeyError for an array it does not hold.
+    Raises DamagedError naming the file if it is missing, damaged or holds pickles, and KeyError for an array that it
+    does not hold.
     """
     try:
         with np.load(path, allow_pickle=False) as data:
+            if (size := sum(member.file_size for member in data.zip.infolist())) > MAX_BYTES:
+                raise DamagedError(path, f"unpacks to {size / 1e9:.1f} GB, more than anything that is stored here")
             return {name: data[name] for name in names or data.files}
-    except (ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as problem:
+    except FileNotFoundError:
+        raise DamagedError(path, "is missing") from None
+    except (KeyError, OSError, DamagedError):
+        raise
+    except Exception as problem:  # damage may surface as anything: zip, zlib, struct, memory, header
         raise DamagedError(path, f"is damaged ({problem})") from problem
 
 
@@ -217,13 +224,11 @@ class Store:
         return record
 
     def records(self) -> dict[str, dict[str, Any]]:
-        """All completion records of this schema by stage key; others are left alone and not mixed in."""
+        """All completion records of this schema by stage key; others, and damaged ones, are left out."""
         found = {}
         for key in self._folders():
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                record = read_json(self.run_dir(key) / RECORD)
-                if record.get("schema") == SCHEMA:
-                    found[key] = record
+            with contextlib.suppress(DamagedError):  # told of where it matters: `unreadable`, and the reports
+                found[key] = self.record(key)
         return found
 
     def failures(self) -> dict[str, dict[str, Any]]:

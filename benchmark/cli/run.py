@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..config import PRESETS, REQUEST_LISTS, Request, RunConfig, flatten, parse_set, read_toml, update
-from ..errors import BenchError, did_you_mean
+from ..errors import BenchError, did_you_mean, plain
 from ..protocols import PROTOCOLS
 
 if TYPE_CHECKING:
@@ -238,13 +238,14 @@ def show_rows(plan: "Plan", store: "Store", as_json: bool) -> None:
     """The table of the rows that are there, or their JSON."""
     from ...reports.rows import load_rows
     from ...reports.tables import terminal_table
+    from ...reports.unfinished import load_unfinished
 
     wanted = set(plan.rows)
     rows = [r for r in load_rows(store, wanted) if r.stage in wanted]
     if as_json:
         click.echo(json.dumps([r.to_json() for r in rows], indent=1))
-    elif rows:
-        click.echo(terminal_table(rows))
+    elif (unfinished := load_unfinished(store, plan.stages)) or rows:
+        click.echo(terminal_table(rows, unfinished=unfinished))
 
 
 def _say_outcome(plan: "Plan", outcome: "Outcome", results: Path) -> None:
@@ -261,7 +262,7 @@ def say_problems(plan: "Plan", outcome: "Outcome", results: Path) -> None:
     if outcome.full:
         click.echo(f"STOPPED: {outcome.full}", err=True)
     for key, error in outcome.failed.items():
-        click.echo(f"FAILED {key} {title(plan.stages[key])}: {error}", err=True)
+        click.echo(plain(f"FAILED {key} {title(plan.stages[key])}: {error}"), err=True)
     if outcome.failed:
         click.echo(f"Tracebacks: {results}/runs/<stage>/failure.json; the same command tries these again.", err=True)
     if outcome.blocked:

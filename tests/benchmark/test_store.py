@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from filelock import Timeout
 
-from wsolbench.benchmark.errors import BenchError
+from wsolbench.benchmark.errors import BenchError, DamagedError
 from wsolbench.benchmark.store import (
     Store,
     atomic_path,
@@ -249,3 +249,16 @@ def test_some_arrays_are_read_alone(tmp_path):
     assert list(read_npz(tmp_path / "a.npz", ["y"])) == ["y"]
     with pytest.raises(KeyError):
         read_npz(tmp_path / "a.npz", ["z"])
+
+
+def test_what_unpacks_to_too_much_is_not_unpacked(tmp_path, monkeypatch):
+    write_npz(tmp_path / "a.npz", {"zeros": np.zeros(100_000)})
+    monkeypatch.setattr("wsolbench.benchmark.store.MAX_BYTES", 700_000)
+    with pytest.raises(DamagedError, match=r"a\.npz unpacks to 0\.0 GB"):
+        read_npz(tmp_path / "a.npz")
+
+
+def test_json_that_nests_beyond_reason_is_damaged(tmp_path):
+    (tmp_path / "a.json").write_text("[" * 200_000)
+    with pytest.raises(DamagedError, match="damaged"):
+        read_json(tmp_path / "a.json")
