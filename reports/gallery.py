@@ -318,10 +318,10 @@ def _files(store: Store, row: Row) -> tuple[Path, Path]:
 
 
 def _arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise _UnusableError("no example maps are stored")
     try:
         return read_npz(path, names)
-    except FileNotFoundError:
-        raise _UnusableError("no example maps are stored") from None
     except Exception as problem:  # noqa: BLE001 - on damaged files zipfile and numpy raise whatever comes to pass
         raise _UnusableError(f"{path} cannot be read ({problem})") from None
 

@@ -103,7 +103,8 @@ def test_a_full_disk_while_scoring(matrix, small, small_disk):
     full(matrix, small, results, fill(small_disk, leave=8192))
 
 
-@pytest.mark.parametrize("leave", [300_000, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("leave", [300_000, 20_000])
 def test_a_full_disk_while_images_are_decoded(matrix, small, small_disk, leave):
     results = small_disk / "results"
     waste = fill(small_disk, leave)
