@@ -95,7 +95,7 @@ def _check_options(stages: Sequence[Stage]) -> None:
         known.append(ref.options)
         check = getattr(METHODS.load(ref.spec.name), "check_options", None)
         if check is not None:
-            check(options(ref))
+            _spared(ref, lambda check=check, ref=ref: check(options(ref)))
 
 
 def _check_training_masks(stages: Sequence[Stage], planner: "Planner") -> None:
@@ -139,10 +139,19 @@ def _check_backbones(stages: Sequence[Stage], planner: "Planner") -> None:
 def _check_construction(ref: MethodRef, backbone: Backbone, stage: Stage, planner: "Planner") -> None:
     """Builds a method without memory, so that options it refuses are known before anything trains."""
     classes = len(planner.sources[stage.work["cell"].dataset].dataset.card.classes)
-    try:
+
+    def build() -> None:
         with torch.device("meta"):
             METHODS.load(ref.spec.name)(backbone, classes, options(ref))
+
+    _spared(ref, build)
+
+
+def _spared(ref: MethodRef, act: Callable[[], object]) -> None:
+    """Calls code of a method. Options it refuses (BenchError) end the command; what else goes wrong its own run tells."""
+    try:
+        act()
     except BenchError:
         raise
-    except Exception as problem:  # noqa: BLE001 - faulty code of one method is recorded by its own run, not here
-        log.debug("method %s cannot be built: %s", ref.label, problem)
+    except (Exception, SystemExit) as problem:  # noqa: BLE001 - faulty code of one method must not stop the others
+        log.debug("method %s: %s", ref.label, problem)
