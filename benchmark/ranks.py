@@ -6,6 +6,7 @@ its socket closes or its parent changes, so that nothing stays behind a parent t
 children of multiprocessing, because the stage may itself run in a worker that may have none of those.
 """
 
+import errno
 import importlib.util
 import logging
 import os
@@ -268,7 +269,8 @@ def _work(job: dict[str, Any], line: Connection, inbox: "queue.Queue[Any]") -> t
     except (KeyboardInterrupt, SystemExit):
         raise
     except Exception as problem:  # noqa: BLE001 - the border of a process: told to the parent, who raises it
-        ours = problem if isinstance(problem, BenchError | DivergedError) else None
+        full = isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT)
+        ours = problem if full or isinstance(problem, BenchError | DivergedError) else None
         memory = is_out_of_memory(problem)
         device = torch.device(run.device)
         return "failed", {

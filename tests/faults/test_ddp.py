@@ -9,7 +9,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from multiprocessing import Pipe
 
 import numpy as np
 import pytest
@@ -146,98 +145,6 @@ def test_two_processes_train_as_one_does(world, tmp_path, base):
     own = shared.last_training.key
     same(found[own]["history"], expected[own]["history"], 1e-6)
     assert found[own]["facts"] == {**expected[own]["facts"], "devices": 2}
-
-
-# -- failures, with programs that only talk --------------------------------------------------------------------------
-TALK = """
-import os, sys, time
-from multiprocessing.connection import Connection
-line = Connection(int(sys.argv[1]))
-job = line.recv_bytes()
-with open({folder!r} + "/" + str(os.getpid()), "x"):
-    pass
-try:
-    os.mkdir({folder!r} + "/first")
-    first = True
-except FileExistsError:
-    first = False
-"""
-FAILED = '{"problem": None, "text": "RuntimeError: x", "trace": "its trace", "rank": 2, "peak": ""}'
-CASES = {
-    "killed": ("if first:\n    os.kill(os.getpid(), 9)\ntime.sleep(60)", BenchError, "was ended by SIGKILL"),
-    "exits": ("if first:\n    sys.exit(7)\ntime.sleep(60)", BenchError, "ended with exit code 7"),
-    "raises": (f"if first:\n    line.send(('failed', {FAILED}))\ntime.sleep(60)", RuntimeError, "its trace"),
-    "memory": (
-        f"if first:\n    line.send(('failed', {{**{FAILED}, 'rank': 0, 'peak': '9 MiB'}}))\ntime.sleep(60)",
-        ranks.RanksMemoryError,
-        "RuntimeError: x",
-    ),
-    "killed, and the other notices first": (
-        f"if first:\n    time.sleep(0.5)\n    os.kill(os.getpid(), 9)\n"
-        f"line.send(('failed', {{**{FAILED}, 'rank': 3, 'text': 'gloo: connection closed'}}))\ntime.sleep(60)",
-        BenchError,
-        "was ended by SIGKILL",
-    ),
-    "stopped": ("line.recv_bytes()\nline.send(('stopped', None))\ntime.sleep(60)", Stopped, None),
-    "interrupted": ("if first:\n    line.send(('event', {'interrupt': 1}))\ntime.sleep(60)", KeyboardInterrupt, None),
-}
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_however_it_ends_the_cause_is_told_and_nobody_stays(world, tmp_path, monkeypatch, case):
-    body, error, message = CASES[case]
-    pids = tmp_path / "pids"
-    pids.mkdir()
-    monkeypatch.setattr(ranks, "ENTRY", TALK.format(folder=str(pids)) + body)
-    bare = Bare(world, "classifier", run={"devices": 2})
-
-    def report(event):
-        raise KeyboardInterrupt
-
-    bare.desk.report = report
-    if case == "stopped":
-        stop.request(130)
-        monkeypatch.setattr(stop, "check", lambda: None)  # the request comes while they train
-    with pytest.raises(error, match=message):
-        ranks.train_together(bare.last_training, bare.desk)
-    found = [int(p.name) for p in pids.iterdir() if p.name != "first"]
-    assert found
-    for pid in found:
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
-
-
-def listener(parent: int) -> tuple:
-    """A forked process that does nothing but listen, and our end of the line to it."""
-    ours, theirs = Pipe()
-    if not (pid := os.fork()):
-        ours.close()
-        ranks._listen(theirs, parent, None)
-        os._exit(9)
-    theirs.close()
-    return pid, ours
-
-
-def test_a_process_ends_with_its_parent():
-    pid, line = listener(os.getpid())
-    line.close()  # as the end of a process closes it
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
-    pid, line = listener(os.getpid() + 1)  # the line is held open by somebody else, but the parent has changed
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
-    line.close()
-
-
-def test_what_cannot_be_shared_is_refused_before_anything_starts(world, monkeypatch):
-    def refused(message, **run):
-        bare = Bare(world, "classifier", run={"devices": 2, **run}, overrides={"train": {"batch_size": "16"}})
-        with pytest.raises(BenchError, match=message):
-            bare.do(["train"])
-
-    refused("leave out --devices or run.compile", compile=True)
-    refused("more than the 16 images of a batch", devices=17)
-    honest = ranks.importlib.util.find_spec
-    monkeypatch.setattr(ranks.importlib.util, "find_spec", lambda n: None if n == "lightning_fabric" else honest(n))
-    refused(r"pip install \"wsolbench\[ddp\]\"")
 
 
 # -- validation is cut in parts ---------------------------------------------------------------------------------------
