@@ -4,18 +4,19 @@ import contextlib
 import logging
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import stop
 from .config import RunConfig
 from .engines import Engine, engine
+from .errors import DamagedError
 from .plan import Plan, Stage
 from .relay import STOP_FILE, Follower, new_folder
 from .slots import known_needs
 from .sources import Source
-from .store import Store
+from .store import Store, read_npz
 from .worker import Done, Job, do_group, record_failure
 
 log = logging.getLogger(__name__)
@@ -45,10 +46,11 @@ class Outcome:
 def open_stages(plan: Plan, store: Store) -> list[Stage]:
     """The stages to do: unfinished ones that a row needs, directly or through unfinished stages; parents first.
 
-    A finished score needs no training behind it, so checkpoints may be deleted once the scores are there.
+    A finished score needs no weights behind it, so checkpoints may be deleted once the scores are there; but a row is
+    shown with what the records of its parents say, so that a parent without its record is done again.
     """
     done, wanted = store.done(plan.stages), set[str]()
-    waiting = [k for k in plan.rows if k not in done]
+    waiting = [k for row in plan.rows for k in (row, *plan.stages[row].parents.values()) if k not in done]
     while waiting:
         key = waiting.pop()
         if key not in wanted:
@@ -63,6 +65,21 @@ def heal(plan: Plan, store: Store) -> list[str]:
     for key in found:
         store.set_aside(key)
     return [f"{why} {title_of(plan, key)} is done again." for key, why in found.items()]
+
+
+def heal_scores(plan: Plan, store: Store, shown: Collection[str]) -> list[str]:
+    """Sets aside scores whose arrays cannot be read, where a finished row is not among those shown; one line each."""
+    said = []
+    for row in (r for r in plan.rows if r not in shown):
+        for key in (row, plan.stages[row].parents.get("val", "")):
+            if not key or not store.is_done(key):
+                continue
+            try:
+                read_npz(store.run_dir(key) / "scores.npz")
+            except DamagedError as problem:
+                store.set_aside(key)
+                said.append(f"{problem} {title_of(plan, key)} is done again.")
+    return said
 
 
 def title_of(plan: Plan, key: str) -> str:

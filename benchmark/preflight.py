@@ -148,7 +148,7 @@ def _check_construction(ref: MethodRef, backbone: Backbone, stage: Stage, planne
 
 
 def _spared(ref: MethodRef, act: Callable[[], object]) -> None:
-    """Calls code of a method. Options it refuses (BenchError) end the command; what else goes wrong its own run tells."""
+    """Calls code of a method. Options it refuses (BenchError) end the command; its own run tells of other faults."""
     try:
         act()
     except BenchError:

@@ -23,6 +23,7 @@ def demo(data_root: Path, results: Path, jobs: int) -> None:
     """
     from ...datasets.synthetic import WRITERS, refuse_real_data
     from ...reports.build import build_report
+    from ...reports.rows import collect
     from ..execute import open_stages
     from ..plan import Planner
     from ..store import Store
@@ -52,7 +53,7 @@ def demo(data_root: Path, results: Path, jobs: int) -> None:
     plan = planner.build()
     fresh = bool(open_stages(plan, store))
     outcome = do_plan(plan, planner, store, quiet=False)
-    show_rows(plan, store, as_json=False)
+    show_rows(plan, store, collect(store, plan.rows), as_json=False)
     say_problems(plan, outcome, results)
     page = results / "report" / "index.html"
     if fresh or not page.is_file():

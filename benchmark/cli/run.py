@@ -15,6 +15,7 @@ from ..errors import BenchError, did_you_mean, plain
 from ..protocols import PROTOCOLS
 
 if TYPE_CHECKING:
+    from ...reports.rows import Findings
     from ..execute import Outcome
     from ..plan import Plan, Planner
     from ..store import Store
@@ -75,9 +76,19 @@ def run(settings: tuple[str, ...], config: Path | None, dry_run: bool, as_json: 
     if dry_run:
         _show_plan(plan, store, as_json)
         return
+    from ...reports.rows import collect
+    from ..execute import heal_scores
+
     outcome = do_plan(plan, planner, store, quiet=as_json)
-    show_rows(plan, store, as_json)
-    if not as_json:
+    found = collect(store, plan.rows)
+    if lines := heal_scores(plan, store, {r.stage for r in found.rows}):
+        for line in lines:
+            click.echo(f"WARNING: {line}", err=True)
+        outcome, found = do_plan(plan, planner, store, quiet=as_json), collect(store, plan.rows)
+    show_rows(plan, store, found, as_json)
+    if as_json:
+        say_problems(plan, outcome, request.run.results)  # to stderr, the rows alone are on stdout
+    else:
         _say_outcome(plan, outcome, request.run.results)
     sys.exit(outcome.exit_code)
 
@@ -154,6 +165,7 @@ def do_plan(plan: "Plan", planner: "Planner", store: "Store", quiet: bool) -> "O
     from ..execute import Outcome, execute, heal, open_stages
     from ..progress import Terminal
     from ..stop import INTERRUPTED, TERMINATED, Stopped
+    from ..worker import FULL, disk_full
 
     terminal = Terminal(quiet)
     for line in heal(plan, store):
@@ -168,8 +180,13 @@ def do_plan(plan: "Plan", planner: "Planner", store: "Store", quiet: bool) -> "O
         click.echo(
             f"{len(todo)} stages to do ({trainings} trainings), {len(plan.stages) - len(todo)} stored.", err=True
         )
-    preflight(todo, planner)
-    store.note_plan(command_line(), plan.rows, plan.stages)
+    try:
+        preflight(todo, planner)
+        store.note_plan(command_line(), plan.rows, plan.stages)
+    except OSError as problem:
+        if problem.errno not in FULL:
+            raise
+        return Outcome(blocked=[s.key for s in todo], full=disk_full(problem, store.root))
     try:
         return execute(plan, planner.request.run, planner.sources, terminal)
     except (KeyboardInterrupt, Stopped) as how:
@@ -234,14 +251,15 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def show_rows(plan: "Plan", store: "Store", as_json: bool) -> None:
+def show_rows(plan: "Plan", store: "Store", found: "Findings", as_json: bool) -> None:
     """The table of the rows that are there, or their JSON."""
-    from ...reports.rows import load_rows
     from ...reports.tables import terminal_table
     from ...reports.unfinished import load_unfinished
 
     wanted = set(plan.rows)
-    rows = [r for r in load_rows(store, wanted) if r.stage in wanted]
+    rows = [r for r in found.rows if r.stage in wanted]
+    for problem in found.problems:
+        click.echo(f"WARNING: {problem}", err=True)
     if as_json:
         click.echo(json.dumps([r.to_json() for r in rows], indent=1))
     elif (unfinished := load_unfinished(store, plan.stages)) or rows:
