@@ -60,26 +60,32 @@ def test_a_method_that_loops_is_found_in_time(tmp_path, monkeypatch):
     assert {r.state for k, r in found.items() if k > 1} == {"skipped"}
 
 
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    """One folder for all checks: what they build on is trained once, for stages are found by what they are."""
+    return tmp_path_factory.mktemp("check")
+
+
 def results(path, folder):
     return {r.line: r for r in run_checks(str(path), folder, "test_resnet")}
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_found_at_its_line(name, tmp_path):
+def test_a_fault_is_found_at_its_line(name, tmp_path, task):
     line, body, facts = FAULTS[name]
     path = tmp_path / f"{name}.py"
     path.write_text(EXPLAINER.replace("NAME", name).replace("BODY", body).replace("FACTS", facts))
-    found = results(path, tmp_path / "check")
+    found = results(path, task)
     assert found[line].state == "broken", found[line]
     assert found[line].detail
 
 
-def test_the_template_keeps_the_contract_in_sixty_lines(tmp_path):
+def test_the_template_keeps_the_contract_in_sixty_lines(tmp_path, task):
     path = tmp_path / "fresh_one.py"
     text = TEMPLATE.replace("CLASS", "FreshOne").replace("NAME", "fresh_one")
     path.write_text(text)
     assert len(text.splitlines()) <= 60
-    found = results(path, tmp_path / "check")
+    found = results(path, task)
     assert len(found) == len(CHECKS)
     assert not [r for r in found.values() if r.state == "broken"]
 
@@ -91,7 +97,7 @@ TRAINED = {
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_faults_of_training(name, tmp_path):
+def test_faults_of_training(name, tmp_path, task):
     line, what, body = TRAINED[name]
     text = TEMPLATE.replace("CLASS", "Trained").replace("NAME", name)
     if what == "loss":
@@ -106,15 +112,15 @@ def test_faults_of_training(name, tmp_path):
         )
     path = tmp_path / f"{name}.py"
     path.write_text(text)
-    found = results(path, tmp_path / "check")
+    found = results(path, task)
     assert found[line].state == "broken", found
     assert not [r for r in found.values() if r.state == "broken" and r.line < line]
 
 
-def test_a_vision_transformer_keeps_the_contract_too(tmp_path):
-    assert not [r for r in run_checks("layercam", tmp_path, "test_vit") if r.state == "broken"]
+def test_a_vision_transformer_keeps_the_contract_too(task):
+    assert not [r for r in run_checks("layercam", task, "test_vit") if r.state == "broken"]
 
 
 @pytest.mark.parametrize("name", ["layercam", "pixelcam", "darkness", "random", "classifier"])
-def test_the_suites_own_methods_keep_the_contract(name, tmp_path):
-    assert not [r for r in run_checks(name, tmp_path, "test_resnet") if r.state == "broken"]
+def test_the_suites_own_methods_keep_the_contract(name, task):
+    assert not [r for r in run_checks(name, task, "test_resnet") if r.state == "broken"]

@@ -64,6 +64,7 @@ def test_a_finished_run_does_nothing_again(world):
     assert stamps == {p: p.stat().st_mtime_ns for p in stamps}
 
 
+@pytest.mark.slow  # tests/faults has the same through the command line, with a kill
 def test_a_repeated_run_elsewhere_gives_the_same_bits(world, tmp_path):
     plan, _ = world.run("cam,layercam,pixelcam,random")
     one = numbers(world.store, plan)
@@ -83,6 +84,7 @@ def test_scoring_together_equals_scoring_alone(world, tmp_path):
     assert alone == together
 
 
+@pytest.mark.slow  # tests/faults has the same through the command line, with a kill
 def test_worker_processes_give_the_rows_of_one_process(world, tmp_path):
     """Bit for bit, where both sides have as many threads: workers share the cores between them."""
     before = torch.get_num_threads()
@@ -288,6 +290,7 @@ def test_a_checkpoint_that_is_not_there_costs_its_own_rows_only(world, blobs, tm
     assert not [k for k in outcome.failed if world.store.is_done(k)]
 
 
+@pytest.mark.slow  # tests/faults has the same through the command line, with a kill
 def test_a_worker_that_dies_is_a_failure_and_the_rest_goes_on(world, tmp_path):
     path = tmp_path / "suicide.py"
     path.write_text(

@@ -24,6 +24,7 @@ class StopHereError(Exception):
     pass
 
 
+@pytest.mark.slow  # tests/faults/test_stop.py stops at every step
 @pytest.mark.parametrize(("method", "epoch"), [("cam", 0), ("pixelcam", 1), ("cam", 3)])
 def test_stopped_after_any_epoch(world, tmp_path, monkeypatch, method, epoch):
     world.run(method, overrides={"train": {"epochs": "4"}})

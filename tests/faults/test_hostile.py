@@ -294,7 +294,7 @@ def test_json_of_absurd_depth_is_damage(matrix, tmp_path):
     verified = matrix.bench("data", "verify", matrix.csv, "--results", results)
     assert "blobs-verify.json: damaged, ignored and written anew" in verified.stdout
     (tmp_path / "SYNTHETIC.json").write_text(deep)
-    with pytest.raises(BenchError, match="does not say"):
+    with pytest.raises(BenchError, match="is damaged"):
         read_marker(tmp_path)
     write_json(tmp_path / "SYNTHETIC.json", [1])
     with pytest.raises(BenchError, match="does not say"):

@@ -68,9 +68,8 @@ def test_a_signal_ends_with_a_checkpoint(matrix, tmp_path, reference, number, co
     assert contents(tmp_path / "r") == reference
 
 
-@pytest.mark.parametrize(
-    ("number", "code", "words"), [CASES[0], pytest.param(*CASES[1], marks=pytest.mark.slow)], ids=["SIGTERM", "Ctrl-C"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code", "words"), CASES, ids=["SIGTERM", "Ctrl-C"])
 def test_a_signal_reaches_the_workers(matrix, tmp_path, reference, number, code, words):
     """As a terminal and a cluster do it: to every process of the session."""
     job = matrix.bench.start(*matrix.words(tmp_path / "r", "--jobs", 2, **EPOCHS), env=ENV)
@@ -99,7 +98,7 @@ def test_only_the_command_gets_the_signal(matrix, tmp_path, reference, backend):
 
 def test_a_second_ctrl_c_stops_at_once(matrix, tmp_path):
     """Where the first is not enough, e.g. in a step that takes minutes."""
-    slow = "import wsolbench.benchmark.train as t, time\nt.train_step = lambda *a, **k: time.sleep(600)\n"
+    slow = "import wsolbench.benchmark.steps as t, time\nt.train_step = lambda *a, **k: time.sleep(600)\n"
     job = matrix.start(tmp_path / "r", inject=slow)
     until_epoch_zero = time.monotonic() + 60
     while "epoch 0/" not in job.stderr and time.monotonic() < until_epoch_zero:
