@@ -19,7 +19,6 @@ from .store import Store, key_of
 
 LEASE_SECONDS = 60.0
 GLANCE_SECONDS = 0.3  # how long a claim is tried for: enough to take over from a dead owner of this machine
-LOST = -1  # the code of a stop request because another took the lease
 
 
 class BusyError(Exception):
@@ -35,7 +34,7 @@ def lease_path(store: Store, stages: Sequence[Stage]) -> Path:
 
 @contextlib.contextmanager
 def claim(store: Store, stages: Sequence[Stage], wait: bool) -> Iterator[None]:
-    """Holds the stages while it lasts; if another takes the lease meanwhile, the process is asked to stop (LOST).
+    """Holds the stages while it lasts; if another takes the lease meanwhile, the process is asked to stop (stop.LOST).
 
     wait: stay until they are free instead of raising BusyError. Raises Stopped if a stop is requested while waiting.
     """
@@ -48,10 +47,26 @@ def claim(store: Store, stages: Sequence[Stage], wait: bool) -> Iterator[None]:
             with contextlib.suppress(NotImplementedError):
                 _take(lock, wait, lease)
                 held.callback(lock.release)
-        own = SoftFileLease(lease, lease_duration=LEASE_SECONDS, on_compromise=lambda loss: stop.request(LOST))
+        own = _lease(lease)
         _take(own, wait, lease)
         held.callback(own.release)
         yield
+
+
+@contextlib.contextmanager
+def exclusive(store: Store, name: str) -> Iterator[None]:
+    """Waits for something that one process at a time may change, on any machine, and holds it while it lasts."""
+    path = store.root / "locks" / f"{name}.lease"
+    lock, own = store.lock(name), _lease(path)
+    with ExitStack() as held:
+        for each in (lock, own):
+            _take(each, True, path)
+            held.callback(each.release)
+        yield
+
+
+def _lease(path: Path) -> SoftFileLease:
+    return SoftFileLease(path, lease_duration=LEASE_SECONDS, on_compromise=lambda loss: stop.request(stop.LOST))
 
 
 def _take(lock: FileLock | SoftFileLease, wait: bool, lease: Path) -> None:

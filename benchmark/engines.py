@@ -12,6 +12,7 @@ from typing import Any
 
 from joblib import Parallel, cpu_count, delayed, parallel_config
 
+from . import stop
 from .config import RunConfig
 from .errors import BenchError, did_you_mean
 from .slots import gpus, workers
@@ -20,6 +21,9 @@ from .worker import begin_worker, sheltered
 PACKAGES = {"loky": "joblib", "dask": "distributed", "ray": "ray"}  # backend -> package it needs
 CONNECT_SECONDS = 30  # until a cluster that was named must answer
 WORKER_SECONDS = 600  # until a cluster must have a first worker: jobs of a queue start late
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -48,7 +52,7 @@ class Engine:
         parallel.pre_dispatch = at_once or "all"
         whole = False
         try:
-            yield from parallel(delayed(act)(*call) for call in calls)
+            yield from parallel(delayed(act)(*call) for call in calls if stop.requested() <= 0)
             whole = True
         finally:
             if not whole:
@@ -113,23 +117,21 @@ def share_of_cores(at_once: int) -> int:
 
 @contextlib.contextmanager
 def _dask(run: RunConfig, at_once: int) -> Iterator[Engine]:
-    import dask.config
     from distributed import Client, LocalCluster
 
     logging.getLogger("distributed").setLevel(logging.ERROR)  # its own diary of every worker that comes and goes
     with contextlib.ExitStack() as opened:
         if run.scheduler:
             client = opened.enter_context(_connected(run.scheduler, lambda where: _dask_client(Client, where)))
+            log.info("waiting for the first worker of %s", run.scheduler)
+            # a task makes a cluster that adapts ask for workers; its queue may take hours, so there is no limit
+            client.submit(abs, -1, pure=False).result()
             yield Engine("dask", run.jobs, where=f"Dask at {run.scheduler}", options=_dask_options(client))
             return
-        # A daemonic process could not start the processes that train one model together; memory-mapped images would
-        # count against a limit on memory.
-        opened.enter_context(dask.config.set({"distributed.worker.daemon": False}))
-        cluster = opened.enter_context(
-            LocalCluster(
-                n_workers=at_once, threads_per_worker=1, dashboard_address="", memory_limit=0, host="127.0.0.1"
-            )
-        )
+        # Memory-mapped images would count against a limit on memory.
+        settings: dict[str, Any] = {"dashboard_address": "", "memory_limit": 0, "host": "127.0.0.1"}
+        with sheltered():
+            cluster = opened.enter_context(LocalCluster(n_workers=at_once, threads_per_worker=1, **settings))
         client = opened.enter_context(Client(cluster, set_as_default=False))
         yield Engine("dask", at_once, False, share_of_cores(at_once), "Dask on this machine", _dask_options(client))
 
@@ -158,11 +160,13 @@ def _ray(run: RunConfig, at_once: int) -> Iterator[Engine]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
     if run.scheduler:
         with _connected(run.scheduler, lambda where: _ray_at(ray.init, where, quiet)):
-            room = run.jobs or max(1, int(ray.cluster_resources().get("CPU", 1)))
-            yield Engine("ray", room, where=f"Ray at {run.scheduler}", options={"ray_remote_args": each})
+            room = _ray_room(ray.cluster_resources(), each)
+            at_once = min(run.jobs or room, room)
+            yield Engine("ray", at_once, where=f"Ray at {run.scheduler}", options={"ray_remote_args": each})
         return
     ray.init(num_cpus=max(2, at_once), include_dashboard=False, **quiet)
     try:
+        at_once = min(at_once, _ray_room(ray.cluster_resources(), each))
         yield Engine("ray", at_once, False, share_of_cores(at_once), "Ray on this machine", {"ray_remote_args": each})
     finally:
         ray.shutdown()
@@ -173,6 +177,18 @@ def _ray_at(connect: Any, where: str, quiet: dict[str, Any]) -> Any:
     if port.isdigit():  # Ray itself would ask a machine that does not answer for several minutes
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     return connect(address=where, **quiet)
+
+
+def _ray_room(there: Mapping[str, float], each: Mapping[str, float]) -> int:
+    """How many workers a cluster has room for: Ray would wait for ever for one that finds none. Raises BenchError."""
+    room = int(there.get("CPU", 1))
+    if share := each.get("num_gpus", 0):
+        room = min(room, int(there.get("GPU", 0) / share))
+    if room < 1:
+        raise BenchError(
+            f"The Ray cluster has no GPU for a stage ({dict(there)}): start one with GPUs, or add --device cpu."
+        )
+    return room
 
 
 def _ray_gpus(run: RunConfig) -> dict[str, float]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import stop
+from .claims import BusyError, claim
 from .config import RunConfig
 from .engines import Engine, engine
 from .errors import DamagedError
@@ -17,7 +18,7 @@ from .relay import STOP_FILE, Follower, new_folder
 from .slots import known_needs
 from .sources import Source
 from .store import Store, read_npz
-from .worker import Done, Job, do_group, record_failure
+from .worker import Done, Job, do_group, parts_of, record_failure
 
 log = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
@@ -62,9 +63,17 @@ def open_stages(plan: Plan, store: Store) -> list[Stage]:
 def heal(plan: Plan, store: Store) -> list[str]:
     """Sets aside finished stages whose record cannot be read or has an old schema; returns one line for each."""
     found = store.unreadable(store.done(plan.stages))
-    for key in found:
-        store.set_aside(key)
-    return [f"{why} {title_of(plan, key)} is done again." for key, why in found.items()]
+    gone = [k for k in found if _aside(plan, store, k, lambda k=k: k in store.unreadable([k]))]
+    return [f"{found[key]} {title_of(plan, key)} is done again." for key in gone]
+
+
+def _aside(plan: Plan, store: Store, key: str, still: Callable[[], bool]) -> bool:
+    """Sets a damaged stage aside unless another command does so, or has done it over, by now; whether it did."""
+    with contextlib.suppress(BusyError), claim(store, [plan.stages[key]], wait=False):
+        if still():
+            store.set_aside(key)
+            return True
+    return False
 
 
 def heal_scores(plan: Plan, store: Store, shown: Collection[str]) -> list[str]:
@@ -74,12 +83,18 @@ def heal_scores(plan: Plan, store: Store, shown: Collection[str]) -> list[str]:
         for key in (row, plan.stages[row].parents.get("val", "")):
             if not key or not store.is_done(key):
                 continue
-            try:
-                read_npz(store.run_dir(key) / "scores.npz")
-            except DamagedError as problem:
-                store.set_aside(key)
+            problem = _unreadable_scores(store, key)
+            if problem and _aside(plan, store, key, lambda key=key: bool(_unreadable_scores(store, key))):
                 said.append(f"{problem} {title_of(plan, key)} is done again.")
     return said
+
+
+def _unreadable_scores(store: Store, key: str) -> str:
+    try:
+        read_npz(store.run_dir(key) / "scores.npz")
+    except DamagedError as problem:
+        return str(problem)
+    return ""
 
 
 def title_of(plan: Plan, key: str) -> str:
@@ -111,12 +126,12 @@ def execute(plan: Plan, run: RunConfig, sources: dict[str, Source], report: Repo
         crew = opened.enter_context(_crew(plan, run, sources, report))
         while True:
             damaged = crew.round(plan, outcome)
-            fresh = {k: why for k, why in damaged.items() if k in plan.stages and k not in crew.job.healed}
+            fresh = {k: seen for k, seen in damaged.items() if k in plan.stages and k not in crew.job.healed}
             if not fresh or outcome.full:
                 return outcome
-            for key, why in fresh.items():
-                report({"kind": "warning", "text": f"{why} {title_of(plan, key)} is done again."})
-                store.set_aside(key)
+            for key, (why, stamp) in fresh.items():
+                if _aside(plan, store, key, lambda key=key, stamp=stamp: store.stamp(key) == stamp):
+                    report({"kind": "warning", "text": f"{why} {title_of(plan, key)} is done again."})
             crew.job = replace(crew.job, healed=crew.job.healed | fresh.keys())
 
 
@@ -127,14 +142,15 @@ def _crew(plan: Plan, run: RunConfig, sources: dict[str, Source], report: Report
         folder = None
 
         def tell(code: int) -> None:
-            os.write(2, b"\nStopping at the next safe point (a second Ctrl-C stops at once) ...\n")
             if folder is not None:
                 with contextlib.suppress(OSError):  # the folder of a run that has just ended
                     (folder / STOP_FILE).write_text(str(code), encoding="ascii")
+            with contextlib.suppress(OSError):  # Ctrl-C may have ended the reader of our words, too
+                os.write(2, b"\nStopping at the next safe point (a second Ctrl-C stops at once) ...\n")
 
         kind = opened.enter_context(engine(run))
         opened.enter_context(stop.listening(tell))  # after the engine: Ray sets handlers of its own
-        job = Job(run, sources, max(1, kind.at_once), kind.threads, None, (platform.node(), os.getpid()))
+        job = Job(run, sources, kind.at_once, kind.threads, None, (platform.node(), os.getpid()))
         if not kind.alone:
             folder = new_folder(run.results)
             opened.enter_context(Follower(folder, plan.stages, report))
@@ -153,9 +169,9 @@ class Crew:
     job: Job
     report: Report
 
-    def round(self, plan: Plan, outcome: Outcome) -> dict[str, str]:
+    def round(self, plan: Plan, outcome: Outcome) -> dict[str, tuple[str, tuple[int, int]]]:
         """Does the open stages wave by wave, but for those that failed before; returns damaged stages and why."""
-        store, damaged = Store(self.job.run.results), dict[str, str]()
+        store, damaged = Store(self.job.run.results), dict[str, tuple[str, tuple[int, int]]]()
         todo = [s for s in open_stages(plan, store) if s.key not in outcome.failed]
         outcome.blocked.clear()
         keys = {s.key for s in todo} | outcome.failed.keys()
@@ -175,15 +191,13 @@ class Crew:
                 outcome.full = outcome.full or done.full
                 finished = [s.key for s in group if store.is_done(s.key)]
                 outcome.done += finished
-                if done.full:
-                    outcome.blocked += [s.key for s in group if s.key not in finished]
+                outcome.blocked += [s.key for s in group if s.key not in finished and s.key not in done.problems]
         return damaged
 
     def _wave(self, groups: Sequence[Sequence[Stage]]) -> list[Done]:
         """What became of each group. Groups of others come last: by then they may be done."""
         results = self._persist(groups, self.job)
-        busy = {i: done.busy for i, done in results.items() if done.busy}
-        if busy:
+        while busy := {i: done.busy for i, done in results.items() if done.busy}:
             for other in sorted(set(busy.values())):
                 mine = [groups[i][0] for i, who in busy.items() if who == other]
                 self.report({"kind": "waiting", "stage": mine[0], "groups": len(mine), "owner": other})
@@ -199,16 +213,31 @@ class Crew:
         """
         results: dict[int, Done] = {}
         most = self.engine.at_once
-        for at_once in dict.fromkeys((most, max(1, most // 2) if most else 1)):
+        for at_once in (most, max(1, most // 2) if most else 0):
             left = [i for i in range(len(groups)) if i not in results]
             if not left or (problem := self._start(groups, left, job, at_once, results)) is None:
                 break
             advice = "What was unfinished is tried again with fewer workers."
             self.report({"kind": "warning", "text": f"A worker died ({_short(problem)}). {advice}"})
         for i in [i for i in range(len(groups)) if i not in results]:
-            if (problem := self._start(groups, [i], job, 1, results)) is not None:
-                results[i] = self._give_up(groups[i], problem)
+            results[i] = self._alone(groups[i], job)
         return results
+
+    def _alone(self, group: Sequence[Stage], job: Job) -> Done:
+        """One group by itself; where it kills its worker again, its parts, so that only the faulty one is given up."""
+        found = dict[int, Done]()
+        if (problem := self._start([group], [0], job, 1, found)) is None:
+            return found[0]
+        parts = parts_of([s for s in group if not Store(job.run.results).is_done(s.key)])
+        if len(parts) <= 1:
+            return self._give_up(group, problem)
+        whole = Done()
+        for part in parts:
+            done = self._alone(part, job)
+            whole.problems.update(done.problems)
+            whole.damaged.update(done.damaged)
+            whole.busy, whole.full = whole.busy or done.busy, whole.full or done.full
+        return whole
 
     def _start(
         self, groups: Sequence[Sequence[Stage]], chosen: Sequence[int], job: Job, at_once: int, results: dict[int, Done]
@@ -218,20 +247,24 @@ class Crew:
         found: Iterator[tuple[int, Done]] = self.engine.start(
             _numbered, [(i, groups[i], job, report) for i in chosen], at_once
         )
+        problem: Exception | None = None
         try:
-            for i, done in found:
+            for i, done in found:  # also after a request to stop: workers are writing their checkpoints
+                if done.stopped and stop.requested() <= 0:
+                    problem = WorkerDiedError("it was told to end by a signal")
+                    continue
                 results[i] = done
-                if done.full or done.stopped:
+                if done.full:
                     break
-        except Exception as problem:  # noqa: BLE001 - each engine has its own errors for a worker that died
-            if not stop.requested():
-                return problem
-        if stop.requested():
+        except Exception as broken:  # noqa: BLE001 - each engine has its own errors for a worker that died
+            problem = broken
+        if stop.requested() > 0:
             raise stop.Stopped
-        for i in chosen:  # after a full disk nothing more is begun
-            if any(d.full for d in results.values()):
-                results.setdefault(i, Done(full="full"))
-        return None
+        if full := next((d.full for d in results.values() if d.full), ""):  # nothing more is begun
+            for i in chosen:
+                results.setdefault(i, Done(full=full))
+            return None
+        return problem
 
     def _give_up(self, group: Sequence[Stage], problem: Exception) -> Done:
         store = Store(self.job.run.results)

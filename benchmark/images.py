@@ -16,6 +16,7 @@ from joblib import cpu_count
 
 from ..datasets.base import Dataset, Item
 from ..datasets.decode import decode_squashed, resize_mask
+from .claims import exclusive
 from .errors import BenchError
 from .guard import reading_masks
 from .pixelstore import Growth, PixelStore, Rows
@@ -78,7 +79,7 @@ class ImageCache:
         Whatever was decoded stays, so that an interrupted call goes on where it stopped. Raises BenchError listing
         the files that cannot be decoded.
         """
-        with self.store.lock("images"):
+        with exclusive(self.store, "images"):
             self._build([n for n in needs if not n.masks], decode_squashed)
             with reading_masks():
                 self._build([n for n in needs if n.masks], self._read_masks)

@@ -1,5 +1,6 @@
 """Progress on the terminal: a bar where there is one, plain lines where there is not."""
 
+import contextlib
 import sys
 import time
 from typing import Any
@@ -65,7 +66,11 @@ class Terminal:
         self.live = sys.stderr.isatty()
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """Shows one event; warnings even where nothing else is shown."""
+        """Shows one event; warnings even where nothing else is shown. A terminal that has gone is no reason to fail."""
+        with contextlib.suppress(OSError):
+            self._show(event)
+
+    def _show(self, event: dict[str, Any]) -> None:
         if self.quiet and event["kind"] != "warning":
             return
         if not self.live or self.quiet:

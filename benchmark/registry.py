@@ -180,7 +180,7 @@ class Registry:
                     importlib.import_module(entry.module)
             except BenchError:
                 raise
-            except Exception as problem:
+            except (Exception, SystemExit) as problem:
                 raise BenchError(
                     f"{self.kind} '{entry.name}' cannot be imported from {entry.module}: "
                     f"{type(problem).__name__}: {problem}"

@@ -83,6 +83,8 @@ class Follower:
     def _follow(self) -> None:
         while not self._ended.wait(FOLLOW_SECONDS):
             self.look()
+            with contextlib.suppress(OSError):
+                os.utime(self.folder)  # a young folder is in use: `bench clean` lets it be
 
     def look(self) -> None:
         """Shows what is new."""
@@ -95,7 +97,8 @@ class Follower:
                 continue
             self._read[path] = start + len(whole) + 1
             for line in whole.split(b"\n"):
-                self._show(json.loads(line))
+                with contextlib.suppress(ValueError):  # a worker died, or the disk filled, in the middle of a line
+                    self._show(json.loads(line))
 
     def _show(self, event: dict[str, Any]) -> None:
         stage = self._stages.get(event.get("stage", ""))

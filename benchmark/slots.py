@@ -56,14 +56,14 @@ def gpu_slot(run: RunConfig, folder: Path, at_once: int, need: float = 0.0) -> I
     """Waits for a free slot and yields its device (`cuda:1`) while the slot is held; else the device as asked for.
 
     Slots matter where stages run beside each other; a single one takes the device it was given. They are counted per
-    machine and results folder. at_once: stages at a time on this machine. need: GPU memory in MiB that the stage will
-    take, 0 if unknown.
+    machine and results folder. at_once: stages at a time on this machine, 0 if that is not known. need: GPU memory in
+    MiB that the stage will take, 0 if unknown.
     """
     allowed = gpus(run.device)
     if not allowed or at_once == 1 or run.devices > 1:
         yield run.device
         return
-    each = run.jobs_per_gpu or -(-at_once // len(allowed))
+    each = run.jobs_per_gpu or max(1, -(-at_once // len(allowed)))
     folder.mkdir(parents=True, exist_ok=True)
     slots = {g: [folder / _name(g, k) for k in range(each)] for g in allowed}
     with _first_free(slots, need * RESERVE) as device:

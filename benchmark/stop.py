@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 INTERRUPTED, TERMINATED = 130, 3  # exit codes: Ctrl-C, and a cluster's time limit
+LOST = -1  # no exit code: another process took over the stages, so this one must leave them
 LOOK_SECONDS = 0.5  # between two looks at the file
 
 
@@ -34,17 +35,18 @@ class _State:
 
 
 def request(code: int) -> None:
-    """Asks this process to stop; the first request gives the exit code."""
-    _State.code = _State.code or code
+    """Asks this process to stop; the first request gives the exit code, and one to end the run outdoes LOST."""
+    if _State.code == 0 or _State.code < 0 < code:
+        _State.code = code
 
 
 def requested() -> int:
     """The code of the request to stop, 0 without one. Cheap enough to ask at every step."""
     state = _State
-    if not state.code and state.file is not None and time.monotonic() - state.looked >= LOOK_SECONDS:
+    if state.code <= 0 and state.file is not None and time.monotonic() - state.looked >= LOOK_SECONDS:
         state.looked = time.monotonic()
         with contextlib.suppress(OSError, ValueError):
-            state.code = int(state.file.read_text(encoding="ascii"))
+            request(int(state.file.read_text(encoding="ascii")))
     return state.code
 
 
@@ -78,9 +80,9 @@ def listening(tell: Callable[[int], None]) -> Iterator[None]:
 
     def handle(number: int, frame: Any) -> None:
         code = INTERRUPTED if number == signal.SIGINT else TERMINATED
-        if _State.code and number == signal.SIGINT:
+        if _State.code > 0 and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not _State.code:
+        if _State.code <= 0:
             request(code)
             tell(code)
 

@@ -219,6 +219,10 @@ class Store:
             raise DamagedError(path, f"does not exist: stage {key} is not finished")
         record = read_json(path)
         schema = record.get("schema") if isinstance(record, dict) else None
+        if isinstance(schema, int) and schema > SCHEMA:
+            raise BenchError(
+                f"{path} was written by a newer wsolbench (schema {schema}, here {SCHEMA}). Update this one."
+            )
         if schema != SCHEMA or record.get("key") != key:
             raise DamagedError(path, f"has the schema {schema!r} of another version, or belongs to another stage")
         return record
@@ -227,7 +231,7 @@ class Store:
         """All completion records of this schema by stage key; others, and damaged ones, are left out."""
         found = {}
         for key in self._folders():
-            with contextlib.suppress(DamagedError):  # told of where it matters: `unreadable`, and the reports
+            with contextlib.suppress(BenchError):  # told of where it matters: `unreadable`, and the reports
                 found[key] = self.record(key)
         return found
 
@@ -251,10 +255,21 @@ class Store:
                 found[key] = str(problem)
         return found
 
+    def stamp(self, key: str) -> tuple[int, int]:
+        """Time and size of a stage's record, zeros without one: whether it is still the one that was looked at."""
+        try:
+            status = (self.run_dir(key) / RECORD).stat()
+        except FileNotFoundError:
+            return 0, 0
+        return status.st_mtime_ns, status.st_size
+
     def set_aside(self, key: str) -> None:
-        """Takes a damaged stage out of the way: its folder goes, record first, so that half of it is never counted."""
+        """Takes a damaged stage out of the way: its folder goes, record first, so that half of it is never counted.
+
+        The caller holds its claim and knows that it is still the damaged one.
+        """
         (self.run_dir(key) / RECORD).unlink(missing_ok=True)
-        shutil.rmtree(self.run_dir(key))
+        shutil.rmtree(self.run_dir(key), ignore_errors=True)
 
     def finish(self, key: str, record: Mapping[str, Any]) -> None:
         """Writes the completion record; call it after everything else of the stage is on disk."""

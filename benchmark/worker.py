@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from . import stop
-from .claims import LOST, BusyError, claim
+from .claims import BusyError, claim
 from .config import RunConfig
 from .errors import BenchError, DamagedError
 from .plan import Stage
@@ -61,13 +61,14 @@ class Job:
 
 @dataclass
 class Done:
-    """What became of a group. problems: error by stage key. damaged: what is wrong with stored stages, by their key.
+    """What became of a group. problems: error by stage key. damaged: what is wrong with stored stages and the stamp
+    of their record as it was seen, by their key.
 
     busy: who else does these stages now. full: why nothing can be written any more. stopped: a stop was asked for.
     """
 
     problems: dict[str, str] = field(default_factory=dict)
-    damaged: dict[str, str] = field(default_factory=dict)
+    damaged: dict[str, tuple[str, tuple[int, int]]] = field(default_factory=dict)
     busy: str = ""
     full: str = ""
     stopped: bool = False
@@ -75,28 +76,44 @@ class Done:
 
 def do_group(stages: Sequence[Stage], job: Job, report: Report | None = None) -> Done:
     """Does the stages of one group in this process, unless they are done already. report: only in the command's own."""
-    done = Done()
+    done, store = Done(), Store(job.run.results)
     with _ONE_AT_A_TIME, _settled(job, report) as tell:
         try:
-            with claim(Store(job.run.results), stages, job.wait):
+            stop.check()
+            with claim(store, stages, job.wait):
                 _do_claimed(stages, job, tell, done)
         except BusyError as other:
             done.busy = str(other)
         except DiskFullError as problem:
             done.full = str(problem)
         except stop.Stopped:
-            if stop.requested() == LOST:
-                stop.forget()
+            done.stopped = stop.requested() != stop.LOST
+            if not done.stopped:
                 done.busy = "a process that took over, as this one did not answer for a while"
-            else:
-                done.stopped = True
+        except Exception as problem:  # noqa: BLE001 - around the stages: a lock of another user, a method file that is gone
+            _fail_outside(stages, store, problem, done)
+        if stop.requested() == stop.LOST or report is None:
+            stop.forget()  # a request to the whole run stands in its file; one to this worker was about this group
     return done
+
+
+def _fail_outside(stages: Sequence[Stage], store: Store, problem: Exception, done: Done) -> None:
+    """An error before or after the work itself fails the stages that are not finished, as one in it does."""
+    try:
+        _raise_if_full(problem, store)
+        lost = [s for s in stages if not store.is_done(s.key)]
+        done.problems.update(record_failure(lost, store, problem, 0.0))
+    except DiskFullError as full:
+        done.full = str(full)
 
 
 def _do_claimed(stages: Sequence[Stage], job: Job, tell: Report, done: Done) -> None:
     from .stages import Desk, know_files
 
     store = Store(job.run.results)
+    for stage in stages:  # a listing makes a network file system look again for a record another host has just written
+        with contextlib.suppress(OSError):
+            os.listdir(store.run_dir(stage.key))  # noqa: PTH208 - nothing is done with the names
     todo = [s for s in stages if not store.is_done(s.key)]
     if not todo:
         return
@@ -118,12 +135,14 @@ def _attempt(stages: Sequence[Stage], desk: Any, healed: frozenset[str], done: D
     try:
         _run(stages, desk)
         return
-    except (Exception, SystemExit) as problem:  # noqa: BLE001 - the run border: recorded with its traceback
+    except (Exception, SystemExit) as problem:  # the run border: recorded with its traceback
+        if stop.requested() == stop.LOST:
+            raise stop.Stopped from problem  # the new owner may have cleared away what this process was writing
         _raise_if_full(problem, desk.store)
         if (key := _stage_of(problem, desk.store)) and key not in healed:
-            done.damaged[key] = str(problem)
+            done.damaged[key] = str(problem), desk.store.stamp(key)
             return
-        parts = _parts([s for s in stages if not desk.store.is_done(s.key)])
+        parts = parts_of([s for s in stages if not desk.store.is_done(s.key)])
         if len(parts) <= 1:
             lost = list(chain(*parts))
             done.problems.update(record_failure(lost, desk.store, problem, time.monotonic() - began))
@@ -162,7 +181,7 @@ def disk_full(problem: BaseException, folder: Path) -> str:
     )
 
 
-def _parts(stages: Sequence[Stage]) -> list[list[Stage]]:
+def parts_of(stages: Sequence[Stage]) -> list[list[Stage]]:
     """Stages by method, or those of one method by the checkpoint they read: the smallest that can fail alone."""
     for key in (lambda s: (s.work["method"].label, s.work["method"].changed), lambda s: (s.work.get("role"),)):
         found: dict[tuple, list[Stage]] = {}

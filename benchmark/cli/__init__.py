@@ -1,13 +1,17 @@
 """The command line `bench`: verbs are imported when they are called, so that help and listing stay quick."""
 
+import contextlib
 import errno
 import importlib
 import logging
+import signal
 import sys
+import threading
 from typing import Any
 
 import click
 
+from .. import stop
 from ..errors import BenchError, did_you_mean
 
 VERBS = {
@@ -77,9 +81,22 @@ def main(args: list[str] | None = None) -> None:
     sys.exit(_run(args))
 
 
+def _end(number: int, frame: Any) -> None:
+    stop.request(stop.TERMINATED)
+    raise stop.Stopped
+
+
 def _run(args: list[str] | None) -> Any:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(
+            signal.SIGTERM, _end
+        )  # a cluster's time limit, also while data are read; stages have their own way
     try:
         return bench.main(args=args, standalone_mode=False)
+    except stop.Stopped as how:
+        with contextlib.suppress(OSError):
+            click.echo("Ended by SIGTERM. Everything finished so far is stored; the same command continues.", err=True)
+        return how.code if how.code > 0 else 1
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.ClickException as problem:

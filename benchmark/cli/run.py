@@ -1,5 +1,6 @@
 """`bench run`: the whole path from names to a table."""
 
+import contextlib
 import json
 import shlex
 import sys
@@ -181,7 +182,8 @@ def do_plan(plan: "Plan", planner: "Planner", store: "Store", quiet: bool) -> "O
             f"{len(todo)} stages to do ({trainings} trainings), {len(plan.stages) - len(todo)} stored.", err=True
         )
     try:
-        preflight(todo, planner)
+        with contextlib.redirect_stdout(sys.stderr):  # what code of methods prints; stdout is for rows
+            preflight(todo, planner)
         store.note_plan(command_line(), plan.rows, plan.stages)
     except OSError as problem:
         if problem.errno not in FULL:
@@ -193,7 +195,8 @@ def do_plan(plan: "Plan", planner: "Planner", store: "Store", quiet: bool) -> "O
         terminal.close()
         code = how.code if isinstance(how, Stopped) else INTERRUPTED
         what = "Ended by SIGTERM" if code == TERMINATED else "Interrupted"
-        click.echo(f"\n{what}. Everything finished is stored. To continue:\n  {command_line()}", err=True)
+        with contextlib.suppress(OSError):  # Ctrl-C may have ended the reader of our words, too
+            click.echo(f"\n{what}. Everything finished is stored. To continue:\n  {command_line()}", err=True)
         sys.exit(code)
     finally:
         terminal.close()

@@ -134,4 +134,4 @@ def test_who_lost_its_lease_is_asked_to_stop(store, monkeypatch):
         until = time.monotonic() + 10
         while not stop.requested() and time.monotonic() < until:
             time.sleep(0.02)
-        assert stop.requested() == claims.LOST
+        assert stop.requested() == stop.LOST

@@ -70,7 +70,7 @@ def check_whole(job: Job, results: Path, reference: dict) -> None:
     assert not (results / "progress").exists()
 
 
-@pytest.mark.parametrize("backend", ["loky", "dask", pytest.param("ray", marks=SLOW)])
+@pytest.mark.parametrize("backend", ["loky", pytest.param("dask", marks=SLOW), pytest.param("ray", marks=SLOW)])
 def test_a_killed_worker_is_replaced(matrix, tmp_path, reference, backend):
     job = start(matrix, tmp_path / "r", "--backend", backend, "--jobs", 2)
     dead = kill_one(job, tmp_path / "r")

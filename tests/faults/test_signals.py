@@ -55,7 +55,7 @@ def gone(job) -> bool:
     return not job.members()
 
 
-@pytest.mark.parametrize(("number", "code", "words"), CASES, ids=["SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize(("number", "code", "words"), [CASES[0], pytest.param(*CASES[1], marks=pytest.mark.slow)])
 def test_a_signal_ends_with_a_checkpoint(matrix, tmp_path, reference, number, code, words):
     job = matrix.start(tmp_path / "r", run_snapshot_seconds=3600, **EPOCHS)
     until_epoch(job, 4)
