@@ -56,6 +56,9 @@ def clean(results: Path, plans: tuple[Path, ...], keep_failed: bool, yes: bool, 
         _show(found, notes, total)
         if found and not yes and sys.stdin.isatty():
             agreed = click.confirm("Remove all of this?", default=False)
+    if agreed and found:  # a command may have begun while the question stood: only what is still nobody's
+        still = {f.path for f in find(results, keys, keep_failed)[0]}
+        found = [f for f in found if f.path in still]
     gone = remove(results, found) if agreed and found else []
     freed = sum(f.size for f in gone)
     if as_json:
