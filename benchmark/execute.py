@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from . import stop
@@ -154,7 +155,8 @@ def _crew(plan: Plan, run: RunConfig, sources: dict[str, Source], report: Report
         if not kind.alone:
             folder = new_folder(run.results)
             opened.enter_context(Follower(folder, plan.stages, report))
-            job = replace(job, relay=folder, needs=known_needs(plan, Store(run.results), run))
+            needs = known_needs(plan, Store(run.results), run)
+            job = replace(job, relay=folder, needs=needs, place=str(Path.cwd()))
             report(
                 {"kind": "note", "text": f"Stages run on {kind.where}, {kind.at_once or 'as many as fit'} at a time."}
             )

@@ -70,6 +70,7 @@ class Training:
     ids: Sequence[str] = ()
     team: Team = ALONE
     losses: Callable[[Batch], Losses] | None = None  # what the team made of the method's loss
+    weights: Mapping[str, Any] = field(default_factory=dict)  # where the backbone started, with the hash of a file
 
     def loss(self, batch: Batch) -> Losses:
         """The method's losses of a batch, or of a part of it."""

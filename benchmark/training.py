@@ -51,7 +51,7 @@ def train_stage(stage: Stage, desk: Desk, team: Team = ALONE) -> None:
     }
     cost = cost_of(progress.seconds, progress.images, job.watch.seconds())
     common = common_facts(stage, desk, manifest)
-    shared = {"devices": team.size} if team.size > 1 else {}
+    shared = {"weights": job.weights, **({"devices": team.size} if team.size > 1 else {})}
     desk.store.finish(
         stage.key,
         {
@@ -80,8 +80,9 @@ def _training(stage: Stage, desk: Desk, team: Team) -> Training:
     device, manifest = desk.device, desk.manifest(cell)
     card, images = manifest.card, desk.images(cell)
     method = build_method(ref, cell.backbone, config, len(card.classes), cell.seed)
+    weights: dict[str, Any] = {}
     if ref.spec.backbone:
-        load_weights(_backbone(method), stage.work["weights"], desk.store.root / PINS)
+        weights = load_weights(_backbone(method), stage.work["weights"], desk.store.root / PINS)
     if desk.run.compile:
         compile_backbone(method)
     pixel = ref.spec.supervision == "pixel"
@@ -95,7 +96,8 @@ def _training(stage: Stage, desk: Desk, team: Team) -> Training:
         desk.report({"stage": stage, "kind": "train", **event})
 
     judged = validation(ref, desk, cell, config)
-    return Training(method, data, judged, context, config, desk.run, cell.seed, folder, report, watch, frames.ids, team)
+    job = Training(method, data, judged, context, config, desk.run, cell.seed, folder, report, watch, frames.ids, team)
+    return dataclasses.replace(job, weights=weights)
 
 
 def _backbone(method: Method) -> Backbone:

@@ -43,9 +43,10 @@ class Job:
     """What a worker needs beside the stages.
 
     relay: folder for progress and stop requests, None in the process of the command. driver: host and process of the
-    command. threads: of torch, 0 leaves them as they are. at_once: stages at a time on a machine. wait: stay where
-    another process does the stages, instead of coming back. healed: stages that were done again once already. needs:
-    GPU memory in MiB by stage key, as far as it is known.
+    command. place: its working folder, which relative paths mean. threads: of torch, 0 leaves them as they are.
+    at_once: stages at a time on a machine, 0 if that is not known. wait: stay where another process does the stages,
+    instead of coming back. healed: stages that were done again once already. needs: GPU memory in MiB by stage key, as
+    far as it is known.
     """
 
     run: RunConfig
@@ -54,6 +55,7 @@ class Job:
     threads: int = 0
     relay: Path | None = None
     driver: tuple[str, int] = ("", 0)
+    place: str = ""
     wait: bool = False
     healed: frozenset[str] = frozenset()
     needs: dict[str, float] = field(default_factory=dict)
@@ -284,6 +286,9 @@ def _settled(job: Job, report: Report | None) -> Iterator[Report]:
         return
     if job.threads:
         torch.set_num_threads(job.threads)
+    if job.place:
+        with contextlib.suppress(OSError):  # not there on this machine: absolute paths work all the same
+            os.chdir(job.place)
     stop.follow(job.relay / STOP_FILE)
     if (platform.node(), os.getppid()) == job.driver:
         _watch(job.driver[1])

@@ -36,7 +36,9 @@ def reference(matrix, tmp_path_factory):
 
 
 def start(matrix: Matrix, results: Path, *more: object, **env: str) -> Job:
-    return matrix.bench.start(*matrix.words(results, *more, **EPOCHS), env={**ENV, **env})
+    """The command, with a relative path as people type it; workers elsewhere have another working folder."""
+    words = matrix.words(Path(results.name), *more, **EPOCHS)
+    return matrix.bench.start(*words, env={**ENV, **env}, cwd=results.parent)
 
 
 def training(results: Path) -> int:
@@ -112,7 +114,7 @@ def test_a_running_dask_cluster(matrix, tmp_path, reference, by_file):
     worker = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-dashboard", "--memory-limit", "0"]
     opened = [
         subprocess.Popen([*dask, "--host", address, "--no-dashboard", "--scheduler-file", str(file)], env=ENV),
-        *(subprocess.Popen([*worker, "--nthreads", n], env=ENV, cwd=tmp_path) for n in ("1", "4")),
+        *(subprocess.Popen([*worker, "--nthreads", n], env=ENV, cwd="/") for n in ("1", "4")),
     ]
     try:
         where = file if by_file else address

@@ -86,6 +86,8 @@ def test_a_cached_copy_needs_no_network_and_a_changed_one_is_an_error(train, hub
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)
     assert json.loads((tmp_path / "r" / "weights.json").read_text()) == {TAG: old.name}
+    records = [json.loads(p.read_text()) for p in (tmp_path / "r").glob("runs/*/record.json")]
+    assert [r["facts"]["weights"]["sha256"] for r in records if r["kind"] == "train"] == [old.name]
     new = hub.publish("2" * 40, seed=2)
     stages = sorted(p.name for p in (tmp_path / "r" / "runs").iterdir())
     done = train("imagenet", "--seeds", "0,1", inject=hub.inject)
