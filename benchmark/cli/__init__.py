@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -81,18 +82,29 @@ def main(args: list[str] | None = None) -> None:
     sys.exit(_run(args))
 
 
-def _end(number: int, frame: Any) -> None:
-    stop.request(stop.TERMINATED)
-    raise stop.Stopped
+@contextlib.contextmanager
+def _time_limit() -> Iterator[None]:
+    """SIGTERM raises Stopped while this lasts: a cluster ends a job also while data are read. Stages have their way."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: Any) -> None:
+        stop.request(stop.TERMINATED)
+        raise stop.Stopped
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        stop.forget()
 
 
 def _run(args: list[str] | None) -> Any:
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(
-            signal.SIGTERM, _end
-        )  # a cluster's time limit, also while data are read; stages have their own way
     try:
-        return bench.main(args=args, standalone_mode=False)
+        with _time_limit():
+            return bench.main(args=args, standalone_mode=False)
     except stop.Stopped as how:
         with contextlib.suppress(OSError):
             click.echo("Ended by SIGTERM. Everything finished so far is stored; the same command continues.", err=True)

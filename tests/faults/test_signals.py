@@ -96,6 +96,21 @@ def test_only_the_command_gets_the_signal(matrix, tmp_path, reference, backend):
     assert contents(tmp_path / "r") == reference
 
 
+def test_a_time_limit_while_data_are_read(matrix, tmp_path):
+    """Before the first stage: hashing and decoding may take hours, and a cluster requeues what ends with 3."""
+    slow = "import time, wsolbench.benchmark.images as i\ni.decode_squashed = lambda *a: time.sleep(2) or 1 / 0\n"
+    job = matrix.start(tmp_path / "r", inject=slow)
+    until = time.monotonic() + 60
+    while "stages to do" not in job.stderr and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    job.signal(signal.SIGTERM)
+    assert job.wait(30) == 3, job.stderr
+    assert "Ended by SIGTERM" in job.stderr
+    assert "Traceback" not in job.stderr
+    assert gone(job)
+
+
 def test_a_second_ctrl_c_stops_at_once(matrix, tmp_path):
     """Where the first is not enough, e.g. in a step that takes minutes."""
     slow = "import wsolbench.benchmark.steps as t, time\nt.train_step = lambda *a, **k: time.sleep(600)\n"
