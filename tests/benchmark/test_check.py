@@ -96,6 +96,7 @@ TRAINED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_faults_of_training(name, tmp_path, task):
     line, what, body = TRAINED[name]
@@ -117,10 +118,14 @@ def test_faults_of_training(name, tmp_path, task):
     assert not [r for r in found.values() if r.state == "broken" and r.line < line]
 
 
+@pytest.mark.slow
 def test_a_vision_transformer_keeps_the_contract_too(task):
     assert not [r for r in run_checks("layercam", task, "test_vit") if r.state == "broken"]
 
 
-@pytest.mark.parametrize("name", ["layercam", "pixelcam", "darkness", "random", "classifier"])
+OWN = ["layercam", "darkness", *(pytest.param(m, marks=pytest.mark.slow) for m in ("pixelcam", "random", "classifier"))]
+
+
+@pytest.mark.parametrize("name", OWN)
 def test_the_suites_own_methods_keep_the_contract(name, task):
     assert not [r for r in run_checks(name, task, "test_resnet") if r.state == "broken"]

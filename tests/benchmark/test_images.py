@@ -146,6 +146,7 @@ def test_folds_and_users_share_one_copy_of_a_file(data):
     assert np.array_equal(np.asarray(backwards.images), np.asarray(cache.frames(train, 16).images)[::-1])
 
 
+@pytest.mark.slow
 def test_the_maps_of_a_teacher_are_read_off_the_copy_that_trains(world):
     """No second decoded copy of the training images at the size of the network."""
     plan, outcome = world.run("layercam,pixelcam")

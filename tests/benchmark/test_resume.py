@@ -46,6 +46,7 @@ def test_stopped_after_any_epoch(world, tmp_path, monkeypatch, method, epoch):
     assert arrays(world.results) == expected
 
 
+@pytest.mark.slow
 def test_a_damaged_snapshot_falls_back_to_the_one_before(world, tmp_path, monkeypatch, caplog):
     world.run("cam", overrides={"train": {"epochs": "5"}})
     expected = arrays(world.results)

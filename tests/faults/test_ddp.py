@@ -88,6 +88,7 @@ def same(one, other, tolerance):
             assert math.isclose(value, flat[1][name], rel_tol=tolerance), (a["epoch"], name, value, flat[1][name])
 
 
+@pytest.mark.slow
 def test_two_processes_stopped_and_one_going_on_train_as_one_does(world, tmp_path):
     """Batch statistics, dropout, drawn pixels and means over them, in parts of batches, with classes without region."""
     method = precise(tmp_path, "pixelcam", teacher="darkness", negatives="dense", head="gap")

@@ -125,6 +125,7 @@ def test_results_that_cannot_be_written(matrix, read_only):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_read_only_results_can_be_reported(matrix, reference, tmp_path):
     if os.geteuid() != 0:
         pytest.skip("a read-only mount needs root")
@@ -153,6 +154,7 @@ def test_paths_with_odd_and_long_names(matrix, small, blobs, tmp_path, name):
     assert (results / "report" / "index.html").is_file()
 
 
+@pytest.mark.slow
 def test_read_only_data_of_an_odd_name(matrix, small, read_only, tmp_path):
     before = sorted(p.name for p in read_only.parent.iterdir())
     results = tmp_path / LONG / "Ergebnisse 🔬"

@@ -86,6 +86,7 @@ def killed_at_all(matrix: Matrix, reference: Reference, results: Path, points: S
     equals(results, matrix, reference)
 
 
+@pytest.mark.slow
 def test_killed_at_one_point_after_another(matrix, reference, tmp_path):
     killed_at_all(matrix, reference, tmp_path / "results", QUICK)
 

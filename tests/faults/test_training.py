@@ -179,6 +179,7 @@ def test_a_retry_that_is_stopped_goes_on_with_its_parts(world, tmp_path, monkeyp
     assert found["history"] == expected["history"]
 
 
+@pytest.mark.slow
 def test_scoring_and_teacher_maps_go_on_with_fewer_images(world, tmp_path, monkeypatch, caplog):
     def made() -> Bare:
         return Bare(world, "pixelcam:darkness", overrides={"train": {"epochs": "1"}})
