@@ -65,10 +65,21 @@ def wait_for(job, words):
         time.sleep(0.002)
 
 
+SLOWLY = """
+import time
+import wsolbench.benchmark.steps as steps
+step = steps.train_step
+def slow(*a, **k):
+    time.sleep(2)
+    return step(*a, **k)
+steps.train_step = slow
+"""
+
+
 def test_one_of_two_is_killed(matrix, small, tmp_path):
     """The one that waits takes over what the dead one was doing."""
     results = tmp_path / "results"
-    first = matrix.start(results, methods=small.methods)
+    first = matrix.start(results, methods=small.methods, inject=SLOWLY)
     wait_for(first, "epoch 1/3")
     second = matrix.start(results, methods=small.methods)
     wait_for(second, f"process {first.pid}")  # it says whom it waits for
