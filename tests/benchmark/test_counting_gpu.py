@@ -43,6 +43,7 @@ print("same counts")
 """
 
 
+@pytest.mark.slow
 def test_the_kernels_count_as_the_processor_does():
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed; it comes with torch's CUDA builds on Linux")

@@ -56,6 +56,7 @@ def test_the_plan_with_teachers_shows_each_shared_training_once(warm_bench, root
     assert maps == dict.fromkeys(("layercam", "gradcampp", "deepmil", "negev", "cam"), 1)
 
 
+@pytest.mark.slow
 def test_the_line_runs_and_every_model_is_scored_on_both_sets(line, warm_bench, root):
     found = line("--json")
     assert found.returncode == 0, found.stderr
