@@ -21,8 +21,6 @@ from .worker import begin_worker, sheltered
 PACKAGES = {"loky": "joblib", "dask": "distributed", "ray": "ray"}  # backend -> package it needs
 CONNECT_SECONDS = 30  # until a cluster that was named must answer
 WORKER_SECONDS = 600  # until a cluster must have a first worker: jobs of a queue start late
-
-
 log = logging.getLogger(__name__)
 
 
@@ -97,8 +95,7 @@ def engine(run: RunConfig) -> Iterator[Engine]:
     check_backend(run)
     at_once = workers(run)
     if run.backend == "loky":
-        alone = at_once == 1
-        if alone:
+        if at_once == 1:
             yield Engine("loky", 1, True)
             return
         begin = {"initializer": begin_worker, "initargs": (os.getpid(),)}

@@ -1,7 +1,6 @@
 """Doing a plan: wave by wave of the graph, stages started only through joblib; a failure stops nobody else."""
 
 import contextlib
-import logging
 import os
 import platform
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -21,7 +20,6 @@ from .sources import Source
 from .store import Store, read_npz
 from .worker import Done, Job, do_group, parts_of, record_failure
 
-log = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -72,7 +70,7 @@ def _aside(plan: Plan, store: Store, key: str, still: Callable[[], bool]) -> boo
     """Sets a damaged stage aside unless another command does so, or has done it over, by now; whether it did."""
     with contextlib.suppress(BusyError), claim(store, [plan.stages[key]], wait=False):
         if still():
-            store.set_aside(key)
+            store.remove(key)
             return True
     return False
 

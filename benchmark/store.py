@@ -263,14 +263,6 @@ class Store:
             return 0, 0
         return status.st_mtime_ns, status.st_size
 
-    def set_aside(self, key: str) -> None:
-        """Takes a damaged stage out of the way: its folder goes, record first, so that half of it is never counted.
-
-        The caller holds its claim and knows that it is still the damaged one.
-        """
-        (self.run_dir(key) / RECORD).unlink(missing_ok=True)
-        shutil.rmtree(self.run_dir(key), ignore_errors=True)
-
     def finish(self, key: str, record: Mapping[str, Any]) -> None:
         """Writes the completion record; call it after everything else of the stage is on disk."""
         worker = {"host": platform.node(), "pid": os.getpid()}
@@ -300,5 +292,9 @@ class Store:
             ) from None
 
     def remove(self, key: str) -> None:
-        """Deletes a stage's folder."""
+        """Deletes a stage's folder, record first, so that half of it is never counted.
+
+        Where others may be at work, the caller holds the stage's claim and has looked again under it.
+        """
+        (self.run_dir(key) / RECORD).unlink(missing_ok=True)
         shutil.rmtree(self.run_dir(key), ignore_errors=True)

@@ -83,7 +83,7 @@ def do_group(stages: Sequence[Stage], job: Job, report: Report | None = None) ->
         try:
             stop.check()
             with claim(store, stages, job.wait):
-                _do_claimed(stages, job, tell, done)
+                _do_claimed(stages, job, store, tell, done)
         except BusyError as other:
             done.busy = str(other)
         except DiskFullError as problem:
@@ -109,10 +109,9 @@ def _fail_outside(stages: Sequence[Stage], store: Store, problem: Exception, don
         done.full = str(full)
 
 
-def _do_claimed(stages: Sequence[Stage], job: Job, tell: Report, done: Done) -> None:
+def _do_claimed(stages: Sequence[Stage], job: Job, store: Store, tell: Report, done: Done) -> None:
     from .stages import Desk, know_files
 
-    store = Store(job.run.results)
     for stage in stages:  # a listing makes a network file system look again for a record another host has just written
         with contextlib.suppress(OSError):
             os.listdir(store.run_dir(stage.key))  # noqa: PTH208 - nothing is done with the names

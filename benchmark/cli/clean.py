@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import BenchError
+from . import options
 
 if TYPE_CHECKING:
     from ..clean import Refuse
@@ -17,13 +18,7 @@ SHOWN = 12
 
 
 @click.command()
-@click.option(
-    "--results",
-    type=click.Path(path_type=Path),
-    default=Path("results"),
-    show_default=True,
-    help="Folder for everything stored.",
-)
+@options.results()
 @click.option(
     "--plan",
     "plans",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import BenchError, plain
+from . import options
 from .patches import patches
 
 if TYPE_CHECKING:
@@ -14,14 +15,7 @@ if TYPE_CHECKING:
     from ...datasets.info import Info
     from ...datasets.verify import Report
 
-_DATA_ROOT = click.option(
-    "--data-root", type=click.Path(path_type=Path), default=Path("data"), show_default=True,
-    help="Folder that holds the datasets.",
-)  # fmt: skip
-_RESULTS = click.option(
-    "--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
-    help="Folder for reports, contact sheets and the index of file hashes.",
-)  # fmt: skip
+_RESULTS = options.results("Folder for reports, contact sheets and the index of file hashes.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, nothing else.")
 
 
@@ -38,7 +32,7 @@ data.add_command(patches)
 
 @data.command()
 @click.argument("dataset")
-@_DATA_ROOT
+@options.DATA_ROOT
 @click.option("--folds", default="", help="Folds to check, separated by commas.  [default: all]")
 @_RESULTS
 @_JSON
@@ -64,7 +58,7 @@ def verify(dataset: str, data_root: Path, folds: str, results: Path, as_json: bo
 
 @data.command()
 @click.argument("dataset")
-@_DATA_ROOT
+@options.DATA_ROOT
 @click.option("--folds", default="", help="Folds to describe, separated by commas.  [default: the first]")
 @_RESULTS
 @_JSON

@@ -7,24 +7,14 @@ from pathlib import Path
 
 import click
 
+from . import options
+
 COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "problem": "red"}
 
 
 @click.command()
-@click.option(
-    "--data-root",
-    type=click.Path(path_type=Path),
-    default=Path("data"),
-    show_default=True,
-    help="Folder that holds the datasets.",
-)
-@click.option(
-    "--results",
-    type=click.Path(path_type=Path),
-    default=Path("results"),
-    show_default=True,
-    help="Folder for everything stored.",
-)
+@options.DATA_ROOT
+@options.results()
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N: where a batch is timed.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, nothing else.")
 def doctor(data_root: Path, results: Path, device: str, as_json: bool) -> None:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import click
 
+from . import options
+
 
 @click.command()
-@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
-              help="Folder of a `bench run`.")  # fmt: skip
+@options.results("Folder of a `bench run`.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write to.  [default: RESULTS/report]")
 @click.option("--format", "formats", default="md,tex,csv,html", show_default=True,
               help="What to write, separated by commas; figures come with md and html.")  # fmt: skip

@@ -52,24 +52,8 @@ def test_memory_decides_where_a_stage_joins_others(two_gpus, tmp_path, monkeypat
 
 
 def test_too_little_memory_beside_others_waits_for_a_gpu_of_its_own(two_gpus, tmp_path, monkeypatch):
-    run, got = RunConfig(jobs_per_gpu=2), []
     monkeypatch.setattr(slots, "free_memory", lambda gpu: 1000.0)
-    with ExitStack() as held:
-        first = held.enter_context(ExitStack())
-        first.enter_context(gpu_slot(run, tmp_path, 4))
-        held.enter_context(gpu_slot(run, tmp_path, 4))
-
-        def late():
-            with gpu_slot(run, tmp_path, 4, need=4000) as device:
-                got.append(device)
-
-        waiting = threading.Thread(target=late)
-        waiting.start()
-        waiting.join(0.1)
-        assert not got
-        first.close()
-        waiting.join(5)
-    assert got == ["cuda:0"]
+    check_waiting(RunConfig(jobs_per_gpu=2), tmp_path, 4, need=4000)
 
 
 def test_the_memory_of_a_stage_is_known_from_its_like(two_gpus, tmp_path):
@@ -93,14 +77,19 @@ def test_several_gpus_for_one_model_run_alone(two_gpus):
 
 
 def test_who_finds_no_slot_waits_for_one(two_gpus, tmp_path):
-    run, got = RunConfig(jobs_per_gpu=1), []
+    check_waiting(RunConfig(jobs_per_gpu=1), tmp_path, 2)
+
+
+def check_waiting(run, folder, at_once, **late_needs):
+    """Both GPUs have a stage; a third gets none until the first of them ends, and then its GPU."""
+    got = []
     with ExitStack() as held:
         first = held.enter_context(ExitStack())
-        first.enter_context(gpu_slot(run, tmp_path, 2))
-        held.enter_context(gpu_slot(run, tmp_path, 2))
+        first.enter_context(gpu_slot(run, folder, at_once))
+        held.enter_context(gpu_slot(run, folder, at_once))
 
         def late():
-            with gpu_slot(run, tmp_path, 2) as device:
+            with gpu_slot(run, folder, at_once, **late_needs) as device:
                 got.append(device)
 
         waiting = threading.Thread(target=late)

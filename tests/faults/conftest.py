@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.benchmark.conftest import World
-from tests.faults.matrix import METHODS, Matrix, contents, steady
+from tests.faults.matrix import LONG, METHODS, Matrix, contents, steady
 from tests.faults.warm import Bench
 from wsolbench.benchmark.check_data import write_blobs
 
@@ -55,6 +55,15 @@ def reference(matrix: Matrix, tmp_path_factory: pytest.TempPathFactory) -> Refer
 def small(reference: Reference) -> Reference:
     """The part of one explainer: a single training, a third of the time."""
     return reference.part("layercam")
+
+
+@pytest.fixture(scope="session")
+def long_reference(matrix: Matrix, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What one uninterrupted process leaves of a matrix whose trainings can be met in their middle."""
+    results = tmp_path_factory.mktemp("uninterrupted")
+    done = matrix.run(results, **LONG)
+    assert done.returncode == 0, done.stderr
+    return contents(results)
 
 
 def refer(matrix: Matrix, results: Path, **changes: Any) -> Reference:

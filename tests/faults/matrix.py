@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ METHODS = "layercam,pixelcam"  # 2 trainings, teacher maps, an explainer, scores
 SETTINGS = {
     **{f"train.{k}": v for k, v in TINY.items()}, "protocol.size": 64, "run.snapshot_seconds": 0, "run.score_batch": 8,
 }  # fmt: skip
+LONG = {"train_epochs": 12}  # enough to meet a training in its middle
+TWO_CORES = {**os.environ, "LOKY_MAX_CPU_COUNT": "2"}  # each of two workers has one thread, as the reference
 # What may differ between two runs that did the same: time and memory, who did it, and the state of the checkout.
 VOLATILE = re.compile(
     r"(seconds|times|images_per_second|ms_per_image|peak_memory_mb|environment|worker|cost)(_\w+)?|versions"

@@ -13,32 +13,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.matrix import Matrix, contents, leftovers
+from tests.faults.matrix import LONG, TWO_CORES, Matrix, contents, leftovers
 from tests.faults.warm import Job
 from wsolbench.benchmark import engines
 from wsolbench.benchmark.config import RunConfig
 from wsolbench.benchmark.engines import engine
 from wsolbench.benchmark.errors import BenchError
 
-ENV = {**os.environ, "LOKY_MAX_CPU_COUNT": "2"}  # so that each of two workers has one thread, as the reference
-EPOCHS = {"train_epochs": 12}  # long enough to kill somebody in the middle
 DONE = re.compile(r"^train (\S+) .*: [\d.]+ s, ", re.MULTILINE)
 SLOW = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def reference(matrix, tmp_path_factory):
-    """What one process leaves."""
-    results = tmp_path_factory.mktemp("one process")
-    done = matrix.run(results, **EPOCHS)
-    assert done.returncode == 0, done.stderr
-    return contents(results)
-
-
 def start(matrix: Matrix, results: Path, *more: object, **env: str) -> Job:
     """The command, with a relative path as people type it; workers elsewhere have another working folder."""
-    words = matrix.words(Path(results.name), *more, **EPOCHS)
-    return matrix.bench.start(*words, env={**ENV, **env}, cwd=results.parent)
+    words = matrix.words(Path(results.name), *more, **LONG)
+    return matrix.bench.start(*words, env={**TWO_CORES, **env}, cwd=results.parent)
 
 
 def training(results: Path) -> int:
@@ -62,10 +51,10 @@ def kill_one(job: Job, results: Path) -> int:
     raise AssertionError(f"nobody was found in the middle of a training: {job.stderr}")
 
 
-def check_whole(job: Job, results: Path, reference: dict) -> None:
+def check_whole(job: Job, results: Path, long_reference: dict) -> None:
     """Everything is there, equal to the reference, and no training came to its end twice."""
     assert job.wait() == 0, job.stderr
-    assert contents(results) == reference
+    assert contents(results) == long_reference
     assert Counter(DONE.findall(job.stderr)) == {"classifier": 1, "pixelcam": 1}
     assert not leftovers(results)
     assert not list(results.glob("locks/*.lease"))
@@ -73,10 +62,10 @@ def check_whole(job: Job, results: Path, reference: dict) -> None:
 
 
 @pytest.mark.parametrize("backend", ["loky", pytest.param("dask", marks=SLOW), pytest.param("ray", marks=SLOW)])
-def test_a_killed_worker_is_replaced(matrix, tmp_path, reference, backend):
+def test_a_killed_worker_is_replaced(matrix, tmp_path, long_reference, backend):
     job = start(matrix, tmp_path / "r", "--backend", backend, "--jobs", 2)
     dead = kill_one(job, tmp_path / "r")
-    check_whole(job, tmp_path / "r", reference)
+    check_whole(job, tmp_path / "r", long_reference)
     workers = {e["record"]["kind"]: e for e in contents(tmp_path / "r").values()}
     assert set(workers) == {"train", "maps", "score"}
     records = [json.loads(p.read_text()) for p in (tmp_path / "r").glob("runs/*/record.json")]
@@ -86,9 +75,9 @@ def test_a_killed_worker_is_replaced(matrix, tmp_path, reference, backend):
 
 @SLOW
 @pytest.mark.parametrize("backend", ["loky", "dask", "ray"])
-def test_rows_do_not_depend_on_the_engine(matrix, tmp_path, reference, backend):
+def test_rows_do_not_depend_on_the_engine(matrix, tmp_path, long_reference, backend):
     job = start(matrix, tmp_path / "r", "--backend", backend, "--jobs", 2)
-    check_whole(job, tmp_path / "r", reference)
+    check_whole(job, tmp_path / "r", long_reference)
     assert "WARNING" not in job.stderr
 
 
@@ -107,14 +96,14 @@ def stop_all(processes: list[subprocess.Popen]) -> None:
 
 @SLOW
 @pytest.mark.parametrize("by_file", [False, True], ids=["address", "scheduler file"])
-def test_a_running_dask_cluster(matrix, tmp_path, reference, by_file):
+def test_a_running_dask_cluster(matrix, tmp_path, long_reference, by_file):
     """Scheduler and two workers as a cluster has them, started by others; one worker has four threads."""
     address, file = f"tcp://127.0.0.1:{free_port()}", tmp_path / "scheduler.json"
     dask = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
     worker = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-dashboard", "--memory-limit", "0"]
     opened = [
-        subprocess.Popen([*dask, "--host", address, "--no-dashboard", "--scheduler-file", str(file)], env=ENV),
-        *(subprocess.Popen([*worker, "--nthreads", n], env=ENV, cwd="/") for n in ("1", "4")),
+        subprocess.Popen([*dask, "--host", address, "--no-dashboard", "--scheduler-file", str(file)], env=TWO_CORES),
+        *(subprocess.Popen([*worker, "--nthreads", n], env=TWO_CORES, cwd="/") for n in ("1", "4")),
     ]
     try:
         where = file if by_file else address
@@ -122,21 +111,21 @@ def test_a_running_dask_cluster(matrix, tmp_path, reference, by_file):
             time.sleep(0.1)
         job = start(matrix, tmp_path / "r", "--backend", "dask", "--scheduler", where)
         kill_one(job, tmp_path / "r")
-        check_whole(job, tmp_path / "r", reference)
+        check_whole(job, tmp_path / "r", long_reference)
     finally:
         stop_all(opened)
 
 
 @SLOW
-def test_a_running_ray_cluster(matrix, tmp_path, reference):
+def test_a_running_ray_cluster(matrix, tmp_path, long_reference):
     address = f"127.0.0.1:{free_port()}"
     ray = [sys.executable, "-m", "ray.scripts.scripts"]
     port = ["--port", address.rpartition(":")[2], "--include-dashboard", "false", "--num-cpus", "2"]
-    environment = {**ENV, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    environment = {**TWO_CORES, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
     subprocess.run([*ray, "start", "--head", "--node-ip-address", "127.0.0.1", *port], check=True, env=environment)
     try:
         job = start(matrix, tmp_path / "r", "--backend", "ray", "--scheduler", address, RAY_AUTH_MODE="disabled")
-        check_whole(job, tmp_path / "r", reference)
+        check_whole(job, tmp_path / "r", long_reference)
     finally:
         subprocess.run([*ray, "stop", "--force"], check=True, env=environment)
 
@@ -178,7 +167,7 @@ def test_a_stage_that_kills_its_worker_fails_alone(matrix, tmp_path):
     """As the system does to what takes too much memory: others finish, it is tried again alone and then given up."""
     (tmp_path / "fatal.py").write_text(FATAL)
     methods = f"cam,{tmp_path / 'fatal.py'},random"
-    done = matrix.bench(*matrix.words(tmp_path / "r", "--jobs", 2, methods=methods), env=ENV)
+    done = matrix.bench(*matrix.words(tmp_path / "r", "--jobs", 2, methods=methods), env=TWO_CORES)
     assert done.returncode == 1, done.stderr
     assert "A worker died" in done.stderr
     assert "lower run.score_batch" in done.stderr
