@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..methods.base import Batch, Evidence, Explainable, Method, TrainContext
+from ..methods.base import Batch, Evidence, Method, TrainContext, is_explainable
 from .build import build_method, load_function, options
 from .check_data import write_blobs
 from .config import Request, RunConfig
@@ -94,7 +94,7 @@ class Bench:
 
         def read(images: Tensor, classes: Tensor | None) -> Tensor:
             ids = [f"{float(i.double().sum()):.6f}" for i in images]  # an image keeps its id in any batch
-            source = model if isinstance(model, Explainable) else None
+            source = model if is_explainable(model) else None
             return explain(Evidence(images, classes, source, ids=ids), settings)
 
         return model, read

@@ -10,7 +10,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+MATPLOTLIB_BACKEND = "MPLBACKEND"
 PACKAGES = ("torch", "torchvision", "timm", "grad-cam", "segmentation-models-pytorch", "numpy", "scipy", "pillow")
+
+
+def draw_to_files() -> None:
+    """Makes matplotlib draw to files in this process and those it starts, whatever the surrounding program asks for.
+
+    A notebook exports MPLBACKEND=module://matplotlib_inline.backend_inline to all it starts, and matplotlib refuses to
+    be imported where it cannot find what that names. To be called before anything imports matplotlib.
+    """
+    os.environ[MATPLOTLIB_BACKEND] = "agg"
 
 
 @functools.cache

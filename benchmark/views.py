@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..methods.base import Evidence, Explainable, Method, Prediction
+from ..methods.base import Evidence, Method, Prediction, is_explainable
 from .build import load_function, options
 from .conduct import at_work, check_stage, modes_unchanged
 from .errors import BenchError
@@ -84,7 +84,7 @@ class Reader:
     ) -> Tensor | None:
         """Explainers and baselines: one Evidence per class asked for, all sharing one forward pass."""
         levels, ids = _levels_by_class(views), [unreadable(i) for i in ids]
-        if self.model is None or isinstance(self.model, Explainable):
+        if self.model is None or is_explainable(self.model):
             every = [level for announced in levels.values() for level in announced]
             evidence = Evidence(images, model=self.model, ids=ids, seed=self.seed, levels=every, part=self.part)
             logits = evidence.logits if self.model is not None else None

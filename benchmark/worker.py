@@ -20,6 +20,7 @@ from typing import Any
 from . import stop
 from .claims import BusyError, claim
 from .config import RunConfig
+from .environment import draw_to_files
 from .errors import BenchError, DamagedError
 from .plan import Stage
 from .relay import STOP_FILE, Teller, WarningsTo
@@ -79,6 +80,8 @@ class Done:
 def do_group(stages: Sequence[Stage], job: Job, report: Report | None = None) -> Done:
     """Does the stages of one group in this process, unless they are done already. report: only in the command's own."""
     done, store = Done(), Store(job.run.results)
+    if report is None:
+        draw_to_files()  # a cluster's worker has the surroundings of whoever started the cluster
     with _ONE_AT_A_TIME, _settled(job, report) as tell:
         try:
             stop.check()

@@ -71,6 +71,13 @@ def foreground_shares(dataset: Dataset, manifest: Manifest, size: int = SCORE_SI
 
 def contact_sheet(dataset: Dataset, fold: str, path: Path) -> Path:
     """Writes a PNG with a few images of each class and split, their masks outlined, and returns its path."""
+    import matplotlib.style
+
+    with matplotlib.style.context("default"):  # whatever a user's matplotlibrc says
+        return _contact_sheet(dataset, fold, path)
+
+
+def _contact_sheet(dataset: Dataset, fold: str, path: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

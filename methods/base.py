@@ -22,14 +22,17 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from types import SimpleNamespace
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from . import METHODS, register
 
-__all__ = ["METHODS", "Batch", "Evidence", "Explainable", "Method", "Options", "Prediction", "TrainContext", "register"]
+__all__ = [
+    "METHODS", "Batch", "Evidence", "Explainable", "Method", "Options", "Prediction", "TrainContext", "is_explainable",
+    "register",
+]  # fmt: skip
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -184,9 +187,12 @@ class Method(nn.Module, ABC):
         """
 
 
-@runtime_checkable
 class Explainable(Protocol):
-    """A trained method whose evidence explainers can read: logits = classify(features(images))."""
+    """A trained method whose evidence explainers can read: logits = classify(features(images)).
+
+    Ask with `is_explainable`: from Python 3.12 on, isinstance of a Protocol does not see what a torch module keeps
+    among its submodules, such as `backbone`.
+    """
 
     backbone: Any
 
@@ -197,6 +203,12 @@ class Explainable(Protocol):
     def classify(self, grid: Tensor) -> Tensor:
         """Logits (B, K) from the grid."""
         ...
+
+
+def is_explainable(model: object) -> TypeGuard[Explainable]:
+    """Whether explainers can read a model: it has a `backbone`, and methods `features` and `classify`."""
+    steps = (getattr(model, name, None) for name in ("features", "classify"))
+    return getattr(model, "backbone", None) is not None and all(callable(step) for step in steps)
 
 
 class _Graph(NamedTuple):

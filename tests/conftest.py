@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.faults.warm import Bench
@@ -27,6 +28,25 @@ FLAGS = (
 KEYS = {"ArrowLeft": 37, "ArrowRight": 39, "Enter": 13, "Escape": 27, "Tab": 9, "Home": 36, "End": 35}
 PATIENCE = 30.0  # seconds for any answer, on a machine that does a lot besides
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
+
+
+# A slow machine is no fault: no example has a time limit, and generating inputs may take as long as it takes.
+hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
+hypothesis.settings.load_profile("patient")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` are skipped, with the reason, where there is none."""
+    waiting = [item for item in items if item.get_closest_marker("gpu")]
+    if not waiting:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in waiting:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device that torch can use"))
 
 
 @pytest.fixture(scope="session")

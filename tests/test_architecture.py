@@ -270,3 +270,30 @@ def test_packages_of_the_sources_are_installed():
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     listed = set(re.findall(r'^  "wsolbench\.([\w.]+)",$', text, re.MULTILINE))
     assert listed == {m for m, p in sources().items() if p.name == "__init__.py"}
+
+
+def data_protocols(text: str) -> list[str]:
+    """Protocols marked `runtime_checkable` that have data members: isinstance of them differs between Pythons."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef) and "runtime_checkable" in " ".join(map(ast.unparse, node.decorator_list)):
+            members = [n for n in node.body if isinstance(n, ast.AnnAssign | ast.Assign)]
+            properties = [
+                n for n in node.body if "property" in " ".join(map(ast.unparse, getattr(n, "decorator_list", [])))
+            ]
+            found += [node.name] * bool(members or properties)
+    return found
+
+
+@pytest.mark.parametrize(
+    "body, bad", [("x: int", True), ("@property\n    def x(self): ...", True), ("def x(self): ...", False)]
+)
+def test_the_scan_for_protocols_works(body, bad):
+    text = f"@typing.runtime_checkable\nclass P(Protocol):\n    {body}\n"
+    assert data_protocols(text) == ["P"] * bad
+
+
+def test_nothing_depends_on_how_a_python_looks_up_the_data_members_of_a_protocol():
+    """From 3.12 on isinstance looks them up without `__getattr__`, by which torch modules serve their submodules."""
+    found = {m: data_protocols(p.read_text(encoding="utf-8")) for m, p in sources().items()}
+    assert {m: names for m, names in found.items() if names} == {}

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from .. import stop
+from ..environment import draw_to_files
 from ..errors import BenchError, did_you_mean
 
 VERBS = {
@@ -79,6 +80,7 @@ def main(args: list[str] | None = None) -> None:
     Exit codes: 0 all done, 1 some runs failed, 2 a mistake the message explains, 3 ended by SIGTERM, 130 by Ctrl-C.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    draw_to_files()
     sys.exit(_run(args))
 
 

@@ -5,7 +5,8 @@ import io
 import math
 import re
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -295,8 +296,22 @@ STYLE: Any = {
 }  # fmt: skip
 
 
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Drawing and saving look alike on every machine: a user's own matplotlibrc plays no part."""
+    import matplotlib.style
+
+    with matplotlib.style.context(["default", STYLE]):
+        yield
+
+
 def render(figure: "Figure", form: str) -> bytes:
     """The bytes of a figure as `png` or `pdf`; the same figure gives the same bytes."""
+    with house_style():
+        return _render(figure, form)
+
+
+def _render(figure: "Figure", form: str) -> bytes:
     import matplotlib
 
     engine = figure.get_layout_engine()

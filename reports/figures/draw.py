@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..quality import DamageError
-from .base import STYLE, AwayScene, Drawn, NoFigureError, Scene, ShiftScene
+from .base import AwayScene, Drawn, NoFigureError, Scene, ShiftScene, house_style
 
 FIGURES = {
     "qualitative": "Maps",
@@ -66,10 +66,8 @@ def draw_shifted(scene: ShiftScene) -> Drawings:
 
 
 def _draw(scene: Scene | AwayScene | ShiftScene, figures: Mapping[str, str]) -> Drawings:
-    import matplotlib
-
     found = Drawings()
-    with matplotlib.rc_context(STYLE):
+    with house_style():
         for module, title in figures.items():
             try:
                 found.drawn += importlib.import_module(f".{module}", __package__).draw(scene)

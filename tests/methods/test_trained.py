@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from wsolbench.benchmark.config import PRESETS, TrainConfig
 from wsolbench.benchmark.errors import BenchError
 from wsolbench.methods.backbones import create_backbone
-from wsolbench.methods.base import METHODS, Explainable, Options
+from wsolbench.methods.base import METHODS, Options, is_explainable
 from wsolbench.methods.losses import partial_cross_entropy
 from wsolbench.methods.pseudolabels import SeedRule, draw_seeds
 from wsolbench.methods.spec import method_spec
@@ -34,7 +34,7 @@ def gradients(method, batch, context):
 def test_contract(make, name, backbone):
     method, spec = make.build(name, backbone, classes=2), method_spec(name)
     before = copied(method)
-    assert isinstance(method, Explainable)
+    assert is_explainable(method)
     images = make.batch().images
     with torch.no_grad():
         first, second = method.predict(images), method.predict(images, torch.zeros(4, dtype=torch.int64))
