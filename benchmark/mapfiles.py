@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..datasets.decode import decode_grey, decode_mask
+from ..datasets import masks
+from ..datasets.decode import decode_grey
 from .errors import BenchError, did_you_mean
 
 MAP_FILES = (".npz", ".png")
@@ -104,22 +105,9 @@ def read_map(path: Path) -> np.ndarray:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """A mask as (H, W) bool: value > 0 is foreground, so 0/1, 0/255, instance numbers and palette indices all work.
-
-    Raises BenchError naming the file for colour images, pickles, damaged files and arrays that are not 2-D.
-    """
-    if path.suffix.lower() != ".npz":
-        return _mask_image(path)
-    with _reading(path, "mask"):
-        values = _read_array(path, "mask")
-        if np.isnan(values).any():
-            raise BenchError(f"{path} is not finite: a mask holds numbers, 0 for background.")
-        return values > 0
-
-
-def _mask_image(path: Path) -> np.ndarray:
+    """A mask as (H, W) bool. Raises BenchError as `datasets.masks.read_mask` does."""
     try:
-        return decode_mask(path, palette_ids=True)
+        return masks.read_mask(path).foreground
     except BenchError as problem:
         more = f"If this is the image, its mask needs the same stem, or one that adds {' or '.join(MASK_SUFFIXES)}."
         raise BenchError(f"{problem} {more}") from None

@@ -8,9 +8,10 @@ import numpy as np
 from ..benchmark.errors import BenchError
 from .base import Item, missing_files
 from .camelyon_lists import Patch, PatchName, check_patches, mask_beside
-from .decode import decode_black_white
+from .masks import MaskRule, read_mask
 
 LAYOUT = "w-512xh-512"
+MASK_RULE = MaskRule(meaning="black-white")
 
 
 def find_root(data_root: Path, home: str, also_in: Sequence[str]) -> Path:
@@ -108,7 +109,7 @@ def read_patch_mask(path: Path) -> np.ndarray:
 
     An all-black mask is refused too, where the name of the file says that part of the patch is tumour.
     """
-    mask = decode_black_white(path)
+    mask = read_mask(path, MASK_RULE).foreground
     if not mask.any() and (share := _share(path.name)):
         raise BenchError(
             f"{path} is all background, though its name says that {100 * share:.1f} % of the patch is tumour. "

@@ -11,8 +11,8 @@ import numpy as np
 
 from ..benchmark.errors import BenchError, did_you_mean, plain
 from .base import SPLITS, Dataset, DatasetCard, Item, Manifest, check_manifest, shared_groups
-from .decode import decode_mask
 from .folds import PIXEL_VAL_PER_CLASS, choose_pixel_val
+from .masks import read_mask
 
 REQUIRED = ("image", "mask", "label", "group", "split")
 OPTIONAL = ("id", "pixel_val", "fold")
@@ -67,7 +67,7 @@ class CsvDataset(Dataset):
 
     def read_mask(self, path: Path) -> np.ndarray:
         """(H, W) bool, value > 0 is foreground; the mask must have one grey channel."""
-        return decode_mask(path)
+        return read_mask(path).foreground
 
     def _item(self, row: _Row) -> Item:
         where, cells = f"{self.path}, line {row.line}", row.cells

@@ -1,6 +1,6 @@
 """Image and mask files to arrays, one rule for all datasets; whatever could be read in two ways is refused."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,11 +10,21 @@ from PIL import Image
 from ..benchmark.errors import BenchError
 
 IMAGE_FORMATS = ("BMP", "PNG", "JPEG", "TIFF", "WEBP")
-MASK_FORMATS = ("BMP", "PNG", "TIFF")  # lossless: a JPEG mask has foreground all around its edges
 MAX_PIXELS = 80_000_000  # larger headers are refused before any memory is taken; Pillow itself warns at 89 million
 _ORIENTATION_TAG, _BITS_TAG = 0x0112, 258
 _PNG_FLAGS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp")  # where programs keep the flag in a PNG
 _GREY_STEPS = {"1": 1, "L": 255, "I;16": 65535, "I;16B": 65535, "I;16L": 65535, "I": 65535}
+_SIGNS = {  # first bytes, so that nothing but the formats asked for is ever opened
+    "JPEG": b"\xff\xd8\xff",
+    "GIF": b"GIF8",
+    "PNG": b"\x89PNG",
+    "BMP": b"BM",
+    "TIFF": b"II*\0",
+    "big-endian TIFF": b"MM\0*",
+    "BigTIFF": b"II+\0",
+    "JPEG 2000": b"\0\0\0\x0cjP  ",
+    "PDF": b"%PDF",
+}
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
@@ -39,10 +49,10 @@ def decode_squashed(path: Path, sizes: Sequence[int]) -> list[np.ndarray]:
 
 def _rgb(path: Path) -> Image.Image:
     """A whole image in memory, in RGB; see `decode_image` for what is refused."""
-    with _opened(path, IMAGE_FORMATS) as image:
+    with opened(path, IMAGE_FORMATS) as image:
         _check_image_mode(path, image)
         image.load()
-        _check_upright(path, image)
+        check_upright(path, image)
         if image.mode in ("RGBA", "LA") or "transparency" in image.info:
             image = image.convert("RGBA")
             if np.asarray(image)[..., 3].min() < 255:
@@ -50,67 +60,27 @@ def _rgb(path: Path) -> Image.Image:
         return image.convert("RGB")
 
 
-def decode_mask(path: Path, palette_ids: bool = False) -> np.ndarray:
-    """Reads a one-channel mask as (H, W) bool: value > 0 is foreground, so 0/1, 0/255 and instance numbers all work.
-
-    `palette_ids`: read palette indices as instance numbers. Otherwise palette and colour masks raise BenchError, as do
-    lossy formats and everything `decode_image` refuses about files.
-    """
-    with _opened(path, MASK_FORMATS) as mask:
-        _check_mask_mode(path, mask, palette_ids)
-        mask.load()
-        _check_upright(path, mask)
-        return np.asarray(mask) > 0
-
-
 def decode_grey(path: Path) -> np.ndarray:
     """Reads a grey PNG of 1, 8 or 16 bits as (h, w) float64 in [0, 1], its highest value being 1.
 
     Raises BenchError for any other format or mode and for everything `decode_image` refuses about files.
     """
-    with _opened(path, ("PNG",)) as image:
+    with opened(path, ("PNG",)) as image:
         if image.mode not in _GREY_STEPS:
             raise BenchError(
                 f"{path} is not grey (mode {image.mode}): it must have one channel of 8 or 16 bits. Colours "
                 "cannot be turned back into values; save the values themselves."
             )
         image.load()
-        _check_upright(path, image)
+        check_upright(path, image)
         return np.asarray(image, np.float64) / _GREY_STEPS[image.mode]
-
-
-def decode_black_white(path: Path) -> np.ndarray:
-    """Reads a grey PNG that holds 0 and 255 only as (H, W) bool, 255 being foreground.
-
-    Raises BenchError for any other format, mode or value: a grey in between means that a mask was resized or saved
-    with loss, and its edges are no longer those of the annotation.
-    """
-    with _opened(path, ("PNG",)) as mask:
-        if mask.mode not in ("1", "L"):
-            raise BenchError(f"{path}: the mask has mode {mask.mode} instead of one 8-bit grey channel of 0 and 255.")
-        mask.load()
-        _check_upright(path, mask)
-        values = np.asarray(mask.convert("L"))
-        found = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
-        if not set(found.tolist()) <= {0, 255}:
-            odd = ", ".join(str(v) for v in found if v not in (0, 255))
-            odd = odd if len(odd) <= 40 else f"{odd[:40]} …"
-            raise BenchError(f"{path}: the mask holds {odd} besides 0 and 255. Export it anew, without resizing.")
-        return values > 0
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """(H, W) of an image from its header; raises BenchError for what the header alone shows to be unusable."""
-    with _opened(path, IMAGE_FORMATS) as image:
+    with opened(path, IMAGE_FORMATS) as image:
         _check_image_mode(path, image)
         return image.height, image.width
-
-
-def mask_size(path: Path) -> tuple[int, int]:
-    """(H, W) of a mask from its header; raises BenchError for what the header alone shows to be unusable."""
-    with _opened(path, MASK_FORMATS) as mask:
-        _check_mask_mode(path, mask, palette_ids=True)
-        return mask.height, mask.width
 
 
 def resize_image(image: np.ndarray, size: int) -> np.ndarray:
@@ -125,8 +95,11 @@ def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
 
 
 @contextmanager
-def _opened(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
-    """Opens a file and turns whatever is wrong with it, then or while it is read, into a BenchError."""
+def opened(path: Path, formats: tuple[str, ...], why: str = "") -> Iterator[Image.Image]:
+    """Opens a file and turns whatever is wrong with it, then or while it is read, into a BenchError.
+
+    `why`: what is to be said of a file that is sound but in a format that is not among `formats`.
+    """
     try:
         if path.stat().st_size == 0:
             raise BenchError(f"{path} is empty (0 bytes). Download it again.")
@@ -139,18 +112,31 @@ def _opened(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
                 raise BenchError(
                     f"{path} holds several pages or frames. Save the one that is meant as a file of its own."
                 )
-            _check_upright(path, image)
+            check_upright(path, image)
             yield image
     except _BOMB as problem:
         raise BenchError(f"{path} is too large to be a plain image ({problem}). Cut it into patches first.") from None
     except Image.UnidentifiedImageError:
-        raise BenchError(f"{path} is damaged or none of {', '.join(formats)}. Download or convert it again.") from None
+        raise BenchError(_not_read(path, formats, why)) from None
     except FileNotFoundError:
         raise BenchError(f"{path} does not exist.") from None
     except BenchError:
         raise
     except Exception as problem:  # on damaged files Pillow's plug-ins raise whatever comes to pass
         raise BenchError(f"{path} cannot be read ({_reason(problem)}). Download it again.") from problem
+
+
+def _not_read(path: Path, formats: tuple[str, ...], why: str) -> str:
+    """Why none of the formats fits: another format, known by its first bytes, or damage."""
+    with path.open("rb") as handle:
+        start = handle.read(12)
+    other = next((name for name, sign in _SIGNS.items() if start.startswith(sign)), None)
+    if start.startswith(b"RIFF") and start.endswith(b"WEBP"):
+        other = "WEBP"
+    known = ", ".join(formats)
+    if other is None or other in formats:
+        return f"{path} is damaged or none of {known}. Download or convert it again."
+    return f"{path} is a {other} file; {why or f'the suite reads {known} here. Convert it.'}"
 
 
 def _reason(problem: Exception) -> str:
@@ -165,13 +151,6 @@ def _check_image_mode(path: Path, image: Image.Image) -> None:
         )
 
 
-def _check_mask_mode(path: Path, mask: Image.Image, palette_ids: bool) -> None:
-    if mask.mode in ("1", "L", "I") or mask.mode.startswith("I;16") or (palette_ids and mask.mode == "P"):
-        return
-    what = "a palette" if mask.mode == "P" else f"colours or several channels (mode {mask.mode})"
-    raise BenchError(f"{path}: the mask has {what}. Save it as one grey channel with 0 for background.")
-
-
 def _depth(path: Path, image: Image.Image) -> int:
     """Bits a channel, 8 where the format has no more. Pillow cuts 16-bit colour to 8 without saying so."""
     if image.format == "TIFF":
@@ -183,13 +162,11 @@ def _depth(path: Path, image: Image.Image) -> int:
         return handle.read(25)[24]
 
 
-def _check_upright(path: Path, image: Image.Image) -> None:
+def check_upright(path: Path, image: Image.Image) -> None:
+    """Raises BenchError for an image with an EXIF flag to be shown rotated; call it again once the file is loaded."""
     if image.format == "PNG" and not any(key in image.info for key in _PNG_FLAGS):
         return  # asking Pillow would decode the whole file; a late flag is found after loading
     if image.getexif().get(_ORIENTATION_TAG, 1) not in (0, 1):
         raise BenchError(
             f"{path} carries an EXIF flag to be shown rotated. Save it upright, its mask alongside, both turned alike."
         )
-
-
-MaskReader = Callable[[Path], np.ndarray]

@@ -12,14 +12,15 @@ import numpy as np
 
 from ..benchmark.errors import BenchError
 from .base import Dataset, DatasetCard, Item, Manifest, check_manifest, register, shared_groups
-from .decode import decode_mask
 from .folds import choose_pixel_val, deal_images, divide_groups
 from .marker import Marker, read_marker
+from .masks import MaskRule, read_mask
 
 FOLDER = "Warwick QU Dataset (Released 2016_07_08)"
 GRADES = "Grade.csv"
 CLASSES = ("benign", "malignant")
 PARTS = 5
+MASK_RULE = MaskRule(meaning="instances")
 IMAGES = {"train": 85, "testA": 60, "testB": 20}
 # Images of (benign, malignant) by split, in folds 0 to 3 and in fold 4.
 FOLD_COUNTS = {"train": (29, 38), "val": (8, 10), "test": (37, 43)}
@@ -101,7 +102,7 @@ class Glas(Dataset):
 
     def read_mask(self, path: Path) -> np.ndarray:
         """(H, W) bool, True in every gland: the file holds gland numbers, 0 is everything else."""
-        return decode_mask(path, palette_ids=True)
+        return read_mask(path, MASK_RULE).foreground
 
 
 def find_folder(data_root: Path) -> Path:

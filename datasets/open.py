@@ -9,14 +9,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ..benchmark.errors import BenchError, did_you_mean
 from ..benchmark.store import file_sha256, key_of, write_json
 from . import DATASETS
 from .base import SPLITS, Dataset, Item, Manifest
-from .decode import MaskReader, decode_image, image_size, mask_size
+from .decode import decode_image, image_size
+from .masks import mask_size
 
 log = logging.getLogger(__name__)
 INDEX_VERSION = 1
+MaskReader = Callable[[Path], np.ndarray]
 Measure = Callable[[Path], tuple[int, int]]  # file -> height and width in px
 HASH_FILE = "file-hashes.json"  # the usual name of the index, in the cache of a results folder
 

@@ -9,7 +9,8 @@ from typing import Any
 from ..benchmark.errors import BenchError
 from ..benchmark.store import read_json, write_json
 from .base import SPLITS, Dataset, Item, Manifest
-from .decode import image_size, mask_size
+from .decode import image_size
+from .masks import mask_size
 from .open import BadFile, FileFacts, bad_files_error, manifest_identity, scan_files
 
 SCHEMA = 1  # of the report on disk

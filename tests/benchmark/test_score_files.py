@@ -117,7 +117,7 @@ def test_masks_in_any_lossless_form(tmp_path, form):
         save_png(path, mask.astype(np.uint16) * 300)
     elif kind == "palette":
         image = Image.fromarray(mask.astype(np.uint8)).convert("P")
-        image.putpalette([9, 9, 9, 0, 0, 0])
+        image.putpalette([0, 0, 0, 9, 9, 9])
         image.save(path)
     else:
         save_png(path, mask.astype(np.uint8) * (255 if kind == "binary" else 3))

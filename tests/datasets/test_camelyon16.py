@@ -15,9 +15,10 @@ from wsolbench.benchmark.registry import scan_source
 from wsolbench.datasets import base, camelyon16
 from wsolbench.datasets.base import SPLITS, missing_files, shared_groups
 from wsolbench.datasets.camelyon16 import Camelyon16
+from wsolbench.datasets.camelyon_files import MASK_RULE
 from wsolbench.datasets.camelyon_lists import LABELS, MASKS, PatchName, mask_beside, write_part
-from wsolbench.datasets.decode import decode_black_white
 from wsolbench.datasets.info import foreground_shares
+from wsolbench.datasets.masks import read_mask
 from wsolbench.datasets.open import open_dataset
 from wsolbench.datasets.verify import verify
 
@@ -246,11 +247,11 @@ def test_masks_are_black_and_white_png(camelyon16_root, patch_tree, tmp_path):
     assert not mask[8:].any()
     for name, fill in (("all", 255), ("none", 0)):
         Image.new("L", (5, 4), fill).save(tmp_path / f"{name}.png")
-        assert (decode_black_white(tmp_path / f"{name}.png") == (fill > 0)).all()
+        assert (read_mask(tmp_path / f"{name}.png", MASK_RULE).foreground == (fill > 0)).all()
     pixels = np.zeros((5, 4), bool)
     pixels[2, 1] = True
     Image.fromarray(pixels).save(tmp_path / "bits.png")
-    assert (decode_black_white(tmp_path / "bits.png") == pixels).all()
+    assert (read_mask(tmp_path / "bits.png", MASK_RULE).foreground == pixels).all()
 
 
 @pytest.mark.parametrize(
@@ -258,18 +259,17 @@ def test_masks_are_black_and_white_png(camelyon16_root, patch_tree, tmp_path):
     [
         ("L", 1, "m.png", "holds 1 besides 0 and 255"),
         ("L", 254, "m.png", "holds 254 besides 0 and 255"),
-        ("RGB", (255, 255, 255), "m.png", "mode RGB instead of one 8-bit grey channel"),
-        ("P", 1, "m.png", "mode P instead of"),
-        ("LA", (255, 255), "m.png", "mode LA instead of"),
-        ("I;16", 255, "m.png", "mode I(;16)? instead of"),
-        ("L", 255, "m.bmp", "damaged or none of PNG"),
-        ("L", 255, "m.jpg", "damaged or none of PNG"),
+        ("RGB", (255, 255, 255), "m.png", r"colours or several channels \(mode RGB\)"),
+        ("P", 1, "m.png", "pixels without an entry in its palette"),
+        ("LA", (255, 255), "m.png", "several channels"),
+        ("I;16", 255, "m.png", "more than 8 bits"),
+        ("L", 255, "m.jpg", "is a JPEG file; its compression has changed the values"),
     ],
 )
 def test_other_masks_are_refused(tmp_path, mode, fill, name, message):
     Image.new(mode, (6, 5), fill).save(tmp_path / name)
     with pytest.raises(BenchError, match=message) as caught:
-        decode_black_white(tmp_path / name)
+        read_mask(tmp_path / name, MASK_RULE)
     assert str(tmp_path / name) in str(caught.value)
 
 

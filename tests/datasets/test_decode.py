@@ -8,20 +8,18 @@ from PIL import Image, PngImagePlugin
 
 from wsolbench.benchmark.errors import BenchError
 from wsolbench.datasets.decode import (
-    decode_black_white,
     decode_grey,
     decode_image,
-    decode_mask,
     decode_squashed,
     image_size,
-    mask_size,
     resize_image,
     resize_mask,
 )
+from wsolbench.datasets.masks import read_mask
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (20, 30, 3), np.uint8)
-MASK = RNG.integers(0, 3, (20, 30), np.uint8)
+MASK = np.kron(RNG.integers(0, 3, (4, 6), np.uint8), np.ones((5, 5), np.uint8))  # patches of two objects
 
 
 def save(path, array, mode=None, **options):
@@ -139,35 +137,12 @@ def test_a_bomb_is_refused_by_its_header(tmp_path):
         data = bytearray(path.read_bytes())
         data[18:26] = struct.pack("<ii", side, side)
         path.write_bytes(data)
-        for read in (decode_image, image_size, decode_mask):
+        for read in (decode_image, image_size, read_mask):
             with pytest.raises(BenchError, match="patches"):
                 read(path)
 
 
-def test_mask_values_above_zero_are_foreground(tmp_path):
-    for name, values in (("ids", MASK), ("binary", (MASK > 0) * np.uint8(255)), ("deep", MASK.astype(np.uint16) * 300)):
-        path = save(tmp_path / f"{name}.png", values)
-        found = decode_mask(path)
-        assert found.dtype == np.bool_
-        np.testing.assert_array_equal(found, MASK > 0)
-        assert mask_size(path) == (20, 30)
-    bits = tmp_path / "bits.png"
-    Image.fromarray((MASK > 0) * np.uint8(255)).convert("1").save(bits)
-    np.testing.assert_array_equal(decode_mask(bits), MASK > 0)
-
-
-def test_masks_that_could_mean_two_things_are_refused(tmp_path):
-    with pytest.raises(BenchError, match="one grey channel"):
-        decode_mask(save(tmp_path / "c.png", RGB))
-    palette = save(tmp_path / "p.png", RGB, "P")
-    with pytest.raises(BenchError, match="palette"):
-        decode_mask(palette)
-    assert decode_mask(palette, palette_ids=True).shape == (20, 30)
-    with pytest.raises(BenchError, match="damaged or none of BMP, PNG, TIFF"):
-        decode_mask(save(tmp_path / "lossy.jpg", MASK))
-
-
-@pytest.mark.parametrize("read", [decode_mask, decode_black_white, decode_grey])
+@pytest.mark.parametrize("read", [read_mask, decode_grey])
 @pytest.mark.parametrize("make", [rotated_late, rotated_in_text])
 def test_masks_and_maps_with_a_flag_to_be_rotated_are_refused(tmp_path, read, make):
     path = make(tmp_path / "m.png", (MASK > 0) * np.uint8(255))
@@ -203,7 +178,7 @@ def test_damage_anywhere_is_told_and_never_anything_else(tmp_path, ending):
         places = rng.integers(0, len(data) if rng.random() < 0.5 else min(200, len(data)), rng.integers(1, 6))
         data[places] = rng.integers(0, 256, len(places))
         path.write_bytes(data.tobytes()[: len(data) if rng.random() < 0.8 else rng.integers(1, len(data))])
-        for read in (decode_image, decode_mask, image_size):
+        for read in (decode_image, read_mask, image_size):
             try:
                 read(path)
             except BenchError as problem:

@@ -14,11 +14,13 @@ from PIL import Image
 from tests.faults.matrix import Matrix
 from wsolbench.benchmark.check_data import write_blobs
 from wsolbench.benchmark.errors import BenchError, plain
-from wsolbench.benchmark.mapfiles import read_map, read_mask
+from wsolbench.benchmark.mapfiles import read_map
+from wsolbench.benchmark.mapfiles import read_mask as score_mask
 from wsolbench.benchmark.store import Store, write_json
 from wsolbench.datasets.camelyon_lists import read_labels
-from wsolbench.datasets.decode import decode_image, decode_mask, image_size
+from wsolbench.datasets.decode import decode_image, image_size
 from wsolbench.datasets.marker import read_marker
+from wsolbench.datasets.masks import read_mask
 
 RUN = "window.hacked=1"
 NAME = f"set</title><script>{RUN}</script>$\\frac{{$"
@@ -210,7 +212,7 @@ def test_an_image_that_unpacks_to_gigabytes_is_refused_by_its_header(tmp_path, m
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", never)
     path = tmp_path / "bomb.png"
     path.write_bytes(png(side, side))
-    for read in (decode_image, decode_mask, image_size, read_map, read_mask):
+    for read in (decode_image, read_mask, image_size, read_map, score_mask):
         with pytest.raises(BenchError, match=r"bomb\.png .*Cut it into patches first"):
             read(path)
 
@@ -218,7 +220,7 @@ def test_an_image_that_unpacks_to_gigabytes_is_refused_by_its_header(tmp_path, m
 def test_a_large_slide_export_is_still_read(tmp_path):
     """The limit is far above real images: 64 million px."""
     Image.new("L", (8000, 8000), 200).save(tmp_path / "large.png", compress_level=1)
-    assert decode_mask(tmp_path / "large.png").all()
+    assert read_mask(tmp_path / "large.png").foreground.all()
 
 
 @pytest.mark.parametrize("kind", [b"zTXt", b"iCCP"])
@@ -232,7 +234,7 @@ def test_text_that_unpacks_to_gigabytes_is_refused(tmp_path, kind):
 def test_other_formats_under_the_name_of_a_png_are_not_tried(tmp_path):
     """Pillow would start an interpreter of PostScript."""
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
-    for read in (decode_image, decode_mask, read_map, read_mask):
+    for read in (decode_image, read_mask, read_map, score_mask):
         with pytest.raises(BenchError, match="damaged or none of"):
             read(tmp_path / "a.png")
 
