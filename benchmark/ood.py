@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from ..datasets.leaks import check_kinds
 from ..datasets.shift import SHIFTS, shift_identity
 from .config import Request
 from .errors import BenchError, did_you_mean
@@ -22,6 +23,7 @@ class Evaluated:
 
     def __init__(self, request: Request) -> None:
         cache = request.run.results / "cache"
+        check_kinds(request.allow_leaks)
         for key in request.overrides.get("shift", {}):
             if key != "stains":
                 raise BenchError(f"There is no setting shift.{key}.{did_you_mean(key, ['stains'])}")
@@ -130,7 +132,8 @@ class Evaluated:
 def _open(name: str, request: Request, cache: Path) -> Source:
     """A dataset by name. Raises BenchError for an unknown one; one of `--ood` may have been meant as a shift."""
     try:
-        return Source(name, request.run.data_root, cache)
+        trained = name in request.datasets
+        return Source(name, request.run.data_root, cache, trained, request.allow_leaks)
     except BenchError as problem:
         words = [w for w in request.ood if w == name or w.startswith(f"{name}:")]
         if name in request.datasets or not words:

@@ -6,14 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from ..datasets.base import Dataset, Manifest
+from ..datasets.identity import normal_group
+from ..datasets.leaks import with_allowed
 from ..datasets.open import HASH_FILE, FileFacts, content_hashes, manifest_identity, open_dataset
 from .errors import BenchError
 
 
 class Source:
-    """One opened dataset."""
+    """One opened dataset.
 
-    def __init__(self, name: str, data_root: Path, cache: Path) -> None:
+    trained: whether models learn from it, so that its splits must be apart. allowed: the leaks between them that the
+    user allows by name (datasets/leaks.py).
+    """
+
+    def __init__(
+        self, name: str, data_root: Path, cache: Path, trained: bool = True, allowed: tuple[str, ...] = ()
+    ) -> None:
+        self._trained, self._allowed = trained, allowed
         self.name = name
         self.dataset: Dataset = open_dataset(name, data_root)
         self._cache = cache
@@ -53,10 +62,16 @@ class Source:
             self._masked[fold] = any(i.pixel_val and i.mask is not None for i in self.manifest(fold).items)
         return self._masked[fold]
 
+    def notes(self) -> list[str]:
+        """What must be said of the folds read so far, each once."""
+        return list(dict.fromkeys(note for manifest, _ in self._folds.values() for note in manifest.notes))
+
     def _read(self, fold: str) -> tuple[Manifest, dict[Path, FileFacts]]:
         if fold not in self._folds:
             manifest = self.dataset.manifest(fold)
             facts = content_hashes(manifest, self._cache / HASH_FILE)
+            if self._trained:
+                manifest = with_allowed(manifest, facts, self._allowed)
             self._folds[fold] = (manifest, facts)
         return self._folds[fold]
 
@@ -85,8 +100,9 @@ def refuse_overlap(source: Source, fold: str, target: Source, target_fold: str) 
     what = "images"
     space = source.dataset.card.namespace
     if not shared and space and space == target.dataset.card.namespace:
-        groups = {i.group for i in seen_in}
-        shared, what = sorted({i.group for i in asked} & groups), f"{source.dataset.card.group}s"
+        groups = {normal_group(i.group) for i in seen_in}
+        shared = sorted({i.group for i in asked if normal_group(i.group) in groups})
+        what = f"{source.dataset.card.group}s"
     if shared:
         some = ", ".join(shared[:5]) + (", …" if len(shared) > 5 else "")
         raise BenchError(

@@ -297,6 +297,13 @@ def _shrunk(maps: torch.Tensor) -> torch.Tensor:
     return small[:, 0].clamp(0, 1)
 
 
+def _notes_of(stage: Stage, manifest: Manifest) -> list[str]:
+    """What a table must say of the images; how the splits of another set are made says nothing about this model."""
+    on: EvalSet | None = stage.work.get("on")
+    away = on is not None and on.dataset != stage.work["cell"].dataset
+    return [note for note in manifest.notes if not (away and note in manifest.split_notes)]
+
+
 def common_facts(stage: Stage, desk: Desk, manifest: Manifest) -> dict[str, Any]:
     """What every record holds."""
     return {
@@ -307,7 +314,7 @@ def common_facts(stage: Stage, desk: Desk, manifest: Manifest) -> dict[str, Any]
         "facts": {
             "synthetic": manifest.synthetic,
             "supervision": stage.work["supervision"],
-            "notes": list(manifest.notes),
+            "notes": _notes_of(stage, manifest),
             "images": len(manifest.split("train")),
         },
         "environment": {**environment(), **compute(desk.device)},

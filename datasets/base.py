@@ -4,7 +4,7 @@ import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -26,6 +26,7 @@ class Item:
     `mask` None: all background where the class has no region of interest. Elsewhere it means unknown, which is allowed
     for images that are not scored (training images, and validation images that are not `pixel_val`).
     `pixel_val`: this validation image's mask may be read (valpx: `loc` selection and tau_val); False outside `val`.
+    `meta`: what else the dataset says of the image, such as its site, by name; part of no key.
     """
 
     id: str
@@ -35,6 +36,7 @@ class Item:
     group: str
     split: str
     pixel_val: bool = False
+    meta: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,20 @@ class DatasetCard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The rows of one fold. `notes` are facts a reader of the table must know, such as patients shared by splits."""
+    """The rows of one fold.
+
+    notes: facts a reader of the table must know. split_notes: those of them that are about the splits, such as patients
+    that several share, and hold for models of this dataset alone. declared: kinds of leaks (datasets/leaks.py) that
+    published splits have by design and the notes report.
+    """
 
     card: DatasetCard
     fold: str
     items: tuple[Item, ...]
     synthetic: bool = False
     notes: tuple[str, ...] = field(default=())
+    split_notes: tuple[str, ...] = ()
+    declared: frozenset[str] = frozenset()
 
     def split(self, name: str) -> list[Item]:
         """Rows of `train`, `val`, `test`, or `valpx` (the validation rows whose masks may be read)."""
@@ -140,6 +149,7 @@ def check_manifest(manifest: Manifest) -> Manifest:
                 "class has a region of interest and it is scored. Name its mask, or declare the class as background."
             )
     _check_files(manifest, where)
+    manifest = _one_spelling(manifest)
     for split in ("test",) if card.evaluation_only else SPLITS:
         if not manifest.split(split):
             raise BenchError(f"{where}: the split '{split}' is empty. Give it images.")
@@ -149,6 +159,13 @@ def check_manifest(manifest: Manifest) -> Manifest:
     if missing:
         raise BenchError(f"{where}: no training image of class {card.classes[min(missing)]}.")
     return manifest
+
+
+def _one_spelling(manifest: Manifest) -> Manifest:
+    from .identity import unify_groups  # which knows rows, and so builds on this module
+
+    items, notes = unify_groups(manifest.items)
+    return replace(manifest, items=items, notes=(*manifest.notes, *notes)) if notes else manifest
 
 
 def missing_files(files: Sequence[Path]) -> list[Path]:

@@ -82,9 +82,10 @@ class Camelyon16(Dataset):
         where = f"{self.card.name}, fold {fold}"
         _check_test_slides(items, where)
         check_masks(items, where)
-        notes = [marker.note] if marker else []
-        notes += _grouped_notes(rows, marker) if scheme else _leak_notes(items, marker)
-        manifest = check_manifest(Manifest(self.card, fold, tuple(items), marker is not None, tuple(notes)))
+        about = tuple(_grouped_notes(rows, marker) if scheme else _leak_notes(items, marker))
+        notes = (marker.note, *about) if marker else about
+        leaks = frozenset() if scheme else frozenset({"groups"})  # test slides are others: checked above
+        manifest = check_manifest(Manifest(self.card, fold, tuple(items), marker is not None, notes, about, leaks))
         if marker is None and not scheme:
             _check_counts(manifest)
         return manifest

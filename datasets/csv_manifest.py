@@ -1,32 +1,24 @@
 """A user's own dataset: a CSV file with one row an image. The format is described in docs/datasets.md."""
 
-import csv
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from ..benchmark.errors import BenchError, did_you_mean, plain
-from .base import SPLITS, Dataset, DatasetCard, Item, Manifest, check_manifest, shared_groups
+from ..benchmark.errors import BenchError, did_you_mean
+from .base import SPLITS, Dataset, DatasetCard, Item, Manifest, check_manifest
+from .csv_table import GAPS, TableRow, checked, read_table, whole
 from .folds import PIXEL_VAL_PER_CLASS, choose_pixel_val
 from .masks import read_mask
 
-REQUIRED = ("image", "mask", "label", "group", "split")
-OPTIONAL = ("id", "pixel_val", "fold")
-SETTINGS = ("name", "classes", "positive", "background", "foreground", "licence", "citation", "synthetic")
-LONGEST, LONGEST_PATH = 300, 4096  # characters of a cell or setting, and of a path
 _YES, _NO = ("1", "true", "yes"), ("", "0", "false", "no")
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One row as text, with the line it stands on."""
-
-    line: int
-    cells: Mapping[str, str]
+_UNKNOWN_GROUPS = (
+    "! patients or slides are unknown (# groups: unknown): each image counts as a group of its own, so intervals may "
+    "be too narrow, and nobody can tell whether a patient is in several splits"
+)
 
 
 class CsvDataset(Dataset):
@@ -38,9 +30,12 @@ class CsvDataset(Dataset):
         self.path = path
         bases = (path.parent, data_root)
         self._allowed = {Path(form(base)) for base in bases for form in (os.path.abspath, os.path.realpath)}
-        settings, self._rows = _read_table(path)
+        table = read_table(path)
+        settings, self._rows, self._notes = table.settings, table.rows, list(table.notes)
+        self._groups_unknown = settings.get("groups") == "unknown"
         # Unlike a dataset with a class of its own, this one learns its card and folds from the file.
-        self.card = _card(path, settings, self._rows)  # pyright: ignore[reportAttributeAccessIssue]
+        self.card, notes = _card(path, settings, self._rows)  # pyright: ignore[reportAttributeAccessIssue]
+        self._notes += notes
         self._synthetic = _flag(settings.get("synthetic", ""), f"{path}: '# synthetic'")
         named = sorted({r.cells["fold"] for r in self._rows} - {""})
         self.folds = tuple(named) or ("0",)  # pyright: ignore[reportAttributeAccessIssue]
@@ -51,7 +46,7 @@ class CsvDataset(Dataset):
             raise BenchError(f"{self.path} has no fold '{fold}'. Known: {', '.join(self.folds)}.")
         rows = [r for r in self._rows if r.cells["fold"] in ("", fold)]
         items = sorted((self._item(r) for r in rows), key=lambda i: i.id)
-        notes: list[str] = []
+        notes = list(self._notes)
         if not self.card.evaluation_only and not any(i.pixel_val for i in items):
             regions = self.card.region_classes
             masked = [i for i in items if i.split == "val" and (i.mask or not regions[i.label])]
@@ -61,18 +56,24 @@ class CsvDataset(Dataset):
                 f"no row is marked pixel_val: masks of {len(chosen)} validation images (up to {PIXEL_VAL_PER_CLASS} a "
                 "class, chosen by a hash of their ids) serve selection and tau_val"
             )
-        manifest = check_manifest(Manifest(self.card, fold, tuple(items), self._synthetic, tuple(notes)))
-        _check_groups(self.path, manifest)
-        return manifest
+        about = (_UNKNOWN_GROUPS,) if self._groups_unknown else ()
+        return check_manifest(Manifest(self.card, fold, tuple(items), self._synthetic, (*notes, *about), about))
 
     def read_mask(self, path: Path) -> np.ndarray:
         """(H, W) bool, value > 0 is foreground; the mask must have one grey channel."""
         return read_mask(path).foreground
 
-    def _item(self, row: _Row) -> Item:
+    def _item(self, row: TableRow) -> Item:
         where, cells = f"{self.path}, line {row.line}", row.cells
-        if not cells["image"] or not cells["group"]:
-            raise BenchError(f"{where}: the {'group' if cells['image'] else 'image'} is empty. Every row needs one.")
+        if not cells["image"]:
+            raise BenchError(f"{where}: the image is empty. Every row needs one.")
+        group = cells["id"] or cells["image"] if self._groups_unknown else cells["group"]
+        if group.lower() in ("", *GAPS):
+            raise BenchError(
+                f"{where}: the group is {repr(group) if group else 'empty'}. It names the patient or slide, whose "
+                "images must not be divided among splits. Where nobody knows it, add the line '# groups: unknown': "
+                "each image is then a group of its own, and every table says so."
+            )
         if cells["split"] not in SPLITS:
             raise BenchError(f"{where}: split '{cells['split']}' is not one of {', '.join(SPLITS)}.")
         label = _label(cells["label"], self.card.classes, where)
@@ -89,9 +90,10 @@ class CsvDataset(Dataset):
             image=self._resolve(cells["image"], where),
             mask=self._resolve(cells["mask"], where) if cells["mask"] else None,
             label=label,
-            group=cells["group"],
+            group=group,
             split=cells["split"],
             pixel_val=pixel_val,
+            meta=row.extra,
         )
 
     def _resolve(self, text: str, where: str) -> Path:
@@ -116,87 +118,8 @@ class CsvDataset(Dataset):
         return inside
 
 
-def _read_table(path: Path) -> tuple[dict[str, str], list[_Row]]:
-    """Settings from the '# key: value' lines, and the rows, every optional column present."""
-    if not path.is_file():
-        raise BenchError(f"There is no file {path}. Give the path of a CSV manifest (see docs/datasets.md).")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise BenchError(f"{path} is not UTF-8 text. Save it as 'CSV UTF-8'.") from None
-    settings: dict[str, str] = {}
-    table: list[tuple[int, str]] = []
-    for number, line in enumerate(lines, start=1):
-        if line.startswith("#"):
-            _add_setting(settings, line, f"{path}, line {number}")
-        elif line.strip():
-            table.append((number, line))
-    if len(table) < 2:
-        raise BenchError(f"{path} holds no rows. Its header must be: {', '.join(REQUIRED)}.")
-    header = _header(path, table[0][1])
-    rows = []
-    for number, line in table[1:]:
-        where = f"{path}, line {number}"
-        values = _cells(line, where)
-        if len(values) != len(header):
-            raise BenchError(f"{where}: {len(values)} fields, the header has {len(header)}. Quote commas.")
-        given = {name: _checked(value, name, where) for name, value in zip(header, values, strict=True)}
-        rows.append(_Row(number, {**dict.fromkeys(OPTIONAL, ""), **given}))
-    return settings, rows
-
-
-def _cells(line: str, where: str) -> list[str]:
-    """The cells of one line; a quoted cell that goes on in the next line is refused."""
-    try:
-        return next(csv.reader([line], strict=True))
-    except csv.Error as problem:
-        raise BenchError(f"{where} cannot be read ({problem}). A row stands on one line, quotes in pairs.") from None
-
-
-def _checked(text: str, what: str, where: str) -> str:
-    """A cell or setting without blanks around it. Raises BenchError for what nobody writes by hand."""
-    text = text.strip()
-    longest = LONGEST_PATH if what in ("image", "mask") else LONGEST
-    if len(text) > longest:
-        raise BenchError(f"{where}: the {what} has {len(text)} characters, more than {longest}. Shorten it.")
-    if plain(text) != text or "\n" in text:
-        raise BenchError(f"{where}: the {what} '{text}' holds control characters. Remove them.")
-    return text
-
-
-def _add_setting(settings: dict[str, str], line: str, where: str) -> None:
-    key, colon, value = line.lstrip("# ").partition(":")
-    key = key.strip().lower()
-    if not colon:
-        return  # a remark
-    if key not in SETTINGS:
-        raise BenchError(f"{where}: there is no setting '{key}'.{did_you_mean(key, SETTINGS)} A remark needs no colon.")
-    if key in settings:
-        raise BenchError(f"{where}: '{key}' is set twice.")
-    # spreadsheet programs pad a line with commas
-    settings[key] = _checked(value.strip().rstrip(","), key, where) if key != "classes" else value.strip().rstrip(",")
-
-
-def _header(path: Path, line: str) -> list[str]:
-    names = [n.strip().lower() for n in next(csv.reader([line]))]
-    names = ["pixel_val" if n == "valpx" else n for n in names]
-    known = REQUIRED + OPTIONAL
-    if len(names) == 1 and (";" in line or "\t" in line):
-        raise BenchError(f"{path}: the fields must be separated by commas. Export it as comma-separated.")
-    for name in names:
-        if name not in known:
-            raise BenchError(f"{path}: there is no column '{name}'.{did_you_mean(name, known)}")
-        if names.count(name) > 1:
-            raise BenchError(f"{path}: the column '{name}' occurs twice.")
-    if missing := [n for n in REQUIRED if n not in names]:
-        raise BenchError(
-            f"{path}: the column{'s' * (len(missing) > 1)} {', '.join(missing)} is missing. See docs/datasets.md."
-        )
-    return names
-
-
-def _card(path: Path, settings: Mapping[str, str], rows: Sequence[_Row]) -> DatasetCard:
-    classes = _classes(path, settings, rows)
+def _card(path: Path, settings: Mapping[str, str], rows: Sequence[TableRow]) -> tuple[DatasetCard, list[str]]:
+    classes, notes = _classes(path, settings, rows)
     background = _class_index(path, settings, "background", classes)
     positive = _class_index(path, settings, "positive", classes)
     with_region = [k for k in range(len(classes)) if k != background]
@@ -204,42 +127,71 @@ def _card(path: Path, settings: Mapping[str, str], rows: Sequence[_Row]) -> Data
         positive = with_region[0]
     if positive is None:
         raise BenchError(
-            f"{path} does not say which of {', '.join(classes)} is the positive class. Add a line '# positive: "
-            f"{classes[-1]}', and '# background: {classes[0]}' if images of that class have no region and no mask."
+            f"{path} does not say which of its classes is the positive one: {', '.join(classes)}. Add a line "
+            "'# positive: NAME' with the class to find, and '# background: NAME' if the images of a class have no "
+            "region and no mask."
         )
     if positive == background:
         raise BenchError(f"{path}: '{classes[positive]}' cannot be both positive and background.")
-    return DatasetCard(
-        name=settings.get("name") or _checked(path.stem, "name", str(path)),
+    card = DatasetCard(
+        name=settings.get("name") or checked(path.stem, "name", str(path)),
         version=1,
         classes=classes,
         positive_class=positive,
         region_classes=tuple(k != background for k in range(len(classes))),
         foreground=settings.get("foreground", "mask value above 0"),
-        group="group",
+        group="image" if settings.get("groups") == "unknown" else "group",
         licence=settings.get("licence", "not stated"),
         citation=settings.get("citation", "not stated"),
         evaluation_only={r.cells["split"] for r in rows} == {"test"},
     )
+    return card, notes
 
 
-def _classes(path: Path, settings: Mapping[str, str], rows: Iterable[_Row]) -> tuple[str, ...]:
-    """Declared names, else the labels themselves: numbers 0, 1, … in order, names in alphabetical order."""
+def _classes(path: Path, settings: Mapping[str, str], rows: Iterable[TableRow]) -> tuple[tuple[str, ...], list[str]]:
+    """Declared names, else the labels themselves: numbers in their order, names in that of the alphabet."""
+    notes: list[str] = []
     if "classes" in settings:
-        names = [_checked(n, "name of a class", str(path)) for n in settings["classes"].split(",")]
+        names = [checked(n, "name of a class", str(path)) for n in settings["classes"].split(",")]
         if len(set(names)) != len(names) or not all(names):
             raise BenchError(f"{path}: '# classes' must list different names, separated by commas.")
     else:
-        labels = {r.cells["label"] for r in rows}
-        if labels and all(x.isdecimal() for x in labels):
-            names = [str(k) for k in range(max(int(x) for x in labels) + 1)]
-        else:
-            names = sorted(labels)
-    if len(names) < 2 or "" in names:
-        raise BenchError(f"{path}: at least two classes are needed and every row must have a label; found {names}.")
+        names, notes = _names_in(path, rows)
+    if len(names) < 2:
+        raise BenchError(
+            f"{path}: at least two classes are needed; found {', '.join(names) or 'none'}. Where a table, such as a "
+            "test set, holds one of several, list all that its models know: '# classes: normal, tumour'."
+        )
     if len(names) > 1000:
-        raise BenchError(f"{path}: {len(names)} classes. Labels must count from 0, or be names.")
-    return tuple(names)
+        raise BenchError(f"{path}: {len(names)} classes. Labels must be few numbers, or names.")
+    return tuple(names), notes
+
+
+def _names_in(path: Path, rows: Iterable[TableRow]) -> tuple[list[str], list[str]]:
+    """Names of the classes from the labels, and what must be said of them."""
+    labels = set[str]()
+    for row in rows:
+        text = row.cells["label"]
+        if text.lower() in ("", *GAPS):
+            raise BenchError(
+                f"{path}, line {row.line}: the label is {repr(text) if text else 'empty'}. Every row needs one; if it "
+                "is the name of a class, list all of them: '# classes: …'."
+            )
+        labels.add(whole(text))
+    folded = defaultdict[str, set[str]](set)
+    for label in labels:
+        folded[" ".join(label.casefold().replace("_", " ").replace("-", " ").split())].add(label)
+    if alike := next((sorted(v) for v in folded.values() if len(v) > 1), None):
+        raise BenchError(
+            f"{path}: are the labels {' and '.join(map(repr, alike))} one class? Spell it in one way, or list all "
+            "classes: '# classes: …'."
+        )
+    if not all(label.isdecimal() for label in labels):
+        return sorted(labels), []
+    names = sorted(labels, key=int)
+    if names == [str(k) for k in range(len(names))]:
+        return names, []
+    return names, [f"the labels {', '.join(names)} are taken for the names of {len(names)} classes"]
 
 
 def _class_index(path: Path, settings: Mapping[str, str], key: str, classes: Sequence[str]) -> int | None:
@@ -247,28 +199,20 @@ def _class_index(path: Path, settings: Mapping[str, str], key: str, classes: Seq
 
 
 def _label(text: str, classes: Sequence[str], where: str) -> int:
-    if text in classes:
-        return list(classes).index(text)
-    if text.isdecimal() and int(text) < len(classes):
-        return int(text)
-    raise BenchError(f"{where}: there is no class '{text}'.{did_you_mean(text, classes)}")
+    """The index of a class: by its name, or by its number from 0 where no name is a number itself."""
+    for spelling in (text, whole(text)):
+        if spelling in classes:
+            return list(classes).index(spelling)
+    number = whole(text)
+    if number.isdecimal() and int(number) < len(classes) and not any(c.isdecimal() for c in classes):
+        return int(number)
+    hint = ""
+    if number.isdecimal():
+        hint = f" Numbers count from 0 ({', '.join(f'{k}: {c}' for k, c in enumerate(classes[:9]))}); names work too."
+    raise BenchError(f"{where}: there is no class '{text}'.{did_you_mean(text, classes)}{hint}")
 
 
 def _flag(text: str, where: str) -> bool:
     if text.lower() not in _YES + _NO:
         raise BenchError(f"{where}: '{text}' is neither of {', '.join(filter(None, _YES + _NO))}.")
     return text.lower() in _YES
-
-
-def _check_groups(path: Path, manifest: Manifest) -> None:
-    """A patient or slide in two splits makes every score too good; for one's own data that is an error."""
-    found = defaultdict(list)
-    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
-        for group in shared_groups(manifest.items, one, other):
-            found[group].append(f"{one} and {other}")
-    if found:
-        some = "; ".join(f"'{g}' is in {' and in '.join(pairs)}" for g, pairs in list(found.items())[:5])
-        raise BenchError(
-            f"{path}, fold {manifest.fold}: {len(found)} groups are in more than one split: {some}. "
-            "Keep all images of a patient or slide in one split."
-        )

@@ -94,8 +94,10 @@ class Glas(Dataset):
             )
             for row in rows
         )
-        notes = _notes(items, rows, scheme, marker)
-        manifest = check_manifest(Manifest(self.card, fold, items, marker is not None, notes))
+        about = _split_notes(items, rows, scheme, marker)
+        notes = (marker.note, *about) if marker else about
+        leaks = frozenset() if scheme else frozenset({"groups"})
+        manifest = check_manifest(Manifest(self.card, fold, items, marker is not None, notes, about, leaks))
         if marker is None and not scheme:
             _check_fold(manifest)
         return manifest
@@ -206,8 +208,10 @@ def _chosen_pixel_val(rows: Sequence[Graded], splits: dict[str, str]) -> frozens
     return choose_pixel_val((r.name, r.label, r.patient) for r in rows if splits[r.name] == "val")
 
 
-def _notes(items: Sequence[Item], rows: Sequence[Graded], scheme: str, marker: Marker | None) -> tuple[str, ...]:
-    notes = [marker.note] if marker else []
+def _split_notes(
+    items: Sequence[Item], rows: Sequence[Graded], scheme: str, marker: Marker | None
+) -> tuple[str, ...]:  # fmt: skip
+    notes: list[str] = []
     if scheme:
         moved = sum(r.official_test and i.split != "test" for r, i in zip(rows, items, strict=True))
         notes.append(

@@ -10,6 +10,7 @@ from ..benchmark.errors import BenchError
 from ..benchmark.store import read_json, write_json
 from .base import SPLITS, Dataset, Item, Manifest
 from .decode import image_size
+from .leaks import find_leaks
 from .masks import mask_size
 from .open import BadFile, FileFacts, bad_files_error, manifest_identity, scan_files
 
@@ -76,6 +77,7 @@ def verify(dataset: Dataset, folds: Sequence[str], cache_file: Path, report_file
     problems = [b.reason for b in bad]
     known = {b.path for b in bad}
     sound = [i for i in items if i.image not in known and i.mask not in known]
+    problems += [f"fold {m.fold}: {leak.text}" for m in manifests for leak in find_leaks(m, facts)]
     problems += [problem for i in sound if (problem := _misfit(i, facts))]
     hashes = {i.id: {"image": _sha(facts, i.image), "mask": _sha(facts, i.mask) if i.mask else None} for i in items}
     earlier, before = _earlier(report_file) if report_file else (None, "")
@@ -84,9 +86,7 @@ def verify(dataset: Dataset, folds: Sequence[str], cache_file: Path, report_file
         synthetic=any(m.synthetic for m in manifests),
         files=len(facts) + len(bad),
         folds=tuple(
-            FoldReport(
-                m.fold, count_images(m), (*m.notes, *_copies(m, facts)), None if bad else manifest_identity(m, facts)
-            )
+            FoldReport(m.fold, count_images(m), m.notes, None if bad else manifest_identity(m, facts))
             for m in manifests
         ),
         problems=tuple(dict.fromkeys(problems)),
@@ -96,16 +96,6 @@ def verify(dataset: Dataset, folds: Sequence[str], cache_file: Path, report_file
     if report_file:
         write_json(report_file, {**report.as_json(), "sha256": hashes})
     return report
-
-
-def _copies(manifest: Manifest, facts: Mapping[Path, FileFacts]) -> list[str]:
-    """A note on test images that stand among the training or validation images too, under another name."""
-    seen = {facts[i.image].sha256 for i in manifest.items if i.split != "test" and i.image in facts}
-    twice = [i.id for i in manifest.split("test") if i.image in facts and facts[i.image].sha256 in seen]
-    if not twice:
-        return []
-    some = ", ".join(twice[:5]) + (", …" if len(twice) > 5 else "")
-    return [f"{len(twice)} test images are, byte for byte, training or validation images too: {some}"]
 
 
 def _earlier(report_file: Path) -> tuple[dict[str, Any] | None, str]:

@@ -161,7 +161,7 @@ def _terminal_line(line: Line, columns: Iterable[Column], single: bool) -> list[
 
 
 def _terminal_notes(table: Table, shown: Sequence[Block]) -> list[str]:
-    notes = [n for n in table.footnotes if n[0] in "†‡"]
+    notes = [n for n in table.footnotes if n[0] in "†‡!"]
     others = [b.key for b in table.blocks if b not in shown]
     if others:
         notes.append(f"Also scored: checkpoints {', '.join(others)} (see the report).")

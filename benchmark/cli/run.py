@@ -32,6 +32,10 @@ _RUN_FLAGS = ("data_root", "results", "device", "devices", "jobs", "jobs_per_gpu
     help="What else models are scored on: all, none, glas,camelyon17:centre-2, shifts of their own set (stain, jpeg-3, "
     "ladder) or of a named one (glas:stain).  [default: all, every other dataset of the command]",
 )
+@click.option(
+    "--allow-leaks",
+    help="Leaks between splits to go on with, each told in every table: groups, images, labels, val-is-test.",
+)
 @click.option("--backbones", help="timm names, separated by commas.  [default: resnet18]")
 @click.option("--weights", help="none, imagenet, or a file (safetensors).  [default: imagenet]")
 @click.option("--folds", help="Fold names, or `grouped` for the patient-disjoint folds.  [default: 0]")
@@ -74,6 +78,7 @@ def run(settings: tuple[str, ...], config: Path | None, dry_run: bool, as_json: 
     planner, store = Planner(request), Store(request.run.results)
     store.check_writable()  # planning already keeps the hashes of the files there
     plan = planner.build()
+    _tell_notes(planner)
     if dry_run:
         _show_plan(plan, store, as_json)
         return
@@ -92,6 +97,13 @@ def run(settings: tuple[str, ...], config: Path | None, dry_run: bool, as_json: 
     else:
         _say_outcome(plan, outcome, request.run.results)
     sys.exit(outcome.exit_code)
+
+
+def _tell_notes(planner: "Planner") -> None:
+    """How the files of each dataset were read, and what is to be known of its splits, on stderr beside the progress."""
+    for source in planner.sources.values():
+        for note in source.notes():
+            click.echo(plain(f"note: {source.title}: {note.removeprefix('! ')}"), err=True)
 
 
 def make_request(typed: dict[str, Any], settings: tuple[str, ...], config: Path | None) -> Request:

@@ -156,7 +156,6 @@ BAD = {
     "a tumour without mask": (("mask/t3.png", ""), "'t3' (tumour) has no mask"),
     "a background image with mask": (("n3.png,", "n3.png,mask/t3.png"), "declared background, yet"),
     "the same id twice": (("n2,", "n1,"), "'n1' occurs 2 times"),
-    "a group in two splits": ((",p5,", ",p2,"), "'p2' is in train and test"),
     "pixel_val on a training row": (("p1,train,", "p1,train,1"), "only val rows"),
     "pixel_val that is no flag": (("val,1", "val,maybe"), "'maybe' is neither"),
     "an empty split": (("test", "val"), "split 'test' is empty"),
@@ -164,7 +163,7 @@ BAD = {
     "a setting twice": (("# background: normal", "# classes: a, b"), "'classes' is set twice"),
     "a background class that is none": (("background: normal", "background: stroma"), "no class 'stroma'"),
     "positive and background at once": (("# back", "# positive: normal\n# back"), "both positive and background"),
-    "no positive class": (("# background: normal\n", ""), "which of normal, tumour is the positive class"),
+    "no positive class": (("# background: normal\n", ""), "which of its classes is the positive one: normal, tumour"),
     "one class only": (("normal, tumour", "normal"), "at least two classes"),
     "no mask, yet no background class": (("# background: normal", "# positive: tumour"), "(normal) has no mask"),
 }
