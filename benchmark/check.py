@@ -165,7 +165,7 @@ def check_loss(bench: Bench) -> str | None:
 
 
 def _columns(batch: Batch) -> tuple[Tensor | None, ...]:
-    return batch.images, batch.labels, batch.indices, batch.maps, batch.masks
+    return batch.images, batch.labels, batch.indices, batch.maps, batch.masks, batch.ignored
 
 
 def check_shape(bench: Bench) -> str | None:

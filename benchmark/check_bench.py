@@ -14,7 +14,7 @@ from .check_data import write_blobs
 from .config import Request, RunConfig
 from .data import TrainingSet
 from .execute import execute
-from .images import Need
+from .images import MaskForm, Need
 from .plan import Plan, Planner, Stage
 from .resolve import MethodRef
 from .stages import Desk, load_model, needs_of, parent_states, teacher_maps
@@ -79,7 +79,7 @@ class Bench:
         manifest, config = self.desk.manifest(stage.work["cell"]), stage.work["config"]
         pixel = self.ref.spec.supervision == "pixel"
         images = self.desk.images(stage.work["cell"])
-        frames = images.frames(manifest.split("train"), config.load_size, config.load_size if pixel else 0)
+        frames = images.frames(manifest.split("train"), config.load_size, MaskForm(config.load_size) if pixel else None)
         maps = teacher_maps(stage, self.desk, frames.ids) if stage.kind == "train" else None
         data = TrainingSet(frames, config, self.device, maps).on_device()
         return data.batch(torch.arange(16), torch.Generator().manual_seed(0))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..datasets.masks import FOREGROUND, IGNORED
 from ..methods.base import Batch
 from .augment import Draw, augment, crop, crop_maps, draw
 from .config import TrainConfig
@@ -200,18 +201,23 @@ class DeviceSet:
         return raw._replace(drawn=raw.drawn.to(self.device), pixels=pixels, masks=masks)
 
     def _augmented(self, raw: Raw) -> Batch:
-        masks, maps = WITHHELD, None
+        masks, ignored, maps = WITHHELD, None, None
         if raw.masks is not None:
-            masks = crop(raw.masks, raw.drawn, self.config.image_size)
+            masks, ignored = parted(crop(raw.masks, raw.drawn, self.config.image_size))
         if self.maps is not None:
             maps = crop_maps(self.maps[raw.places], raw.drawn, self.config).clamp_(0, 1)
         images = augment(raw.pixels, raw.drawn, self.config)
-        return Batch(images, self.labels[raw.places], raw.places, maps, cast("Tensor", masks))
+        return Batch(images, self.labels[raw.places], raw.places, maps, cast("Tensor", masks), ignored)
 
     def batch(self, rows: Tensor, generator: torch.Generator) -> Batch:
         """One augmented batch of the given rows."""
         drawn = draw(len(rows), self.config, generator)
         return self._augmented(self._uploaded(self._read(rows, upload(rows, self.device), drawn)))
+
+
+def parted(masks: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Masks as stored to foreground (bool) and ignored pixels (bool, or None where they are stored as bool)."""
+    return (masks, None) if masks.dtype == torch.bool else (masks == FOREGROUND, masks == IGNORED)
 
 
 def _generator(*address: str | int) -> torch.Generator:
@@ -222,7 +228,7 @@ def split_batch(batch: Batch, sizes: Sequence[int]) -> list[Batch]:
     """A batch cut into parts of the given numbers of images."""
     if len(sizes) == 1:
         return [batch]
-    fields = (batch.images, batch.labels, batch.indices, batch.maps, batch.masks)
+    fields = (batch.images, batch.labels, batch.indices, batch.maps, batch.masks, batch.ignored)
     # what is no tensor stands for masks withheld, or for nothing
     columns = [t.split(list(sizes)) if isinstance(t, Tensor) else [t] * len(sizes) for t in fields]
     return [Batch(*row) for row in zip(*columns, strict=True)]  # pyright: ignore[reportArgumentType]

@@ -69,7 +69,8 @@ class _Watch:
         self._masks, self._files = masks, None
         root = os.path.realpath(results)
         safe = glob.escape(root)
-        self._patterns = ["*/cache/images/*-masks-*.bin", f"{safe}/examples/[!.]*.npz"]
+        self._patterns = [f"*/cache/images/*-masks-*.{end}" for end in ("bin", "facts")]
+        self._patterns.append(f"{safe}/examples/[!.]*.npz")
         self._ours = (f"{root}{os.sep}runs{os.sep}", f"{root}{os.sep}cache{os.sep}", f"{root}{os.sep}locks{os.sep}")
         self.asked: list[MaskAccessError] = []
 

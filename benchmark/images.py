@@ -4,8 +4,9 @@ The arrays are shared by all folds, stages and processes. Masks live in files of
 and training of methods declared pixel-supervised.
 """
 
+import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,33 +16,42 @@ import numpy as np
 from joblib import cpu_count
 
 from ..datasets.base import Dataset, Item
-from ..datasets.decode import decode_squashed, resize_mask
+from ..datasets.decode import decode_squashed
+from ..datasets.mask_sizes import reduce_mask
+from ..datasets.masks import FOREGROUND, IGNORED, READER_VERSION
 from .claims import exclusive
 from .errors import BenchError
 from .guard import reading_masks
+from .maskfacts import StoredFacts, add_facts, read_facts
 from .pixelstore import Growth, PixelStore, Rows
-from .store import Store, key_of
+from .store import Store, canonical_json, key_of
 
 DECODER_VERSION = 1
 FLUSH_SECONDS = 2.0  # what a process killed while decoding loses; the disk writes while the threads go on decoding
 
-Decode = Callable[[Path, Sequence[int]], list[np.ndarray]]
-Places = list[tuple["Growth", int]]
+Places = list[tuple["Growth | None", int]]
+
+
+class MaskForm(NamedTuple):
+    """How masks are stored: the side in px they are squashed to, and how (see datasets.mask_sizes)."""
+
+    size: int
+    reduction: str = "nearest"
 
 
 class Need(NamedTuple):
-    """Arrays to have at hand: these rows at this size, images or masks."""
+    """Arrays to have at hand: these rows at this size. Images, or with a way of reduction their masks."""
 
     items: tuple[Item, ...]
     size: int
-    masks: bool = False
+    reduction: str = ""
 
 
 @dataclass(frozen=True)
 class Frames:
     """Rows of a dataset with their decoded pixels, read from disk when indexed.
 
-    images (N, S, S, 3) uint8; masks (N, P, P) bool or None.
+    images (N, S, S, 3) uint8; masks (N, P, P) bool, or uint8 codes where the dataset ignores pixels, or None.
     """
 
     items: tuple[Item, ...]
@@ -59,6 +69,14 @@ class Frames:
         return [i.id for i in self.items]
 
 
+@dataclass
+class _Job:
+    """One file to decode: where each array of it goes (nowhere where only the facts of a mask are missing)."""
+
+    item: Item
+    places: Places
+
+
 class ImageCache:
     """The decoded arrays of one dataset under `<results>/cache/images`."""
 
@@ -67,11 +85,15 @@ class ImageCache:
         self.store, self.dataset, self._hashes = store, dataset, hashes
         self.folder = store.cache_dir / "images"
 
-    def _store(self, size: int, masks: bool) -> PixelStore:
-        card = self.dataset.card
-        rule = [DECODER_VERSION, card.name, card.version] if masks else [DECODER_VERSION, card.name.partition(":")[0]]
-        stem = self.folder / f"{key_of(rule)[:12]}-{'masks' if masks else 'images'}-{size}"
-        return PixelStore(stem, (size, size), np.bool_) if masks else PixelStore(stem, (size, size, 3), np.uint8)
+    def _store(self, size: int, reduction: str = "") -> PixelStore:
+        card, codes = self.dataset.card, self.dataset.ignores
+        if not reduction:
+            rule = [DECODER_VERSION, card.name.partition(":")[0]]
+            stem = self.folder / f"{key_of(rule)[:12]}-images-{size}"
+            return PixelStore(stem, (size, size, 3), np.uint8)
+        rule = [DECODER_VERSION, READER_VERSION, card.name, card.version, reduction, codes]
+        stem = self.folder / f"{key_of(rule)[:12]}-masks-{size}"
+        return PixelStore(stem, (size, size), np.uint8 if codes else np.bool_)
 
     def prepare(self, needs: Sequence[Need]) -> None:
         """Makes the arrays that are missing, decoding each file once for all sizes.
@@ -80,50 +102,98 @@ class ImageCache:
         the files that cannot be decoded.
         """
         with exclusive(self.store, "images"):
-            self._build([n for n in needs if not n.masks], decode_squashed)
+            self._build_images([n for n in needs if not n.reduction])
+            masks: dict[str, list[Need]] = {}
+            for need in needs:
+                if need.reduction:
+                    masks.setdefault(need.reduction, []).append(need)
             with reading_masks():
-                self._build([n for n in needs if n.masks], self._read_masks)
+                for reduction, asked in masks.items():
+                    self._build_masks(asked, reduction)
 
-    def _read_masks(self, path: Path, sizes: Sequence[int]) -> list[np.ndarray]:
-        with reading_masks():  # each in a thread of its own
-            mask = self.dataset.read_mask(path)
-        return [resize_mask(mask, size) for size in sizes]
-
-    def _build(self, needs: Sequence[Need], decode: Decode) -> None:
-        wanted: dict[tuple[int, bool], dict[str, Path]] = {}
-        for need in needs:
-            files = {self._digest(path): path for path in (_file(i, need) for i in need.items)}
-            wanted.setdefault((need.size, need.masks), {}).update(files)
-        growing: list[Growth] = []
-        jobs: dict[str, tuple[Path, Places]] = {}
-        for (size, masks), files in wanted.items():
-            target = self._store(size, masks)
-            known = target.known()
-            fresh = {digest: path for digest, path in files.items() if digest not in known}
-            if not fresh:
-                continue
-            growing.append(target.begin(list(fresh)))
-            for digest, path in fresh.items():
-                jobs.setdefault(digest, (path, []))[1].append((growing[-1], size))
-        if bad := _decode_all(jobs, growing, decode):
+    def _build_images(self, needs: Sequence[Need]) -> None:
+        growing, jobs = self._jobs(needs, "", {})
+        if bad := _decode_all(jobs, growing, lambda item, sizes: decode_squashed(item.image, sizes)):
             raise BenchError(_unreadable(bad, len(jobs)))
+
+    def _build_masks(self, needs: Sequence[Need], reduction: str) -> None:
+        files = {n.size: facts_file(self._store(n.size, reduction)) for n in needs}
+        told = {size: read_facts(path) for size, path in files.items()}
+        growing, jobs = self._jobs(needs, reduction, told)
+        fresh: dict[int, dict[str, StoredFacts]] = {size: {} for size in files}
+
+        def decode(item: Item, sizes: Sequence[int]) -> list[np.ndarray]:
+            with reading_masks():  # each in a thread of its own
+                mask = self.dataset.read_mask(item)
+            whole = mask.codes if self.dataset.ignores else mask.foreground
+            arrays = [reduce_mask(whole, size, reduction) for size in sizes]
+            for size, array in zip(sizes, arrays, strict=True):
+                left, out = (int(np.count_nonzero(array == code)) for code in (FOREGROUND, IGNORED))
+                fresh[size][self._mask_digest(item)] = StoredFacts(mask.facts, left, out)
+            return arrays
+
+        try:
+            bad = _decode_all(jobs, growing, decode)
+        finally:
+            for size, found in fresh.items():
+                add_facts(files[size], found)
+        if bad:
+            raise BenchError(_unreadable(bad, len(jobs)))
+
+    def _jobs(
+        self, needs: Sequence[Need], reduction: str, told: Mapping[int, Collection[str]]
+    ) -> tuple[list[Growth], dict[str, _Job]]:
+        """What is to be decoded. told: for masks, the digests whose facts are known, by size."""
+        wanted: dict[int, dict[str, Item]] = {}
+        for need in needs:
+            digest = self._mask_digest if reduction else self._image_digest
+            wanted.setdefault(need.size, {}).update({digest(i): i for i in need.items})
+        growing: list[Growth] = []
+        jobs: dict[str, _Job] = {}
+        for size, files in wanted.items():
+            target = self._store(size, reduction)
+            known = target.known()
+            fresh = [d for d in files if d not in known]
+            untold = [d for d in files if d in known and size in told and d not in told[size]]
+            growth = target.begin(fresh) if fresh else None
+            growing += [growth] if growth else []
+            for digest, place in [*((d, growth) for d in fresh), *((d, None) for d in untold)]:
+                jobs.setdefault(digest, _Job(files[digest], [])).places.append((place, size))
+        return growing, jobs
 
     def _digest(self, path: Path) -> str:
         return self._hashes[str(path)]
 
-    def frames(self, items: Sequence[Item], size: int, mask_size: int = 0) -> Frames:
-        """The rows of prepared arrays; with `mask_size`, their masks too (declared maskless: all background).
+    def _image_digest(self, item: Item) -> str:
+        return self._digest(item.image)
+
+    def _mask_digest(self, item: Item) -> str:
+        """Of the file and of what its numbers mean."""
+        if item.mask is None:
+            raise BenchError(f"Image '{item.id}' is declared maskless; its mask cannot be read.")
+        rule = (item.mask_rule or self.dataset.card.mask_rule).identity()
+        return hashlib.sha256(f"{self._digest(item.mask)} {canonical_json(rule)}".encode()).hexdigest()
+
+    def frames(self, items: Sequence[Item], size: int, masks: MaskForm | None = None) -> Frames:
+        """The rows of prepared arrays; with a form, their masks too (declared maskless: all background).
 
         Raises KeyError for a file whose present content was never prepared.
         """
         items = tuple(items)
-        images = self._store(size, masks=False).rows([self._digest(i.image) for i in items])
-        return Frames(items, images, self.masks(items, mask_size) if mask_size else None)
+        images = self._store(size).rows([self._image_digest(i) for i in items])
+        return Frames(items, images, self.masks(items, masks) if masks else None)
 
-    def masks(self, items: Sequence[Item], size: int) -> Rows:
-        """(N, size, size) bool in row order; zeros for the declared maskless."""
-        found = self._store(size, masks=True).rows([self._digest(i.mask) if i.mask else None for i in items])
+    def masks(self, items: Sequence[Item], form: MaskForm) -> Rows:
+        """(N, size, size) bool or codes in row order; zeros for the declared maskless."""
+        digests = [self._mask_digest(i) if i.mask else None for i in items]
+        found = self._store(*form).rows(digests)
         return MaskRows(found.path, found.rows, found.item_shape, found.dtype)
+
+    def mask_facts(self, items: Sequence[Item], form: MaskForm) -> list[StoredFacts]:
+        """What was found in the masks of these rows, which all have one. Raises KeyError where one is not prepared."""
+        with reading_masks():
+            told = read_facts(facts_file(self._store(*form)))
+        return [told[self._mask_digest(i)] for i in items]
 
 
 class MaskRows(Rows):
@@ -139,25 +209,28 @@ class MaskRows(Rows):
             return super().mapped()
 
 
-def mask_need(items: Sequence[Item], size: int) -> Need:
+def mask_need(items: Sequence[Item], size: int, reduction: str = "nearest") -> Need:
     """The need for the masks of those rows that have one."""
-    return Need(tuple(i for i in items if i.mask is not None), size, masks=True)
+    return Need(tuple(i for i in items if i.mask is not None), size, reduction)
 
 
-def _file(item: Item, need: Need) -> Path:
-    path = item.mask if need.masks else item.image
-    if path is None:
-        raise BenchError(f"Image '{item.id}' is declared maskless; its mask cannot be read.")
-    return path
+def facts_file(store: PixelStore) -> Path:
+    """Where the facts of a store of masks stand."""
+    return store.data.with_suffix(".facts")
 
 
-def _decode_all(jobs: Mapping[str, tuple[Path, Places]], growing: Sequence[Growth], decode: Decode) -> list[str]:
+Decode = Callable[[Item, Sequence[int]], list[np.ndarray]]
+
+
+def _decode_all(jobs: Mapping[str, _Job], growing: Sequence[Growth], decode: Decode) -> list[str]:
     """Decodes files in threads (Pillow works outside the interpreter's lock); returns what is wrong with the bad."""
+    if not jobs:
+        return []
     pool = ThreadPoolExecutor(max(1, min(cpu_count(), len(jobs))))
     bad: list[str] = []
     flushed = time.monotonic()
     try:
-        todo = [pool.submit(_fill, path, digest, places, decode) for digest, (path, places) in jobs.items()]
+        todo = [pool.submit(_fill, digest, job, decode) for digest, job in jobs.items()]
         for done in as_completed(todo):
             if problem := done.result():
                 bad.append(problem)
@@ -173,17 +246,18 @@ def _decode_all(jobs: Mapping[str, tuple[Path, Places]], growing: Sequence[Growt
     return sorted(bad)
 
 
-def _fill(path: Path, digest: str, places: Places, decode: Decode) -> str:
+def _fill(digest: str, job: _Job, decode: Decode) -> str:
     """Decodes one file into all its places; returns what is wrong with it, or nothing."""
     try:
-        arrays = decode(path, [size for _, size in places])
+        arrays = decode(job.item, [size for _, size in job.places])
     except BenchError as problem:
         return str(problem)
-    for (growth, _), array in zip(places, arrays, strict=True):
-        growth.put(digest, array)
+    for (growth, _), array in zip(job.places, arrays, strict=True):
+        if growth is not None:
+            growth.put(digest, array)
     return ""
 
 
 def _unreadable(bad: list[str], total: int) -> str:
     some = "\n  ".join(bad[:5])
-    return f"{len(bad)} of {total} files cannot be read, the first:\n  {some}\nRestore them and run again."
+    return f"{len(bad)} of {total} files cannot be read, the first:\n  {some}\nMend or restore them and run again."

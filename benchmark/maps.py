@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..datasets.masks import FOREGROUND, IGNORED
 from .counting import GPU, count_on_cpu, count_with_torch
 from .errors import BenchError
 
@@ -158,6 +159,18 @@ def histogram(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     count = _COUNTERS.get(maps.device.type, count_with_torch)
     background, foreground = count(maps, masks).unbind(1)
     return foreground, background
+
+
+def annotated_histogram(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Histogram of maps (B, h, w) resized to their masks (B, H, W), bool or uint8 codes: ignored pixels count nowhere.
+
+    With codes the maps are counted once more, under the ignored pixels, and those counts taken from the background.
+    """
+    if masks.dtype == torch.bool:
+        return resized_histogram(maps, masks)
+    foreground, rest = resized_histogram(maps, masks == FOREGROUND)
+    ignored, _ = resized_histogram(maps, masks == IGNORED)
+    return foreground, rest - ignored
 
 
 def resized_histogram(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:

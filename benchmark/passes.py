@@ -16,7 +16,7 @@ from torch import Tensor
 from ..datasets.shift import Shift
 from .conduct import unchanged
 from .images import Frames
-from .maps import Refusals, resize_maps, resized_histogram, scale_constants, scale_later
+from .maps import Refusals, annotated_histogram, resize_maps, scale_constants, scale_later
 from .memory import Room
 from .metrics import BINS, Histograms
 from .protocols import Protocol
@@ -71,6 +71,14 @@ class Task:
         return self.protocol.scale == "validation" and self.view.method.spec.kind == "score"
 
 
+@dataclass(frozen=True)
+class PixelMasks:
+    """Masks of some rows of a split: by way of reduction (len(rows), size, size), bool or codes with ignored pixels."""
+
+    rows: tuple[int, ...] = ()
+    by_reduction: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
 def evaluation_mode(model: torch.nn.Module | None) -> torch.nn.Module | None:
     """Puts the model in eval mode, whatever its parts think of train()."""
     return model.eval() if model is not None else None
@@ -81,7 +89,7 @@ def validation_pass(
     reader: Reader,
     tasks: Sequence[Task],
     frames: Frames,
-    masks: Mapping[int, np.ndarray],
+    masks: PixelMasks,
     device: torch.device,
     batch_size: int = 32,
     team: Team = ALONE,
@@ -89,14 +97,14 @@ def validation_pass(
 ) -> tuple[np.ndarray, dict[str, Scored]] | None:
     """Logits (N, K) of all validation images, and for every task its scale and the histograms of the masked ones.
 
-    masks: row -> (size, size) bool, for the few validation images whose masks may be read. Constants are quantiles of
+    masks: those of the few validation images whose masks may be read. Constants are quantiles of
     the native map values of at most `protocol.scale_images` images, evenly spread; no mask enters them. team: each
     process reads some of the batches, and the first gets the result, the others None. inspect: called with the logits
     before anything is scored.
     """
     evaluation_mode(reader.model)
     chosen = {t.name: _spread(len(frames.items), t.protocol.scale_images) for t in tasks if t.uses_constants}
-    wanted = {t.view.name: set(masks) for t in tasks}
+    wanted = {t.view.name: set(masks.rows) for t in tasks}
     for task in tasks:
         wanted[task.view.name] |= chosen.get(task.name, set())
     parts = team.gather(_read(reader, wanted, frames, device, batch_size, team))
@@ -104,7 +112,7 @@ def validation_pass(
         return None
     logits, kept = _merged(parts, len(frames.items), device)
     inspect(logits)
-    masked, refusals = sorted(masks), Refusals()
+    masked, refusals = masks.rows, Refusals()
     scored = {}
     for task in tasks:
         native = kept[task.view.name]
@@ -113,7 +121,7 @@ def validation_pass(
             scale = scale_constants([native[r] for r in sorted(chosen[task.name])], task.protocol.scale_quantiles)
         parts = _Parts.of(task.protocol, None)
         if masked and task.view.map_class != "-":
-            truth = torch.from_numpy(np.stack([masks[r] for r in masked])).to(device)
+            truth = torch.from_numpy(masks.by_reduction[task.protocol.mask_reduction]).to(device)
             few = torch.stack([native[r] for r in masked])
             with reader.part(f"score:{task.name}"):
                 counted = _count(task, scale, few, truth, [frames.ids[r] for r in masked], refusals)
@@ -241,7 +249,7 @@ def _count(
     """Counts (B, BINS) of native maps, how many maps are constant, and the scaled maps of the rows to show."""
     scaled = scale_later(native, task.view.method.spec.kind, task.protocol.scale, scale)
     refusals.add(scaled, ids)
-    foreground, background = resized_histogram(scaled.maps, truth)
+    foreground, background = annotated_histogram(scaled.maps, truth)
     found = {"foreground": foreground, "background": background, "degenerate": scaled.degenerate.sum()}
     if shown:
         few = torch.stack([scaled.maps[k] for k in shown])  # an index list would make a GPU's host wait

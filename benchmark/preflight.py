@@ -16,6 +16,7 @@ from .doctor_gpu import why_no_gpu
 from .engines import check_backend
 from .errors import BenchError
 from .images import Need
+from .masknotes import notes_of_needs
 from .plan import Stage
 from .resolve import MethodRef
 from .slots import workers
@@ -27,8 +28,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def preflight(stages: Sequence[Stage], planner: "Planner") -> None:
-    """Raises BenchError for anything that would stop the work later; decodes the images that will be needed."""
+def preflight(stages: Sequence[Stage], planner: "Planner") -> list[str]:
+    """Raises BenchError for anything that would stop the work later; decodes the images that will be needed.
+
+    Returns what a person must know about the masks, one line each, before they are scored against.
+    """
     choose_device(planner.request.run.device)
     _refuse_slow_fallback(stages, planner.request)
     check_backend(planner.request.run)
@@ -39,7 +43,7 @@ def preflight(stages: Sequence[Stage], planner: "Planner") -> None:
     _check_training_masks(stages, planner)
     desk = Desk(planner.request.run, planner.sources)
     needed: dict[tuple[str, str], dict[Need, None]] = {}
-    places = {}
+    places, notes = {}, list[str]()
     for stage in _unlike(stages, _reads).values():
         for place, need in [*((place_of(stage), n) for n in needs_of(stage, desk)), *pool_needs(stage, desk)]:
             key = (place.dataset, place.fold)
@@ -48,7 +52,11 @@ def preflight(stages: Sequence[Stage], planner: "Planner") -> None:
     for key, needs in needed.items():
         dataset, fold = key
         quick_checks(desk.manifest(places[key]), planner.sources[dataset].facts(fold))
-        desk.images(places[key]).prepare(list(needs))
+        cache = desk.images(places[key])
+        cache.prepare(list(needs))
+        found = notes_of_needs(desk.manifest(places[key]), cache, list(needs))
+        notes += [f"{planner.sources[dataset].title}: {note}" for note in found]
+    return list(dict.fromkeys(notes))
 
 
 def _refuse_slow_fallback(stages: Sequence[Stage], request: Request) -> None:
@@ -80,7 +88,7 @@ def _reads(stage: Stage) -> Hashable:
     place, config, protocol, on = place_of(stage), stage.work["config"], *map(stage.work.get, ("protocol", "on"))
     lender = (on.lender, on.lender_fold) if on else ()  # of a shift that needs none it is empty
     what = (stage.kind, place.dataset, place.fold, lender, stage.labels.get("split"))
-    sizes = (config.image_size, config.load_size, protocol.size if protocol else 0)
+    sizes = (config.image_size, config.load_size, *((protocol.size, protocol.mask_reduction) if protocol else ()))
     return (*what, *sizes, stage.work["method"].spec.supervision)
 
 

@@ -9,6 +9,7 @@ MAP_CLASSES = ("true", "pred", "positive")
 SCALES = ("image", "validation")
 TIES = ("last", "loss")
 SELECTIONS = ("loc", "cl", "last")
+MASK_REDUCTIONS = ("nearest", "nearest-opencv", "area", "any")
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,10 @@ class Protocol:
     """One way to score. Every field is part of the identity of a score stage.
 
     name: `paper` or `fair`; the id shown in tables adds what differs from that name's defaults.
-    size: side in px at which maps and masks are compared (masks by nearest neighbour).
+    size: side in px at which maps and masks are compared.
+    mask_reduction: how masks get to that size: `nearest` (the pixel at the centre), `nearest-opencv` (the one that
+        cv2.resize takes, up to half a pixel to the upper left), `area` (foreground where at least half of the area is)
+        or `any` (where some part is).
     map_class: class whose map is scored: the image's `true` label, the `pred`icted class, or the `positive` class.
     also_positive: on sets with a background class, score the map of the positive class too.
     scale: how `score` maps get to [0, 1]: by each `image`'s own minimum and maximum, or by constants taken from the
@@ -41,6 +45,7 @@ class Protocol:
     ties: str = "loss"
     teacher_selection: str = "cl"
     first_epoch: int = 1
+    mask_reduction: str = "nearest"
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -49,6 +54,7 @@ class Protocol:
             ("ties", TIES),
             ("selection", SELECTIONS),
             ("teacher_selection", SELECTIONS),
+            ("mask_reduction", MASK_REDUCTIONS),
         ):
             if getattr(self, name) not in allowed:
                 raise BenchError(f"protocol.{name} = {getattr(self, name)!r} is not one of {', '.join(allowed)}.")
@@ -74,6 +80,7 @@ class Protocol:
 
 PAPER = Protocol(
     "paper",
+    version=2,  # masks as cv2.resize squashes them; 1: by Pillow's nearest neighbour
     map_class="true",
     also_positive=False,
     scale="image",
@@ -81,6 +88,7 @@ PAPER = Protocol(
     ties="last",
     teacher_selection="loc",
     first_epoch=0,
+    mask_reduction="nearest-opencv",
 )
 FAIR = Protocol("fair")
 PROTOCOLS = {"fair": FAIR, "paper": PAPER}

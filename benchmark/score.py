@@ -17,7 +17,7 @@ from .passes import Scored, Target, Task, evaluation_pass, validation_pass
 from .plan import Stage
 from .shifted import change_of, severity
 from .spill import let_go
-from .stages import Desk, common_facts, example_rows, load_model, pixel_masks
+from .stages import Desk, common_facts, example_rows, load_model, pixel_masks, scoring_form
 from .stopwatch import Stopwatch
 from .store import key_of, read_npz, write_npz
 from .views import Reader, View
@@ -28,7 +28,7 @@ def run_scores(stages: Sequence[Stage], desk: Desk) -> None:
     """Scores stages that share a checkpoint file and an evaluation split; roles that mean one epoch share one pass."""
     loaded: dict[Any, list[Stage]] = {}
     for stage in stages:
-        alike = (_epoch(stage, desk), stage.work["protocol"].size, stage.work["config"].image_size)
+        alike = (_epoch(stage, desk), scoring_form(stage), stage.work["config"].image_size)
         loaded.setdefault(alike, []).append(stage)
     for group in loaded.values():
         _score_checkpoint(group, desk)
@@ -90,7 +90,7 @@ def _target(stage: Stage, desk: Desk, items: Sequence[Item], shown: Sequence[int
     """The images a test score looks at, and what is done to them."""
     on, size = stage.work["on"], stage.work["config"].image_size
     images = desk.images(on)
-    frames = images.frames(items, size, stage.work["protocol"].size)
+    frames = images.frames(items, size, scoring_form(stage))
     change = change_of(on, desk.pool(on, size))
     return Target(frames, stage.work["label_map"], shown, change, desk.store.cache_dir / "spill")
 
@@ -100,7 +100,7 @@ def _validate(
 ) -> tuple[np.ndarray, dict[str, Scored]]:
     cell, config = stage.work["cell"], stage.work["config"]
     frames = desk.images(cell).frames(items, config.image_size)
-    masks = pixel_masks(items, desk, cell, tasks[0].protocol.size)
+    masks = pixel_masks(items, desk, cell, [scoring_form(stage)])
     found = validation_pass(reader, tasks, frames, masks, desk.device, desk.run.score_batch)
     if found is None:
         raise RuntimeError("a process alone got no result of its pass")
@@ -146,6 +146,7 @@ def _write(
     facts = {
         **common["facts"],
         **extra["facts"],
+        "notes": [*common["facts"]["notes"], *desk.mask_notes(stage.work["on"], scoring_form(stage), items)],
         "kind": spec.kind,
         "classes": list(card.classes),
         "region_classes": list(card.region_classes),
@@ -201,11 +202,12 @@ def _write_pictures(stage: Stage, desk: Desk, items: Sequence[Item]) -> str:
     # the stains are those of the scores, measured at the size the model sees, also where the picture is larger
     side = stage.work["config"].image_size
     pool = desk.pool(on, side)
-    stem = key_of([stage.identity["eval"], size, [i.id for i in items], *([side] if pool else [])])
+    form = scoring_form(stage)
+    stem = key_of([stage.identity["eval"], *form, [i.id for i in items], *([side] if pool else [])])
     path = desk.store.root / "examples" / f"{stem}.npz"
     if not path.is_file():
         images = desk.images(on)
-        frames = images.frames(items, size, size)
+        frames = images.frames(items, size, form)
         change = change_of(on, pool)
         pixels = np.asarray(frames.images)
         write_npz(

@@ -24,10 +24,11 @@ from .costs import cost_of, own_times
 from .environment import compute, environment
 from .errors import BenchError
 from .evalsets import EvalSet
-from .images import ImageCache, Need, mask_need
+from .images import ImageCache, MaskForm, Need, mask_need
 from .maps import Refusals, scale_later
+from .masknotes import notes_of_rows
 from .memory import Room
-from .passes import Task, evaluation_mode
+from .passes import PixelMasks, Task, evaluation_mode
 from .plan import Cell, Stage, selecting_maps
 from .progress import title
 from .protocols import PROTOCOLS
@@ -44,6 +45,7 @@ from .views import Reader, View
 EXAMPLES_PER_CLASS = 4
 MAPS_SIDE = 56  # px; stored teacher maps are at most so large
 SELECTION_SIZE = max(p.size for p in PROTOCOLS.values())
+SELECTION_FORMS = [MaskForm(SELECTION_SIZE, r) for r in dict.fromkeys(p.mask_reduction for p in PROTOCOLS.values())]
 
 
 @dataclass
@@ -54,6 +56,7 @@ class Desk:
     sources: dict[str, Source]
     report: Callable[[dict[str, Any]], None] = lambda event: None
     _caches: dict[tuple[str, str], ImageCache] = field(default_factory=dict)
+    _notes: dict[tuple[Any, ...], list[str]] = field(default_factory=dict)
     _pools: dict[tuple[Any, ...], StainPool] = field(default_factory=dict)
 
     @property
@@ -77,6 +80,13 @@ class Desk:
             source = self.sources[place.dataset]
             self._caches[key] = ImageCache(self.store, source.dataset, source.hashes(place.fold))
         return self._caches[key]
+
+    def mask_notes(self, place: Cell | EvalSet, form: MaskForm, items: Sequence[Item]) -> list[str]:
+        """What a reader of the table must know about the masks of these rows, at the size they are scored at."""
+        key = (place.dataset, place.fold, form, items[0].split if items else "")
+        if key not in self._notes:
+            self._notes[key] = notes_of_rows(self.manifest(place), self.images(place), items, form)
+        return self._notes[key]
 
     def pool(self, on: EvalSet, size: int) -> StainPool | None:
         """The target stains of a shifted set whose shift needs them, for images of `size` px."""
@@ -102,15 +112,15 @@ def needs_of(stage: Stage, desk: Desk) -> list[Need]:
     if stage.kind == "maps":
         return [Need(tuple(manifest.split("train")), config.load_size)]
     if stage.kind == "score":
-        items, size = manifest.split(stage.labels["split"]), stage.work["protocol"].size
+        items, (size, reduction) = manifest.split(stage.labels["split"]), scoring_form(stage)
         if stage.labels["split"] == "val":
-            return [Need(tuple(items), config.image_size), mask_need(manifest.split("valpx"), size)]
+            return [Need(tuple(items), config.image_size), mask_need(manifest.split("valpx"), size, reduction)]
         shown = tuple(items[row] for row in example_rows(items))
-        return [Need(tuple(items), config.image_size), mask_need(items, size), Need(shown, size)]
+        return [Need(tuple(items), config.image_size), mask_need(items, size, reduction), Need(shown, size)]
     needs = [
         Need(tuple(manifest.split("train")), config.load_size),
         Need(tuple(manifest.split("val")), config.image_size),
-        mask_need(manifest.split("valpx"), SELECTION_SIZE),
+        *(mask_need(manifest.split("valpx"), *form) for form in SELECTION_FORMS),
     ]
     if stage.work["method"].spec.supervision == "pixel":
         needs.append(mask_need(manifest.split("train"), config.load_size))
@@ -171,7 +181,7 @@ def validation(ref: MethodRef, desk: Desk, cell: Cell, config: TrainConfig) -> V
     items = manifest.split("val")
     return Validation(
         images.frames(items, config.image_size),
-        pixel_masks(items, desk, cell, SELECTION_SIZE),
+        pixel_masks(items, desk, cell, SELECTION_FORMS),
         selection_tasks(ref),
         manifest.card.positive_class,
     )
@@ -191,11 +201,16 @@ def selection_tasks(ref: MethodRef) -> tuple[Task, ...]:
     return tuple(tasks)
 
 
-def pixel_masks(items: Sequence[Item], desk: Desk, cell: Cell, size: int) -> dict[int, np.ndarray]:
-    """Row -> mask of the validation images whose masks may be read."""
+def pixel_masks(items: Sequence[Item], desk: Desk, cell: Cell, forms: Sequence[MaskForm]) -> PixelMasks:
+    """The masks of the validation images whose masks may be read, in each form."""
     rows = [k for k, item in enumerate(items) if item.pixel_val]
-    masks = desk.images(cell).masks([items[k] for k in rows], size)
-    return dict(zip(rows, np.asarray(masks), strict=True))
+    asked = [items[k] for k in rows]
+    return PixelMasks(tuple(rows), {f.reduction: np.asarray(desk.images(cell).masks(asked, f)) for f in forms})
+
+
+def scoring_form(stage: Stage) -> MaskForm:
+    """How a score stage wants its masks."""
+    return MaskForm(stage.work["protocol"].size, stage.work["protocol"].mask_reduction)
 
 
 def teacher_maps(stage: Stage, desk: Desk, ids: Sequence[str]) -> np.ndarray | None:

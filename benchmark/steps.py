@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from .config import RunConfig, TrainConfig
 from .data import DeviceSet, Start, epoch_order, pieces, split_batch
 from .errors import BenchError
 from .images import Frames
-from .passes import Task
+from .passes import PixelMasks, Task
 from .seeds import seed_for
 from .stop import Stopped
 from .stopwatch import Stopwatch
@@ -48,7 +47,7 @@ class Validation:
     """What is evaluated after every epoch: all validation images, masks of the few, and whose maps pick `loc`."""
 
     frames: Frames
-    masks: Mapping[int, np.ndarray]
+    masks: PixelMasks
     tasks: tuple[Task, ...]
     positive_class: int
 

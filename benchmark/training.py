@@ -14,6 +14,7 @@ from .costs import cost_of
 from .data import TrainingSet
 from .environment import forget_peak, peak_memory_mb
 from .errors import BenchError
+from .images import MaskForm
 from .memory import Retry
 from .plan import Stage
 from .stages import Desk, common_facts, parent_states, teacher_maps, validation
@@ -86,7 +87,7 @@ def _training(stage: Stage, desk: Desk, team: Team) -> Training:
     if desk.run.compile:
         compile_backbone(method)
     pixel = ref.spec.supervision == "pixel"
-    frames = images.frames(manifest.split("train"), config.load_size, config.load_size if pixel else 0)
+    frames = images.frames(manifest.split("train"), config.load_size, MaskForm(config.load_size) if pixel else None)
     data = TrainingSet(frames, config, device, teacher_maps(stage, desk, frames.ids)).on_device()
     generator, parents = torch.Generator(device), parent_states(stage, desk)
     context = TrainContext(0, config.epochs, len(card.classes), card.region_classes, device, generator, parents)

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-
 from ..benchmark.errors import BenchError
 from . import DATASETS, register
+from .masks import MaskPixels, MaskRule, read_mask
 
 __all__ = ["DATASETS", "Dataset", "DatasetCard", "Item", "Manifest", "register"]
 
@@ -27,6 +26,7 @@ class Item:
     for images that are not scored (training images, and validation images that are not `pixel_val`).
     `pixel_val`: this validation image's mask may be read (valpx: `loc` selection and tau_val); False outside `val`.
     `meta`: what else the dataset says of the image, such as its site, by name; part of no key.
+    `mask_rule`: what the numbers in this mask mean, None for the rule of the card.
     """
 
     id: str
@@ -37,6 +37,7 @@ class Item:
     split: str
     pixel_val: bool = False
     meta: tuple[tuple[str, str], ...] = ()
+    mask_rule: MaskRule | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class DatasetCard:
     positive_class: index of malignant, tumour. background_class: index of a class without any region, or None.
     evaluation_only: it has a test split alone, for models trained elsewhere.
     namespace: datasets of one namespace name their groups alike, so that an equal name is the same slide or patient.
+    mask_rule: what the numbers in its masks mean.
     """
 
     name: str
@@ -60,6 +62,7 @@ class DatasetCard:
     citation: str
     evaluation_only: bool = False
     namespace: str = ""
+    mask_rule: MaskRule = MaskRule()
 
     @property
     def background_class(self) -> int | None:
@@ -110,9 +113,20 @@ class Dataset(ABC):
     def manifest(self, fold: str) -> Manifest:
         """The rows of a fold, every file checked to exist. Raises BenchError saying what is missing and what to do."""
 
-    def read_mask(self, path: Path) -> np.ndarray:
-        """A mask file as (H, W) bool. Raises BenchError for a file that is not a mask."""
-        raise NotImplementedError
+    @property
+    def ignores(self) -> bool:
+        """Whether masks may hold pixels that count nowhere."""
+        return bool(self.card.mask_rule.ignore)
+
+    def read_mask(self, item: Item) -> MaskPixels:
+        """The mask of an image, by the rule of its row or else of the card.
+
+        Raises BenchError for a file that is no mask, or whose numbers the rule does not make clear, and ValueError for
+        an image that has none.
+        """
+        if item.mask is None:
+            raise ValueError(f"image '{item.id}' is declared maskless")
+        return read_mask(item.mask, item.mask_rule or self.card.mask_rule)
 
     def expand_folds(self, asked: Sequence[str]) -> list[str]:
         """Fold names from what the user typed; a scheme's name stands for all its folds."""

@@ -5,14 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-
 from ..benchmark.errors import BenchError
 from .base import Dataset, DatasetCard, Item, Manifest, check_manifest, register, shared_groups
-from .camelyon_files import ItemMaker, check_masks, find_root, read_patch_mask, scan
+from .camelyon_files import MASK_RULE, ItemMaker, check_masks, check_share, find_root, scan
 from .camelyon_lists import PARTS, FoldRows, Lists, PatchName, find_lists
 from .folds import choose_pixel_val, divide_groups
 from .marker import Marker, read_marker
+from .masks import MaskPixels
 
 HOME = "camelyon16"
 LISTS = ("CAMELYON512",)
@@ -52,6 +51,7 @@ class Camelyon16(Dataset):
         positive_class=1,
         region_classes=(False, True),
         foreground="tumour only (metastasis)",
+        mask_rule=MASK_RULE,
         group="slide",
         licence="CC0 1.0 (public domain)",
         citation="Ehteshami Bejnordi et al., Diagnostic assessment of deep learning algorithms for detection of lymph "
@@ -90,9 +90,9 @@ class Camelyon16(Dataset):
             _check_counts(manifest)
         return manifest
 
-    def read_mask(self, path: Path) -> np.ndarray:
-        """(H, W) bool, True in metastases; only grey PNGs of 0 and 255 are taken."""
-        return read_patch_mask(path)
+    def read_mask(self, item: Item) -> MaskPixels:
+        """True in metastases; only masks of 0 and 255 are taken, and none that the name of its file contradicts."""
+        return check_share(item.mask, super().read_mask(item))
 
     def _rows(self, root: Path, fold: int, grouped: bool) -> FoldRows:
         folder, places = find_lists(self.data_root, LISTS, HOME)

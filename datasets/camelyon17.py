@@ -6,13 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-
 from ..benchmark.errors import BenchError
-from .base import Dataset, DatasetCard, Manifest, check_manifest, register
-from .camelyon_files import LAYOUT, ItemMaker, check_masks, find_root, read_patch_mask, scan
+from .base import Dataset, DatasetCard, Item, Manifest, check_manifest, register
+from .camelyon_files import LAYOUT, MASK_RULE, ItemMaker, check_masks, check_share, find_root, scan
 from .camelyon_lists import Patch, PatchName, find_lists, read_part
 from .marker import Marker, read_marker
+from .masks import MaskPixels
 
 HOME = "camelyon17"
 LISTS = ("CAMELYON17_512", "CAMELYON17-512", "CAMELYON17512")
@@ -52,6 +51,7 @@ class Camelyon17(Dataset):
         positive_class=1,
         region_classes=(False, True),
         foreground="tumour only (metastasis)",
+        mask_rule=MASK_RULE,
         group="patient",
         licence="CC0 1.0 (public domain)",
         citation="Bandi et al., From detection of individual metastases to classification of lymph node status at the "
@@ -88,9 +88,9 @@ class Camelyon17(Dataset):
         check_masks(items, where)
         return check_manifest(Manifest(self.card, fold, tuple(items), marker is not None, (*_marked(marker), *notes)))
 
-    def read_mask(self, path: Path) -> np.ndarray:
-        """(H, W) bool, True in metastases; only grey PNGs of 0 and 255 are taken."""
-        return read_patch_mask(path)
+    def read_mask(self, item: Item) -> MaskPixels:
+        """True in metastases; only masks of 0 and 255 are taken, and none that the name of its file contradicts."""
+        return check_share(item.mask, super().read_mask(item))
 
 
 def listed_rows(lists: Path, wanted: Sequence[int]) -> tuple[list[Patch], list[str]]:

@@ -3,12 +3,10 @@
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from ..benchmark.errors import BenchError
 from .base import Item, missing_files
 from .camelyon_lists import Patch, PatchName, check_patches, mask_beside
-from .masks import MaskRule, read_mask
+from .masks import MaskPixels, MaskRule
 
 LAYOUT = "w-512xh-512"
 MASK_RULE = MaskRule(meaning="black-white")
@@ -104,13 +102,9 @@ def check_masks(items: Sequence[Item], where: str) -> None:
         )
 
 
-def read_patch_mask(path: Path) -> np.ndarray:
-    """(H, W) bool, True in metastases. Raises BenchError for anything but a grey PNG of 0 and 255.
-
-    An all-black mask is refused too, where the name of the file says that part of the patch is tumour.
-    """
-    mask = read_mask(path, MASK_RULE).foreground
-    if not mask.any() and (share := _share(path.name)):
+def check_share(path: Path | None, mask: MaskPixels) -> MaskPixels:
+    """Raises BenchError for an all-black mask whose file name says that part of the patch is tumour."""
+    if path is not None and not mask.facts.foreground and (share := _share(path.name)):
         raise BenchError(
             f"{path} is all background, though its name says that {100 * share:.1f} % of the patch is tumour. "
             "Copy or export the mask again."

@@ -6,13 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from ..benchmark.errors import BenchError, did_you_mean
 from .base import SPLITS, Dataset, DatasetCard, Item, Manifest, check_manifest
-from .csv_table import GAPS, TableRow, checked, read_table, whole
+from .csv_table import GAPS, MASK_SETTINGS, TableRow, checked, read_table, whole
 from .folds import PIXEL_VAL_PER_CLASS, choose_pixel_val
-from .masks import read_mask
+from .masks import declared_rule
 
 _YES, _NO = ("1", "true", "yes"), ("", "0", "false", "no")
 _UNKNOWN_GROUPS = (
@@ -40,6 +38,11 @@ class CsvDataset(Dataset):
         named = sorted({r.cells["fold"] for r in self._rows} - {""})
         self.folds = tuple(named) or ("0",)  # pyright: ignore[reportAttributeAccessIssue]
 
+    @property
+    def ignores(self) -> bool:
+        """Whether the file declares values to be ignored, for all masks or for some."""
+        return super().ignores or any(r.cells["mask_ignore"] for r in self._rows)
+
     def manifest(self, fold: str) -> Manifest:
         """The rows of a fold, sorted by id. Raises BenchError for a row, path or group that breaks a rule."""
         if fold not in self.folds:
@@ -58,10 +61,6 @@ class CsvDataset(Dataset):
             )
         about = (_UNKNOWN_GROUPS,) if self._groups_unknown else ()
         return check_manifest(Manifest(self.card, fold, tuple(items), self._synthetic, (*notes, *about), about))
-
-    def read_mask(self, path: Path) -> np.ndarray:
-        """(H, W) bool, value > 0 is foreground; the mask must have one grey channel."""
-        return read_mask(path).foreground
 
     def _item(self, row: TableRow) -> Item:
         where, cells = f"{self.path}, line {row.line}", row.cells
@@ -85,6 +84,7 @@ class CsvDataset(Dataset):
                 f"{where}: class {self.card.classes[label]} is declared background, yet the row names a mask. "
                 "Leave the mask empty or change '# background'."
             )
+        rule = declared_rule({k: cells[k] for k in MASK_SETTINGS}, where, self.card.mask_rule)
         return Item(
             id=cells["id"] or cells["image"],
             image=self._resolve(cells["image"], where),
@@ -94,6 +94,7 @@ class CsvDataset(Dataset):
             split=cells["split"],
             pixel_val=pixel_val,
             meta=row.extra,
+            mask_rule=None if rule == self.card.mask_rule else rule,
         )
 
     def _resolve(self, text: str, where: str) -> Path:
@@ -133,13 +134,15 @@ def _card(path: Path, settings: Mapping[str, str], rows: Sequence[TableRow]) -> 
         )
     if positive == background:
         raise BenchError(f"{path}: '{classes[positive]}' cannot be both positive and background.")
+    rule = declared_rule({k: settings.get(k, "") for k in MASK_SETTINGS}, str(path))
     card = DatasetCard(
+        mask_rule=rule,
         name=settings.get("name") or checked(path.stem, "name", str(path)),
         version=1,
         classes=classes,
         positive_class=positive,
         region_classes=tuple(k != background for k in range(len(classes))),
-        foreground=settings.get("foreground", "mask value above 0"),
+        foreground=settings.get("foreground", rule.words),
         group="image" if settings.get("groups") == "unknown" else "group",
         licence=settings.get("licence", "not stated"),
         citation=settings.get("citation", "not stated"),

@@ -10,8 +10,12 @@ from pathlib import Path
 from ..benchmark.errors import BenchError, did_you_mean, plain
 
 REQUIRED = ("image", "mask", "label", "group", "split")
-OPTIONAL = ("id", "pixel_val", "fold")
-SETTINGS = ("name", "classes", "positive", "background", "foreground", "groups", "licence", "citation", "synthetic")
+MASK_SETTINGS = ("mask_foreground", "mask_ignore", "mask_threshold")  # for all masks, and as columns for each
+OPTIONAL = ("id", "pixel_val", "fold", *MASK_SETTINGS)
+SETTINGS = (
+    "name", "classes", "positive", "background", "foreground", "groups", *MASK_SETTINGS, "licence", "citation",
+    "synthetic",
+)  # fmt: skip
 LONGEST, LONGEST_PATH = 300, 4096  # characters of a cell or setting, and of a path
 GAPS = ("nan", "none", "na", "n/a", "null", "<na>", "nat")  # what programs write for an empty cell
 MAY_BE_EMPTY = ("mask", *OPTIONAL)

@@ -88,12 +88,6 @@ def resize_image(image: np.ndarray, size: int) -> np.ndarray:
     return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
 
 
-def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """Squashes (H, W) bool to (size, size) bool by nearest neighbour."""
-    small = Image.fromarray(mask.astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST)
-    return np.asarray(small) > 0
-
-
 @contextmanager
 def opened(path: Path, formats: tuple[str, ...], why: str = "") -> Iterator[Image.Image]:
     """Opens a file and turns whatever is wrong with it, then or while it is read, into a BenchError.

@@ -8,19 +8,16 @@ from importlib import resources
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-import numpy as np
-
 from ..benchmark.errors import BenchError
 from .base import Dataset, DatasetCard, Item, Manifest, check_manifest, register, shared_groups
 from .folds import choose_pixel_val, deal_images, divide_groups
 from .marker import Marker, read_marker
-from .masks import MaskRule, read_mask
+from .masks import MaskRule
 
 FOLDER = "Warwick QU Dataset (Released 2016_07_08)"
 GRADES = "Grade.csv"
 CLASSES = ("benign", "malignant")
 PARTS = 5
-MASK_RULE = MaskRule(meaning="instances")
 IMAGES = {"train": 85, "testA": 60, "testB": 20}
 # Images of (benign, malignant) by split, in folds 0 to 3 and in fold 4.
 FOLD_COUNTS = {"train": (29, 38), "val": (8, 10), "test": (37, 43)}
@@ -67,6 +64,7 @@ class Glas(Dataset):
         licence="research purposes only, no commercial use",
         citation="Sirinukunwattana et al., Gland segmentation in colon histology images: The GlaS challenge contest, "
         "Medical Image Analysis 35 (2017) 489-502, doi:10.1016/j.media.2016.08.008",
+        mask_rule=MaskRule(meaning="instances"),  # every gland has a number, 0 is everything else
     )
     folds: ClassVar[tuple[str, ...]] = tuple([str(k) for k in range(PARTS)] + [f"grouped-{k}" for k in range(PARTS)])
 
@@ -101,10 +99,6 @@ class Glas(Dataset):
         if marker is None and not scheme:
             _check_fold(manifest)
         return manifest
-
-    def read_mask(self, path: Path) -> np.ndarray:
-        """(H, W) bool, True in every gland: the file holds gland numbers, 0 is everything else."""
-        return read_mask(path, MASK_RULE).foreground
 
 
 def find_folder(data_root: Path) -> Path:

@@ -1,27 +1,26 @@
 """`bench data info`: what a dataset holds, as a table and as a contact sheet."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..benchmark.store import atomic_path
 from .base import SPLITS, Dataset, Item, Manifest
-from .decode import decode_image, image_size, resize_image, resize_mask
-from .verify import count_images
+from .decode import decode_image, image_size, resize_image
+from .mask_sets import SizedMask, mask_notes, sized_mask
+from .mask_sizes import reduce_mask
+from .verify import SCORE_SIZE, count_images
 
-SCORE_SIZE = 224  # px; the size at which the published protocol compares maps and masks
 THUMBNAIL = 160  # px
 PER_CLASS = 4  # thumbnails of each class in a split
 
 
 @dataclass(frozen=True)
 class Info:
-    """One fold of a dataset. `foreground` is the mean share of foreground per split, in [0, 1].
+    """One fold of a dataset. `foreground` is the share of foreground per split, in [0, 1], ignored pixels left out.
 
     At 224 px all masks weigh the same, so the share of the test set is also the chance level of PxAP there.
     """
@@ -42,8 +41,9 @@ class Info:
 
 
 def describe(dataset: Dataset, fold: str) -> Info:
-    """Reads headers of the images and all masks of a fold. Raises BenchError for files that cannot be read."""
+    """Reads headers of the images and all masks of a fold. Raises BenchError for files and masks that mean nothing."""
     manifest = dataset.manifest(fold)
+    masks = sized_masks(dataset, manifest)
     sizes = Counter(f"{w} x {h}" for h, w in (image_size(i.image) for i in manifest.items))
     return Info(
         dataset=manifest.card.name,
@@ -52,21 +52,29 @@ def describe(dataset: Dataset, fold: str) -> Info:
         counts=count_images(manifest),
         groups={s: len({i.group for i in manifest.split(s)}) for s in (*SPLITS, "valpx")},
         sizes=dict(sizes.most_common()),
-        foreground=foreground_shares(dataset, manifest),
+        foreground=foreground_shares(manifest, masks),
         card=asdict(manifest.card),
-        notes=manifest.notes,
+        notes=(*manifest.notes, *mask_notes(manifest, masks, SCORE_SIZE)),
     )
 
 
-def foreground_shares(dataset: Dataset, manifest: Manifest, size: int = SCORE_SIZE) -> dict[str, float]:
-    """Mean share of foreground by split that has images, masks squashed to `size` px; without a mask it counts as 0."""
-
-    def share(item: Item) -> float:
-        return float(resize_mask(dataset.read_mask(item.mask), size).mean()) if item.mask else 0.0
-
+def sized_masks(dataset: Dataset, manifest: Manifest, size: int = SCORE_SIZE) -> dict[str, SizedMask]:
+    """All masks of a fold by image id, squashed to `size` px. Raises BenchError for the first that cannot be read."""
+    masked = [i for i in manifest.items if i.mask is not None]
     with ThreadPoolExecutor(4) as pool:
-        by_id = dict(zip((i.id for i in manifest.items), pool.map(share, manifest.items), strict=True))
-    return {s: float(np.mean([by_id[i.id] for i in rows])) for s in SPLITS if (rows := manifest.split(s))}
+        found = pool.map(lambda i: sized_mask(dataset.read_mask(i), size), masked)
+        return dict(zip((i.id for i in masked), found, strict=True))
+
+
+def foreground_shares(manifest: Manifest, masks: Mapping[str, SizedMask], size: int = SCORE_SIZE) -> dict[str, float]:
+    """Share of foreground of the pixels that are not ignored, by split that has images; 0 for an image without mask."""
+    shares = {}
+    for split in SPLITS:
+        rows = [masks.get(i.id) for i in manifest.split(split)]
+        annotated = sum(m.pixels - m.ignored if m else size * size for m in rows)
+        if annotated:
+            shares[split] = sum(m.foreground for m in rows if m) / annotated
+    return shares
 
 
 def contact_sheet(dataset: Dataset, fold: str, path: Path) -> Path:
@@ -115,7 +123,7 @@ def _pick(items: Sequence[Item], label: int) -> list[Item | None]:
 def _draw(axes: Any, dataset: Dataset, manifest: Manifest, item: Item) -> None:
     axes.imshow(resize_image(decode_image(item.image), THUMBNAIL))
     if item.mask is not None:
-        mask = resize_mask(dataset.read_mask(item.mask), THUMBNAIL)
+        mask = reduce_mask(dataset.read_mask(item).foreground, THUMBNAIL, "nearest")
         if mask.any() and not mask.all():
             axes.contour(mask, levels=[0.5], colors="#39ff14", linewidths=0.8)
     patient = f"{manifest.card.group} {item.group}" if len(item.group) <= 8 else item.group[-14:]

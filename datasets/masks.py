@@ -4,8 +4,8 @@ Nothing is guessed. A mask that can be read in two ways is refused, and the mess
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,10 @@ from ..benchmark.errors import BenchError
 from .mask_doubts import check_values
 from .mask_files import mask_size, stored_values
 
-__all__ = ["READER_VERSION", "MaskFacts", "MaskPixels", "MaskRule", "make_rule", "mask_size", "read_mask"]
+__all__ = [
+    "READER_VERSION", "SETTINGS", "MaskFacts", "MaskPixels", "MaskRule", "declared_rule", "listed", "make_rule",
+    "mask_size", "read_mask",
+]  # fmt: skip
 
 READER_VERSION = 1  # raised whenever a file may give another mask than before; part of the identity of a data set
 BACKGROUND, FOREGROUND, IGNORED = 0, 1, 2  # codes of a pixel where masks are stored as numbers
@@ -23,6 +26,11 @@ LISTED = 64  # distinct values a mask's facts name
 _MEANINGS = ("auto", "any", "instances", "black-white")
 _RANGE = re.compile(r"(\d+)\s*-\s*(\d+)")
 _HIGHEST = 65535
+SETTINGS = ("mask_foreground", "mask_ignore", "mask_threshold")
+_BOTH = (
+    "mask_foreground and mask_threshold are both given. Keep one: the first names the values that are foreground, the "
+    "second makes every value above it foreground."
+)
 
 
 @dataclass(frozen=True)
@@ -46,10 +54,7 @@ class MaskRule:
         if self.meaning not in _MEANINGS:
             raise ValueError(f"{self.meaning!r} is not one of {', '.join(_MEANINGS)}")
         if self.foreground is not None and self.threshold is not None:
-            raise BenchError(
-                "mask_foreground and mask_threshold are both given. Keep one: the first names the values that are "
-                "foreground, the second makes every value above it foreground."
-            )
+            raise BenchError(_BOTH)
         if self.foreground is not None and not self.foreground:
             raise BenchError("mask_foreground names no value.")
         if both := sorted(set(self.foreground or ()) & set(self.ignore)):
@@ -61,6 +66,15 @@ class MaskRule:
     def declarable(self) -> bool:
         """Whether a user can say what the values mean; not where the data set itself says so."""
         return self.meaning in ("auto", "any")
+
+    @property
+    def words(self) -> str:
+        """What is foreground, for a reader of the table."""
+        if self.threshold is not None:
+            return f"mask value above {self.threshold:g}"
+        if self.foreground is not None:
+            return f"mask value {listed(self.foreground)}"
+        return "mask value above 0"
 
     def identity(self) -> dict[str, Any]:
         """The rule as a JSON value, with the version of the reader."""
@@ -161,19 +175,32 @@ def make_rule(foreground: str = "", ignore: str = "", threshold: str = "", where
     every value above 0 foreground whatever it looks like. threshold: one number. where: begins the message.
     Raises BenchError for a text that is none of that, or for two that contradict.
     """
-    start = f"{where}: " if where else ""
+    return declared_rule(dict(zip(SETTINGS, (foreground, ignore, threshold), strict=True)), where)
+
+
+def declared_rule(texts: Mapping[str, str], where: str, base: MaskRule = MaskRule()) -> MaskRule:
+    """As `make_rule`, from texts by the names of SETTINGS. base: what holds where they are empty.
+
+    A foreground or a threshold takes the place of both of the base.
+    """
+    foreground, ignore, threshold = (texts[name].strip() for name in SETTINGS)
     try:
-        if foreground.strip().lower() == "any":
-            if threshold.strip():
-                raise BenchError("mask_foreground and mask_threshold are both given. Keep one.")
-            return MaskRule(ignore=_values(ignore, "mask_ignore"), meaning="any")
-        return MaskRule(
-            foreground=_values(foreground, "mask_foreground") if foreground.strip() else None,
-            ignore=_values(ignore, "mask_ignore"),
-            threshold=_number(threshold, "mask_threshold") if threshold.strip() else None,
-        )
+        if foreground and threshold:
+            raise BenchError(_BOTH)
+        changes: dict[str, Any] = {}
+        if foreground or threshold:
+            changes = {"foreground": None, "threshold": None, "meaning": "auto"}
+        if foreground.lower() == "any":
+            changes["meaning"] = "any"
+        elif foreground:
+            changes["foreground"] = _values(foreground, "mask_foreground")
+        if threshold:
+            changes["threshold"] = _number(threshold, "mask_threshold")
+        if ignore:
+            changes["ignore"] = _values(ignore, "mask_ignore")
+        return replace(base, **changes)
     except BenchError as problem:
-        raise BenchError(f"{start}{problem}") from None
+        raise BenchError(f"{where}: {problem}" if where else str(problem)) from None
 
 
 def _values(text: str, what: str) -> tuple[int, ...]:

@@ -9,18 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ..benchmark.errors import BenchError, did_you_mean
 from ..benchmark.store import file_sha256, key_of, write_json
 from . import DATASETS
 from .base import SPLITS, Dataset, Item, Manifest
 from .decode import decode_image, image_size
-from .masks import mask_size
+from .masks import MaskPixels, mask_size
 
 log = logging.getLogger(__name__)
 INDEX_VERSION = 1
-MaskReader = Callable[[Path], np.ndarray]
+MaskReader = Callable[[Item], MaskPixels]
 Measure = Callable[[Path], tuple[int, int]]  # file -> height and width in px
 HASH_FILE = "file-hashes.json"  # the usual name of the index, in the cache of a results folder
 
@@ -84,9 +82,9 @@ def scan_files(
     """
     measures: dict[Path, Measure] = {}
     for item in items:
-        measures[item.image] = _decoded(decode_image) if decode else image_size
+        measures[item.image] = _decoded_image if decode else image_size
         if item.mask is not None:
-            measures[item.mask] = _decoded(decode) if decode else mask_size
+            measures[item.mask] = _decoded_mask(decode, item) if decode else mask_size
     index = {} if decode else _read_index(cache_file)
     facts: dict[Path, FileFacts] = {}
     bad: list[BadFile] = []
@@ -116,20 +114,30 @@ def manifest_identity(
 ) -> dict[str, Any]:
     """What makes two manifests the same for the rows of `splits`, as a JSON value; where the files lie plays no part.
 
-    `split` hashes (id, label, group, split, pixel_val) and `content` hashes (id, image, mask) over the sorted rows.
+    `split` hashes (id, label, group, split, pixel_val) and `content` hashes (id, image, mask) over the sorted rows, a
+    row with a mask rule of its own adding that. `masks` is what the numbers in the masks mean.
     Masks count even in `train`, so altered masks change the key of methods that never read them: safe, if strict.
     """
     if unknown := set(splits) - set(SPLITS):
         raise ValueError(f"unknown splits {sorted(unknown)}")
     rows = sorted((i for i in manifest.items if i.split in splits), key=lambda i: i.id)
     division = [[i.id, i.label, i.group, i.split, i.pixel_val] for i in rows]
-    content = [[i.id, facts[i.image].sha256, facts[i.mask].sha256 if i.mask else None] for i in rows]
+    content = [
+        [
+            i.id,
+            facts[i.image].sha256,
+            facts[i.mask].sha256 if i.mask else None,
+            *([i.mask_rule.identity()] if i.mask_rule else []),
+        ]
+        for i in rows
+    ]
     return {
         "name": manifest.card.name,
         "version": manifest.card.version,
         "classes": list(manifest.card.classes),
         "positive": manifest.card.positive_class,
         "regions": list(manifest.card.region_classes),
+        "masks": manifest.card.mask_rule.identity(),
         "fold": manifest.fold,
         "synthetic": manifest.synthetic,
         "splits": [s for s in SPLITS if s in splits],
@@ -159,11 +167,17 @@ def _tell_old(path: Path, version: object) -> None:
     log.warning("%s: old schema (%s), ignored; every file is read again.", path, version)
 
 
-def _decoded(decode: MaskReader) -> Measure:
-    """Measures a file by decoding all of it."""
+def _decoded_image(path: Path) -> tuple[int, int]:
+    """Measures an image by decoding all of it."""
+    height, width = decode_image(path).shape[:2]
+    return height, width
+
+
+def _decoded_mask(decode: MaskReader, item: Item) -> Measure:
+    """Measures a mask by decoding all of it."""
 
     def measure(path: Path) -> tuple[int, int]:
-        height, width = decode(path).shape[:2]
+        height, width = decode(item).foreground.shape
         return height, width
 
     return measure

@@ -11,10 +11,12 @@ from ..benchmark.store import read_json, write_json
 from .base import SPLITS, Dataset, Item, Manifest
 from .decode import image_size
 from .leaks import find_leaks
-from .masks import mask_size
+from .mask_sets import SizedMask, mask_notes, sized_mask
+from .masks import MaskPixels, mask_size
 from .open import BadFile, FileFacts, bad_files_error, manifest_identity, scan_files
 
 SCHEMA = 1  # of the report on disk
+SCORE_SIZE = 224  # px; the size at which the protocols compare maps and masks, unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,25 @@ def verify(dataset: Dataset, folds: Sequence[str], cache_file: Path, report_file
     """
     manifests = [dataset.manifest(f) for f in folds]
     items = list(dict.fromkeys(i for m in manifests for i in m.items))
-    facts, bad = scan_files(items, cache_file, dataset.read_mask)
+    masks: dict[str, SizedMask] = {}
+
+    def read(item: Item) -> MaskPixels:
+        mask = dataset.read_mask(item)
+        masks[item.id] = sized_mask(mask, SCORE_SIZE)
+        return mask
+
+    facts, bad = scan_files(items, cache_file, read)
     problems = [b.reason for b in bad]
     known = {b.path for b in bad}
     sound = [i for i in items if i.image not in known and i.mask not in known]
     problems += [f"fold {m.fold}: {leak.text}" for m in manifests for leak in find_leaks(m, facts)]
     problems += [problem for i in sound if (problem := _misfit(i, facts))]
+    told: dict[str, list[str]] = {}
+    for m in manifests:
+        try:
+            told[m.fold] = mask_notes(m, masks, SCORE_SIZE)
+        except BenchError as problem:
+            problems.append(str(problem))
     hashes = {i.id: {"image": _sha(facts, i.image), "mask": _sha(facts, i.mask) if i.mask else None} for i in items}
     earlier, before = _earlier(report_file) if report_file else (None, "")
     report = Report(
@@ -86,7 +101,12 @@ def verify(dataset: Dataset, folds: Sequence[str], cache_file: Path, report_file
         synthetic=any(m.synthetic for m in manifests),
         files=len(facts) + len(bad),
         folds=tuple(
-            FoldReport(m.fold, count_images(m), m.notes, None if bad else manifest_identity(m, facts))
+            FoldReport(
+                m.fold,
+                count_images(m),
+                (*m.notes, *told.get(m.fold, ())),
+                None if bad else manifest_identity(m, facts),
+            )
             for m in manifests
         ),
         problems=tuple(dict.fromkeys(problems)),

@@ -64,6 +64,8 @@ class Batch:
     maps: (B, H, W) float in [0, 1], teacher maps cropped and flipped like the images; None without a teacher.
     masks: (B, H, W) bool ground truth of a method declared supervision="pixel"; for any other an object that raises
         MaskAccessError whatever is done with it.
+    ignored: (B, H, W) bool, pixels that count nowhere and are False in `masks`; None where the dataset ignores none,
+        and for methods that see no masks.
     """
 
     images: Tensor
@@ -71,6 +73,7 @@ class Batch:
     indices: Tensor
     maps: Tensor | None = None
     masks: Tensor | None = None
+    ignored: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from .backbones import Backbone
 from .base import Batch, Options, Prediction, TrainContext, register
 from .classifier import Classifier
 from .decoder import PyramidDecoder, pixel_head
-from .losses import by_pixel
+from .losses import by_pixel, partial_cross_entropy
+from .pseudolabels import IGNORE
 
 
 @register(
@@ -47,7 +48,7 @@ from .losses import by_pixel
 class Unet(Classifier):
     """U-Net on the backbone's pyramid, trained with the masks; an upper bound, not a weakly supervised method.
 
-    loss = CE(image) + lambda_pixel * CE(all pixels). Maps are the probability of foreground at image size.
+    loss = CE(image) + lambda_pixel * CE(all annotated pixels). Maps are the probability of foreground at image size.
     """
 
     def __init__(self, backbone: Backbone | None, num_classes: int, options: Options) -> None:
@@ -67,7 +68,10 @@ class Unet(Classifier):
             raise RuntimeError("unet learns from masks, and the batch has none")
         logits, pixels = self._logits(batch.images)
         image = F.cross_entropy(logits, batch.labels)
-        pixel = F.cross_entropy(*by_pixel(pixels, batch.masks))
+        if batch.ignored is None:
+            pixel = F.cross_entropy(*by_pixel(pixels, batch.masks))
+        else:
+            pixel = partial_cross_entropy(pixels, batch.masks.long().masked_fill(batch.ignored, IGNORE), context)
         return {"total": image + self.lambda_pixel * pixel, "image": image, "pixel": pixel}
 
     def predict(self, images: Tensor, classes: Tensor | None = None) -> Prediction:

@@ -195,7 +195,9 @@ def do_plan(plan: "Plan", planner: "Planner", store: "Store", quiet: bool) -> "O
         )
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what code of methods prints; stdout is for rows
-            preflight(todo, planner)
+            notes = preflight(todo, planner)
+        for note in notes:
+            terminal({"kind": "note", "text": f"NOTE: {note}"})
         store.note_plan(command_line(), plan.rows, plan.stages)
     except OSError as problem:
         if problem.errno not in FULL:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from wsolbench.benchmark import images as module
 from wsolbench.benchmark.errors import BenchError
-from wsolbench.benchmark.images import ImageCache, Need, mask_need
+from wsolbench.benchmark.images import ImageCache, MaskForm, Need, mask_need
 from wsolbench.benchmark.store import Store, file_sha256
 from wsolbench.datasets.csv_manifest import CsvDataset
 
@@ -49,10 +49,10 @@ def test_rows_and_masks_keep_their_order(data):
     dataset, manifest, cache = data
     items = tuple(reversed(manifest.split("test")))
     cache.prepare([Need(items, 64), mask_need(items, 64)])
-    frames = cache.frames(items, 64, 64)
+    frames = cache.frames(items, 64, MaskForm(64))
     for row, item in enumerate(items):
         assert np.array_equal(frames.images[row], np.asarray(Image.open(item.image)))
-        expected = dataset.read_mask(item.mask) if item.mask else np.zeros((64, 64), bool)
+        expected = dataset.read_mask(item).foreground if item.mask else np.zeros((64, 64), bool)
         assert np.array_equal(frames.masks[row], expected)
 
 
@@ -60,7 +60,7 @@ def test_a_maskless_image_has_no_mask_to_read(data):
     _, manifest, cache = data
     bare = tuple(i for i in manifest.items if i.mask is None)
     with pytest.raises(BenchError, match="declared maskless"):
-        cache.prepare([Need(bare, 16, masks=True)])
+        cache.prepare([Need(bare, 16, "nearest")])
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_an_interrupted_decode_goes_on_where_it_stopped(data, monkeypatch):
     monkeypatch.setattr(module, "decode_squashed", stubborn)
     with pytest.raises(KeyboardInterrupt):
         cache.prepare([Need(items, 16), Need(items, 24)])
-    kept = [len(cache._store(size, masks=False).known()) for size in (16, 24)]
+    kept = [len(cache._store(size).known()) for size in (16, 24)]
     assert kept == [9, 9]
     seen = Counter()
     monkeypatch.setattr(module, "decode_squashed", lambda p, sizes: seen.update([p]) or honest(p, sizes))
@@ -122,7 +122,7 @@ def test_a_killed_decode_keeps_what_was_flushed(data, monkeypatch):
     monkeypatch.setattr(module, "FLUSH_SECONDS", 0.0)
     monkeypatch.setattr(module.Growth, "commit", module.Growth.abandon)
     cache.prepare([Need(items, 16)])
-    assert len(cache._store(16, masks=False).known()) == len(items)
+    assert len(cache._store(16).known()) == len(items)
 
 
 def test_a_changed_file_never_meets_its_old_pixels(data, tmp_path):

@@ -5,7 +5,7 @@ import torch
 
 from wsolbench.benchmark import passes
 from wsolbench.benchmark.images import ImageCache, Need
-from wsolbench.benchmark.passes import Task, validation_pass
+from wsolbench.benchmark.passes import PixelMasks, Task, validation_pass
 from wsolbench.benchmark.protocols import get_protocol
 from wsolbench.benchmark.resolve import Resolver
 from wsolbench.benchmark.store import Store, file_sha256
@@ -24,7 +24,9 @@ def test_validation_keeps_the_maps_it_needs_and_not_their_batches(blobs, tmp_pat
     ref = Resolver({}).ref("darkness")
     task = Task(View(ref, "any"), get_protocol("fair", scale_images=3))
     reader = Reader(None, (task.view,), 1, 2)
-    _, scored = validation_pass(reader, [task], cache.frames(items, 32), {}, torch.device("cpu"), batch_size=16)
+    _, scored = validation_pass(
+        reader, [task], cache.frames(items, 32), PixelMasks(), torch.device("cpu"), batch_size=16
+    )
     assert np.diff(scored[task.name].scale) > 0
     assert len(seen) == 3
     assert all(m.untyped_storage().nbytes() == m.numel() * m.element_size() for m in seen)

@@ -17,7 +17,7 @@ from wsolbench.datasets.base import SPLITS, missing_files, shared_groups
 from wsolbench.datasets.camelyon16 import Camelyon16
 from wsolbench.datasets.camelyon_files import MASK_RULE
 from wsolbench.datasets.camelyon_lists import LABELS, MASKS, PatchName, mask_beside, write_part
-from wsolbench.datasets.info import foreground_shares
+from wsolbench.datasets.info import foreground_shares, sized_masks
 from wsolbench.datasets.masks import read_mask
 from wsolbench.datasets.open import open_dataset
 from wsolbench.datasets.verify import verify
@@ -241,7 +241,8 @@ def test_missing_files_are_found_by_listing_and_by_asking(tmp_path, monkeypatch,
 # -- masks -----------------------------------------------------------------------------------------------------------
 def test_masks_are_black_and_white_png(camelyon16_root, patch_tree, tmp_path):
     dataset = Camelyon16(camelyon16_root)
-    mask = dataset.read_mask(camelyon16_root / first(patch_tree, 1).mask)
+    path = camelyon16_root / first(patch_tree, 1).mask
+    mask = dataset.read_mask(next(i for i in dataset.manifest("0").items if i.mask == path)).foreground
     assert (mask.dtype, mask.shape) == (np.bool_, (16, 16))
     assert mask[:8].all()
     assert not mask[8:].any()
@@ -277,8 +278,9 @@ def test_a_black_mask_of_a_tumour_patch_is_refused(camelyon16_root, patch_tree):
     path = camelyon16_root / first(patch_tree, 1).mask
     Image.new("L", (16, 16)).save(path)
     dataset = Camelyon16(camelyon16_root)
+    item = next(i for i in dataset.manifest("0").items if i.mask == path)
     with pytest.raises(BenchError, match=r"is all background, though its name says that 50\.0 %"):
-        dataset.read_mask(path)
+        dataset.read_mask(item)
     report = verify(dataset, ["0"], camelyon16_root / "hashes.json")
     assert len(report.problems) == 1
     assert str(path) in report.problems[0]
@@ -287,9 +289,8 @@ def test_a_black_mask_of_a_tumour_patch_is_refused(camelyon16_root, patch_tree):
 # -- the commands ----------------------------------------------------------------------------------------------------
 def test_foreground_share(camelyon16_root):
     dataset = Camelyon16(camelyon16_root)
-    assert foreground_shares(dataset, dataset.manifest("0")) == pytest.approx(
-        {"train": 0.25, "val": 0.25, "test": 0.25}
-    )
+    m = dataset.manifest("0")
+    assert foreground_shares(m, sized_masks(dataset, m)) == pytest.approx({"train": 0.25, "val": 0.25, "test": 0.25})
 
 
 def test_verify_and_info(camelyon16_root, tmp_path):

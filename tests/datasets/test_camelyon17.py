@@ -13,7 +13,7 @@ from wsolbench.benchmark.errors import BenchError
 from wsolbench.benchmark.registry import scan_source
 from wsolbench.datasets import camelyon17
 from wsolbench.datasets.camelyon17 import Camelyon17, centre, patient
-from wsolbench.datasets.camelyon_lists import PatchName, mask_beside, write_part
+from wsolbench.datasets.camelyon_lists import PatchName, write_part
 from wsolbench.datasets.open import content_hashes, manifest_identity, open_dataset
 
 PATIENTS = {0: (3, 19), 1: (20, 33), 2: (45, 59), 3: (60, 75), 4: (80, 99)}
@@ -159,12 +159,13 @@ def test_missing_masks_and_files(root, tree):
 
 
 def test_masks_are_read_strictly(root, tree):
-    path = root / mask_beside(next(r for r in tree.rows["test"] if r.label).path)
     dataset = open_dataset("camelyon17", root)
-    assert dataset.read_mask(path).mean() == 0.5
+    item = next(i for i in dataset.manifest("0").items if i.mask)
+    path = item.mask
+    assert dataset.read_mask(item).foreground.mean() == 0.5
     Image.new("L", (16, 16), 7).save(path)
     with pytest.raises(BenchError, match="holds 7 besides"):
-        dataset.read_mask(path)
+        dataset.read_mask(item)
 
 
 def test_each_centre_is_an_identity_of_its_own(root, tmp_path):

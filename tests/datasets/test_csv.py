@@ -50,7 +50,7 @@ def test_a_plain_table(folder):
     assert m.notes == ()
     card = m.card
     assert (card.name, card.classes, card.positive_class, card.background_class) == ("mine", ("normal", "tumour"), 1, 0)
-    assert dataset.read_mask(tumour.mask).sum() == 8
+    assert dataset.read_mask(tumour).foreground.sum() == 8
 
 
 def test_the_example_of_the_documentation_works(folder):

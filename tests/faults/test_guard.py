@@ -19,7 +19,7 @@ from wsolbench.benchmark import guard
 from wsolbench.benchmark.build import build_method
 from wsolbench.benchmark.config import TrainConfig
 from wsolbench.benchmark.errors import MaskAccessError
-from wsolbench.benchmark.images import ImageCache, mask_need
+from wsolbench.benchmark.images import ImageCache, MaskForm, mask_need
 from wsolbench.benchmark.resolve import Resolver
 from wsolbench.benchmark.store import Store, file_sha256, read_npz
 from wsolbench.benchmark.views import Reader, View
@@ -164,13 +164,13 @@ def test_the_harness_reads_masks_while_a_stage_runs(blobs, tmp_path):
     cache = ImageCache(Store(tmp_path / "r"), dataset, {str(p): file_sha256(p) for p in files})
     with guard.watching("it", lambda: [i.mask for i in items if i.mask], tmp_path / "r"):
         cache.prepare([mask_need(items, 8)])  # in threads of its own
-        rows = cache.masks(items, 8)
+        rows = cache.masks(items, MaskForm(8))
         assert np.asarray(rows).any()
         assert rows.mapped().any()
         with pytest.raises(MaskAccessError):
             rows.path.read_bytes()
         with pytest.raises(MaskAccessError):
-            dataset.read_mask(next(i.mask for i in items if i.mask))
+            dataset.read_mask(next(i for i in items if i.mask))
         guard._State.watch.asked.clear()
 
 

@@ -36,7 +36,7 @@ OTHER_RUN = {
 OTHER_PROTOCOL = {
     "name": "other", "version": 2, "size": 112, "map_class": "positive", "also_positive": False, "scale": "image",
     "scale_quantiles": (0.01, 0.99), "scale_images": 8, "selection": "loc", "ties": "last", "teacher_selection": "last",
-    "first_epoch": 0,
+    "first_epoch": 0, "mask_reduction": "area",
 }  # fmt: skip
 # Facts of a method that enter keys, and how; the others say how it is shown, listed or told about.
 OTHER_SPEC = {"name": "cam2", "version": 99, "options": {"new": 1}}
@@ -244,6 +244,7 @@ IN_TRAINING = {
     "split": lambda c: c.row("train_03", split="val", group="val-9"),
     "name": lambda c: c.text("# name: blobs", "# name: drops"),
     "regions": lambda c: c.all_with_regions(),
+    "mask rule": lambda c: c.text("# name: blobs", "# name: blobs\n# mask_ignore: 7"),
 }  # fmt: skip
 IN_SCORES = {
     "test image": lambda c: c.picture("test_01.png"),
