@@ -53,9 +53,28 @@ class MaskAccessError(BenchError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Returns ' Did you mean …?' for a near miss, else the list of known names (empty if there are none)."""
-    names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=2, cutoff=0.6)
-    if near:
-        return f" Did you mean {' or '.join(near)}?"
+    """Returns ' Did you mean …?' for a near miss, else the list of known names (empty if there are none).
+
+    Papers write Grad-CAM++, PixelCAM, F-CAM and U-Net: case and punctuation play no part, and `+` is a `p`. What a name
+    has after its colon counts as well as the whole, so that `scorecam` finds `gradcam:ScoreCAM`.
+    """
+    names = sorted(known, key=lambda name: (":" in name, name))
+    forms: dict[str, list[str]] = {}
+    for name in names:
+        for form in dict.fromkeys((bare(name), bare(name.rpartition(":")[2]))):
+            forms.setdefault(form, []).append(name)
+    near = [bare(word)] if bare(word) in forms else difflib.get_close_matches(bare(word), forms, n=2, cutoff=0.6)
+    found = list(dict.fromkeys(name for form in near for name in forms[form][: 3 - len(near)]))
+    if found:
+        return f" Did you mean {' or '.join(found)}?"
     return f" Known: {', '.join(names)}." if names else ""
+
+
+def bare(name: str) -> str:
+    """A name as its letters and digits alone, lower case; `+` becomes p, as in gradcampp."""
+    return "".join(c for c in name.casefold().replace("+", "p") if c.isalnum())
+
+
+def many(count: int, noun: str, plural: str = "") -> str:
+    """A number with its noun: `1 training`, `2 trainings`, `1,204 images`."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"

@@ -192,6 +192,7 @@ class Crew:
                 finished = [s.key for s in group if store.is_done(s.key)]
                 outcome.done += finished
                 outcome.blocked += [s.key for s in group if s.key not in finished and s.key not in done.problems]
+                self.report({"kind": "settled", "stages": [s.key for s in group]})
         return damaged
 
     def _wave(self, groups: Sequence[Sequence[Stage]]) -> list[Done]:

@@ -1,13 +1,18 @@
-"""Progress on the terminal: a bar where there is one, plain lines where there is not."""
+"""Progress on the terminal: lines that move where there is one (board.py), plain lines where there is not."""
 
 import contextlib
 import sys
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from .costs import shares
-from .errors import plain
+from .errors import many, plain
+from .estimate import Outlook, Rates
 from .plan import Stage
+
+if TYPE_CHECKING:
+    from .board import Board
 
 
 def title(stage: Stage) -> str:
@@ -29,10 +34,10 @@ def describe(event: dict[str, Any]) -> str:
         more = f" and {event['groups'] - 1} more" if event["groups"] > 1 else ""
         return f"{title(stage)}{more}: done by {event['owner']} at this moment; waiting for it"
     if event["kind"] == "done":
-        return f"{title(stage)}: {_cost(event)}"
+        what = f" ({event['what']})" if event.get("what") else ""
+        return f"{title(stage)}{what}: {_cost(event)}"
     if event["kind"] == "score":
-        many = f"{event['methods']} maps of " if event["methods"] > 1 else ""
-        return f"{title(stage)}: scoring {many}{event['images']} {stage.labels['split']} images"
+        return f"{title(stage)}: scoring {many(event['images'], 'image')} ({event['what']})"
     epoch, epochs = event["epoch"], event["epochs"]
     if epoch % max(1, epochs // 10) and epoch != epochs:
         return ""
@@ -41,9 +46,9 @@ def describe(event: dict[str, Any]) -> str:
 
 def _cost(event: dict[str, Any]) -> str:
     """What a finished stage took and where the time went, e.g. `42.0 s, 96 img/s: backward 52%, forward 38%`."""
-    many = f" of {event['methods']} maps" if event.get("methods", 1) > 1 else ""
+    maps = f" of {event['methods']} maps" if event.get("methods", 1) > 1 else ""
     parts = shares(event["times"])
-    took = f"{event['seconds']:.1f} s, {event['images_per_second']:.0f} img/s{many}"
+    took = f"{event['seconds']:.1f} s, {event['images_per_second']:.0f} img/s{maps}"
     return f"{took}: {parts}" if parts else took
 
 
@@ -54,55 +59,51 @@ def _numbers(event: dict[str, Any]) -> str:
     parts.append(f"val acc {event['val']['accuracy']:.1f}%")
     if event.get("seconds"):
         parts.append(f"{event['images'] / event['seconds']:.0f} img/s")
-        parts.append(f"{event['seconds'] * (event['epochs'] - event['epoch']):.0f} s left")
     return ", ".join(parts)
 
 
 class Terminal:
-    """Shows events of stages, wherever they run: one bar for each training under way."""
+    """Shows events of stages, wherever they run: one line for the whole command and a short one for each running stage.
+
+    Where there is no terminal, plain lines, each with the state of the whole.
+    """
 
     def __init__(self, quiet: bool = False) -> None:
-        self.quiet, self._bars, self._last = quiet, dict[str, Any](), 0.0
-        self.live = sys.stderr.isatty()
+        self.quiet, self.live = quiet, sys.stderr.isatty() and not quiet
+        self._outlook = Outlook({}, Rates(), time.monotonic)
+        self._board: Board | None = None
+
+    def begin(self, todo: Sequence[Stage], rates: Rates) -> None:
+        """What is to be done from now on, and the rates by which the time it takes is foretold."""
+        known = self._outlook
+        self._outlook = Outlook({s.key: s for s in todo}, rates, time.monotonic, known.settled, known.running)
+        if self.live and self._board is None:
+            from .board import Board
+
+            self._board = Board(self._outlook)
+        elif self._board is not None:
+            self._board.outlook = self._outlook
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Shows one event; warnings even where nothing else is shown. A terminal that has gone is no reason to fail."""
+        self._outlook.see(event)
         with contextlib.suppress(OSError):
             self._show(event)
 
     def _show(self, event: dict[str, Any]) -> None:
         if self.quiet and event["kind"] != "warning":
             return
-        if not self.live or self.quiet:
-            if line := describe(event):
-                print(plain(line), file=sys.stderr, flush=True)  # noqa: T201 - this is the terminal
-            return
-        self._draw(event)
-
-    def _draw(self, event: dict[str, Any]) -> None:
-        from tqdm import tqdm
-
-        if event["kind"] != "train":
-            if event["kind"] == "done":
-                self._end(event["stage"].key)
-            tqdm.write(plain(describe(event)), file=sys.stderr)
-            return
-        key = event["stage"].key
-        if key not in self._bars:
-            bar = tqdm(total=event["epochs"], unit="epoch", initial=event["epoch"], file=sys.stderr, leave=False)
-            bar.set_description_str(plain(title(event["stage"])))
-            self._bars[key] = bar
-        bar = self._bars[key]
-        bar.update(event["epoch"] - bar.n)
-        if time.monotonic() - self._last > 0.1:
-            bar.set_postfix_str(_numbers(event))
-            self._last = time.monotonic()
-
-    def _end(self, key: str) -> None:
-        if key in self._bars:
-            self._bars.pop(key).close()
+        line = plain(describe(event)) if event["kind"] != "settled" else ""
+        if self._board is not None:
+            moves = event["kind"] in ("train", "score")  # shown by the lines that move
+            self._board.show("" if moves else line, warning=event["kind"] == "warning")
+        elif line:
+            state = self._outlook.whole() if self._outlook.todo and "stage" in event else ""
+            print(f"[{state}] {line}" if state else line, file=sys.stderr, flush=True)  # noqa: T201 - the terminal
 
     def close(self) -> None:
-        """Ends the bars that are shown."""
-        for key in list(self._bars):
-            self._end(key)
+        """Ends the lines that move; what was printed above them stays."""
+        if self._board is not None:
+            with contextlib.suppress(OSError):
+                self._board.close()
+            self._board = None

@@ -37,8 +37,11 @@ class Entry:
 class Registry:
     """Names to implementations, from a package folder, from entry points, and from single files of users."""
 
-    def __init__(self, kind: str, package: str, folder: Path, group: str) -> None:
-        self.kind, self.package, self.folder, self.group = kind, package, folder, group
+    def __init__(
+        self, kind: str, package: str, folder: Path, group: str, more_names: Callable[[], list[str]] = list
+    ) -> None:
+        """more_names: names that an entry such as `gradcam:*` stands for, to be suggested for a mistyped one."""
+        self.kind, self.package, self.folder, self.group, self._more_names = kind, package, folder, group, more_names
         self._entries: dict[str, Entry] = {}
         self._objects: dict[str, Any] = {}
         self._origin = ("built-in", "")
@@ -165,8 +168,14 @@ class Registry:
                 if found.error:
                     raise BenchError(f"{self.kind} '{name}' ({found.module}) is broken: {found.error}")
                 return found
-        usable = [e.name for e in self._entries.values() if not e.error]
-        raise BenchError(f"There is no {self.kind} '{name}'.{did_you_mean(name, usable)}")
+        usable = [e.name.replace(":*", ":CLASS") for e in self._entries.values() if not e.error]
+        raise BenchError(f"There is no {self.kind} '{name}'.{self._suggestion(name, usable)}")
+
+    def _suggestion(self, name: str, usable: list[str]) -> str:
+        """The nearest names, those behind a wildcard included; where none is near, the list of the short ones."""
+        everything = [*usable, *self._more_names()]
+        hint = did_you_mean(name, everything)
+        return hint if hint.startswith(" Did") else did_you_mean(name, usable)
 
     def load(self, name: str) -> Any:
         """The class or function behind a name, imported now. Raises BenchError if that fails."""

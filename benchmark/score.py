@@ -54,7 +54,8 @@ def _score_checkpoint(stages: Sequence[Stage], desk: Desk) -> None:
     watch = Stopwatch(desk.device)
     reader = Reader(model, views, card.positive_class, len(card.classes), cell.seed, watch)
     items = desk.manifest(on).split(split)
-    desk.report({"kind": "score", "stage": first, "images": len(items), "methods": len(reader.views)})
+    about = {"stage": first, "methods": len(reader.views), "what": _what(stages)}
+    desk.report({"kind": "score", "images": len(items), **about})
     began = time.monotonic()
     if split == "val":
         rows = [k for k, i in enumerate(items) if i.pixel_val]
@@ -83,7 +84,17 @@ def _score_checkpoint(stages: Sequence[Stage], desk: Desk) -> None:
         for counts in scored[task.name].histograms:
             let_go(counts)
     whole = cost_of(time.monotonic() - began, len(items), pass_times(parts))
-    desk.report({"kind": "done", "stage": first, "methods": len(reader.views), **whole})
+    keys = [s.key for s in stages]
+    desk.report({"kind": "done", "stages": keys, **about, **whole})
+
+
+def _what(stages: Sequence[Stage]) -> str:
+    """Which checkpoints and maps a pass scores, e.g. `checkpoints cl+last, maps pred+positive, val images`."""
+    labels = [s.labels for s in stages]
+    roles = "+".join(dict.fromkeys(str(w["selection"]) for w in labels if w["selection"] != "-"))
+    maps = "+".join(dict.fromkeys(str(w["map_class"]) for w in labels if w["map_class"] != "-"))
+    parts = [f"checkpoint{'s' * ('+' in roles)} {roles}"] if roles else []
+    return ", ".join([*parts, *([f"map{'s' * ('+' in maps)} {maps}"] if maps else []), f"{labels[0]['split']} images"])
 
 
 def _target(stage: Stage, desk: Desk, items: Sequence[Item], shown: Sequence[int]) -> Target:

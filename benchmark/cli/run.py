@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..config import PRESETS, REQUEST_LISTS, Request, RunConfig, flatten, parse_set, read_toml, update
-from ..errors import BenchError, did_you_mean, plain
+from ..errors import BenchError, did_you_mean, many, plain
 from ..protocols import PROTOCOLS
 
 if TYPE_CHECKING:
@@ -175,6 +175,7 @@ def _seed(text: str) -> int:
 
 def do_plan(plan: "Plan", planner: "Planner", store: "Store", quiet: bool) -> "Outcome":
     """Checks what can be checked beforehand, then does what is missing. Ends the process if a signal asks to stop."""
+    from ..estimate import rates_of
     from ..execute import Outcome, execute, heal, open_stages
     from ..progress import Terminal
     from ..stop import INTERRUPTED, TERMINATED, Stopped
@@ -189,16 +190,16 @@ def do_plan(plan: "Plan", planner: "Planner", store: "Store", quiet: bool) -> "O
     from ..preflight import preflight
 
     if not quiet:
-        trainings = sum(s.kind == "train" for s in todo)
-        click.echo(
-            f"{len(todo)} stages to do ({trainings} trainings), {len(plan.stages) - len(todo)} stored.", err=True
-        )
+        trainings = many(sum(s.kind == "train" for s in todo), "training")
+        stored = len(plan.stages) - len(todo)
+        click.echo(f"{many(len(todo), 'stage')} to do ({trainings}), {stored} stored.", err=True)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what code of methods prints; stdout is for rows
             notes = preflight(todo, planner)
         for note in notes:
             terminal({"kind": "note", "text": f"NOTE: {note}"})
         store.note_plan(command_line(), plan.rows, plan.stages)
+        terminal.begin(todo, rates_of(store))
     except OSError as problem:
         if problem.errno not in FULL:
             raise
@@ -222,7 +223,7 @@ def command_line() -> str:
 
 
 def _show_plan(plan: "Plan", store: "Store", as_json: bool) -> None:
-    from ..estimate import estimate_seconds
+    from ..estimate import duration, estimate_seconds
     from ..execute import open_stages
     from ..progress import title
 
@@ -258,14 +259,8 @@ def _show_plan(plan: "Plan", store: "Store", as_json: bool) -> None:
         click.echo(f"  {train} → {evaluated}: {rows} rows")
     click.echo(f"{len(plan.rows)} rows of the tables, {sum(k in done for k in plan.rows)} stored")
     if todo:
-        text = f"about {_duration(seconds)}" if seconds is not None else "unknown (no finished training to learn from)"
+        text = f"about {duration(seconds)}" if seconds is not None else "unknown (no finished training to learn from)"
         click.echo(f"estimated time: {text}")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def show_rows(plan: "Plan", store: "Store", found: "Findings", as_json: bool) -> None:

@@ -247,12 +247,15 @@ def test_seconds_are_learnt_from_trainings_alike(world, tmp_path):
     (training,), store = plan.kinds("train"), Store(tmp_path / "other")
     assert estimate_seconds([], store) == 0
     assert estimate_seconds([training], store) is None
-    images = training.identity["data"]["images"] * training.work["config"].epochs
+    epochs = training.work["config"].epochs
+    images = training.identity["data"]["images"] * epochs
     far = {**training.identity, "backbone": {"name": "resnet50"}}
     for name, identity, speed in (("a", far, 1.0), ("b", far, 2.0), ("c", far, 4.0)):
-        store.finish(name, {"kind": "train", "identity": identity, "images_per_second": speed, "seconds": 1})
+        store.finish(name, {"kind": "train", "identity": identity, "seconds": images / speed / 2, "epochs": epochs / 2})
     assert estimate_seconds([training], store) == pytest.approx(images / 2)
-    store.finish("d", {"kind": "train", "identity": training.identity, "images_per_second": 8.0, "seconds": 1})
-    store.finish("e", {"kind": "score", "seconds": None})
-    store.finish("f", {"kind": "score", "seconds": 3.0})
-    assert estimate_seconds([training, plan.kinds("score")[0]], store) == pytest.approx(images / 8 + 3)
+    store.finish("d", {"kind": "train", "identity": training.identity, "seconds": images / 8, "epochs": epochs})
+    score = plan.kinds("score")[0]
+    store.finish("e", {"kind": "score", "identity": score.identity, "seconds": None})
+    assert estimate_seconds([training, score], store) > images / 8  # as dear as in a training, until one was timed
+    store.finish("f", {"kind": "score", "identity": score.identity, "seconds": 3.0})
+    assert estimate_seconds([training, score], store) == pytest.approx(images / 8 + 3)

@@ -152,7 +152,7 @@ class Hunt:
 
 def phase(said: str) -> str:
     """What a killed run was doing, by the last line it printed."""
-    lines = [line for line in said.splitlines() if line]
+    lines = [line.rpartition("] ")[2] for line in said.splitlines() if line and not line.startswith("note: ")]
     if not lines or "stages to do" in lines[-1] or lines[-1].startswith("Stages run on"):
         return "planning" if not lines else "reading images, starting"
     return {"train": "training", "score": "scoring", "maps": "teacher maps"}.get(lines[-1].split()[0], "between stages")
