@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..methods.base import imagenet_statistics
+from ..methods.normalisation import Statistics
 from .config import TrainConfig
 from .transfer import constant, upload
 
@@ -82,17 +82,12 @@ def crop_maps(maps: Tensor, drawn: Draw, config: TrainConfig) -> Tensor:
     return sampled[:, 0]
 
 
-def normalise(pixels: Tensor) -> Tensor:
-    """uint8 (B, H, W, 3) -> float (B, 3, H, W) with ImageNet mean and deviation."""
-    return _standardise(pixels.permute(0, 3, 1, 2).float().div_(255))
+def normalise(pixels: Tensor, statistics: Statistics) -> Tensor:
+    """uint8 (B, H, W, 3) -> float (B, 3, H, W), normalised by the mean and deviation of what reads them."""
+    return statistics.normalise(pixels.permute(0, 3, 1, 2).float().div_(255))
 
 
-def _standardise(images: Tensor) -> Tensor:
-    mean, std = imagenet_statistics(images.dtype, images.device)
-    return images.sub_(mean).div_(std)
-
-
-def augment(pixels: Tensor, drawn: Draw, config: TrainConfig) -> Tensor:
+def augment(pixels: Tensor, drawn: Draw, config: TrainConfig, statistics: Statistics) -> Tensor:
     """uint8 (B, L, L, 3) -> normalised float crops (B, 3, size, size) with flips and colour jitter."""
     images = crop(pixels, drawn, config.image_size).permute(0, 3, 1, 2).float().div_(255)
     if any(config.jitter):
@@ -100,7 +95,7 @@ def augment(pixels: Tensor, drawn: Draw, config: TrainConfig) -> Tensor:
         for k in drawn.order:
             if config.jitter[k]:
                 images = operations[k](images, drawn.colour[:, k].view(-1, 1, 1, 1))
-    return _standardise(images)
+    return statistics.normalise(images)
 
 
 def _brightness(images: Tensor, factor: Tensor) -> Tensor:

@@ -8,24 +8,41 @@ import torch
 from ..methods import METHODS
 from ..methods.backbones import Backbone, create_backbone
 from ..methods.base import Explainer, Method, Options
+from ..methods.normalisation import IMAGENET, Statistics
 from .config import TrainConfig
 from .resolve import MethodRef
 from .seeds import seed_for
 
 
-def build_method(ref: MethodRef, backbone: str, config: TrainConfig, num_classes: int, seed: int) -> Method:
+def build_method(
+    ref: MethodRef,
+    backbone: str,
+    config: TrainConfig,
+    num_classes: int,
+    seed: int,
+    statistics: Statistics | None = None,
+) -> Method:
     """A trained method with randomly initialised parameters; the same seed gives the same parameters.
 
+    statistics: what its images will be normalised by; None leaves those of the backbone's configuration in timm.
     Its convolutions keep their weights channels last, the layout of the images and the faster one on CPU and GPU.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for("init", seed))
         body = create_backbone(backbone, config.stride or None) if ref.spec.backbone else None
+        if body is not None and statistics is not None:
+            body.statistics = statistics
         method: Method = METHODS.load(ref.spec.name)(body, num_classes, options(ref))
     for module in method.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return method
+
+
+def statistics_of(model: object) -> Statistics:
+    """What the images of a model are normalised by; ImageNet's for one without a backbone, and without a model."""
+    backbone = getattr(model, "backbone", None)
+    return backbone.statistics if isinstance(backbone, Backbone) else IMAGENET
 
 
 class Compiled:

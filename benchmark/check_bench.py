@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..methods.base import Batch, Evidence, Method, TrainContext, is_explainable
-from .build import build_method, load_function, options
+from .build import build_method, load_function, options, statistics_of
 from .check_data import write_blobs
 from .config import Request, RunConfig
 from .data import TrainingSet
@@ -69,7 +69,8 @@ class Bench:
         if self.train_stage is None:
             raise SkippedError("nothing is trained")
         stage, context = self.train_stage, self.context()
-        method = build_method(self.ref, stage.work["cell"].backbone, stage.work["config"], context.num_classes, 0)
+        work, classes = stage.work, context.num_classes
+        method = build_method(self.ref, work["cell"].backbone, work["config"], classes, 0, work["statistics"])
         method.setup(context)
         return method, context
 
@@ -81,7 +82,7 @@ class Bench:
         images = self.desk.images(stage.work["cell"])
         frames = images.frames(manifest.split("train"), config.load_size, MaskForm(config.load_size) if pixel else None)
         maps = teacher_maps(stage, self.desk, frames.ids) if stage.kind == "train" else None
-        data = TrainingSet(frames, config, self.device, maps).on_device()
+        data = TrainingSet(frames, config, self.device, stage.work["statistics"], maps).on_device()
         return data.batch(torch.arange(16), torch.Generator().manual_seed(0))
 
     def reading(self) -> tuple[Method | None, Callable[[Tensor, Tensor | None], Tensor]]:
@@ -95,7 +96,7 @@ class Bench:
         def read(images: Tensor, classes: Tensor | None) -> Tensor:
             ids = [f"{float(i.double().sum()):.6f}" for i in images]  # an image keeps its id in any batch
             source = model if is_explainable(model) else None
-            return explain(Evidence(images, classes, source, ids=ids), settings)
+            return explain(Evidence(images, classes, source, ids=ids, statistics=statistics_of(model)), settings)
 
         return model, read
 

@@ -47,12 +47,14 @@ class TrainConfig:
     lr_floor: float = identity(1e-6, "the schedule never goes below")
     warmup_epochs: int = identity(0, "epochs of linear warm-up; training from random weights needs one")
     precision: str = identity("fp32", "fp32, bf16 or fp16 (autocast; scoring is always fp32)")
+    normalisation: str = identity("weights", "mean and deviation of images: of the weights, or imagenet as in papers")
     flip: bool = identity(True, "random horizontal and vertical flips, each with probability 1/2")
     jitter: tuple[float, float, float, float] = identity((0.5, 0.5, 0.5, 0.05), "brightness, contrast, saturation, hue")
 
     def __post_init__(self) -> None:
         _one_of("train.optimizer", self.optimizer, ("sgd", "adamw"))
         _one_of("train.precision", self.precision, ("fp32", "bf16", "fp16"))
+        _one_of("train.normalisation", self.normalisation, ("weights", "imagenet"))
         for name in ("image_size", "load_size", "epochs", "batch_size", "step_epochs"):
             if getattr(self, name) < 1:
                 raise BenchError(f"train.{name} = {getattr(self, name)} must be at least 1.")
@@ -104,7 +106,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"image_size": 96, "load_size": 108, "stride": 8, "epochs": 20, "batch_size": 16, "lr": 0.02,
               "step_epochs": 15, "head_lr_scale": 1.0, "warmup_epochs": 2, "jitter": (0.2, 0.2, 0.2, 0.02)},
     "quick": {"epochs": 40, "step_epochs": 25, "stride": 16, "lr": 3e-3},
-    "paper": {"stride": 8, "epochs": 1000, "precision": "fp16"},
+    "paper": {"stride": 8, "epochs": 1000, "precision": "fp16", "normalisation": "imagenet"},
 }  # fmt: skip
 
 

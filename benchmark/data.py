@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..datasets.masks import FOREGROUND, IGNORED
 from ..methods.base import Batch
+from ..methods.normalisation import Statistics
 from .augment import Draw, augment, crop, crop_maps, draw
 from .config import TrainConfig
 from .guard import WITHHELD
@@ -65,7 +66,9 @@ class Start(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The training images of a stage, decoded. maps: (N, h, w) float32 teacher maps in [0, 1] in row order, or None.
+    """The training images of a stage, decoded.
+
+    statistics: what they are normalised by. maps: (N, h, w) float32 teacher maps in [0, 1] in row order, or None.
 
     The pixels stay memory-mapped on the CPU unless the device is a GPU with room for them, where they live as uint8.
     """
@@ -73,6 +76,7 @@ class TrainingSet:
     frames: Frames
     config: TrainConfig
     device: torch.device
+    statistics: Statistics
     maps: np.ndarray | None = None
 
     def on_device(self) -> "DeviceSet":
@@ -85,7 +89,9 @@ class TrainingSet:
         masks = None if self.frames.masks is None else Pixels.of(self.frames.masks, target)
         maps = None if self.maps is None else torch.from_numpy(self.maps).to(self.device)
         labels = torch.from_numpy(self.frames.labels).to(self.device)
-        return DeviceSet(Pixels.of(self.frames.images, target), labels, maps, masks, self.config, self.device)
+        return DeviceSet(
+            Pixels.of(self.frames.images, target), labels, maps, masks, self.config, self.device, self.statistics
+        )
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,7 @@ class DeviceSet:
     masks: Pixels | None
     config: TrainConfig
     device: torch.device
+    statistics: Statistics
 
     def batches_per_epoch(self) -> int:
         """Updates per epoch: every image is seen once, in nearly equal batches."""
@@ -206,7 +213,7 @@ class DeviceSet:
             masks, ignored = parted(crop(raw.masks, raw.drawn, self.config.image_size))
         if self.maps is not None:
             maps = crop_maps(self.maps[raw.places], raw.drawn, self.config).clamp_(0, 1)
-        images = augment(raw.pixels, raw.drawn, self.config)
+        images = augment(raw.pixels, raw.drawn, self.config, self.statistics)
         return Batch(images, self.labels[raw.places], raw.places, maps, cast("Tensor", masks), ignored)
 
     def batch(self, rows: Tensor, generator: torch.Generator) -> Batch:

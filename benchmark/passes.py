@@ -153,7 +153,7 @@ def _read(
         logits[seen.rows] = found
         return seen, maps
 
-    for batch in batches(frames, batch_size, device, watch=reader.watch, team=team):
+    for batch in batches(frames, batch_size, device, statistics=reader.statistics, watch=reader.watch, team=team):
         for seen, maps in room.each(batch, read):
             start = seen.rows.start
             rows += range(start, start + len(seen.ids))
@@ -224,7 +224,9 @@ def evaluation_pass(
                     landing[task.name] = Landing(_count(task, scale, native, seen.masks, seen.ids, refusals, shown))
         return landing
 
-    for batch in batches(frames, batch_size, device, change=target.change, masks=True, watch=reader.watch):
+    for batch in batches(
+        frames, batch_size, device, statistics=reader.statistics, change=target.change, masks=True, watch=reader.watch
+    ):
         for landing in room.each(batch, score):
             if device.type == "cuda":  # the counts of the batch before, whose way to the host took place meanwhile
                 _keep_all(parts, late)

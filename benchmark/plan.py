@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar, cast
 
+from ..methods.normalisation import IMAGENET, Origin, Statistics, normalisation_notice, origin_of
 from ..methods.spec import SUPERVISIONS
 from ..methods.strides import takes_preset_stride
-from ..methods.weights import weights_identity
+from ..methods.weights import imagenet_tag, weights_identity
+from ..methods.weights_hub import why_unreachable
 from .config import Request, TrainConfig, identity_fields, train_config, update
 from .errors import BenchError
 from .evalsets import EvalSet
@@ -108,6 +110,7 @@ class Planner:
         self.sources = self.evaluated.sources
         self.answers: dict[tuple[Any, ...], Any] = {}
         self.plan = Plan()
+        self.notices: list[str] = []  # what was decided for the user, a sentence each
 
     @_once
     def _refuse_circles(self, method: MethodRef, site: Site, trail: tuple[str, ...] = ()) -> None:
@@ -132,8 +135,36 @@ class Planner:
         return max((method.spec.supervision, *behind), key=SUPERVISIONS.index)
 
     @_once
+    def weights(self, backbone: str) -> str:
+        """The starting weights of a backbone: those asked for, or under `smoke` none where these cannot be had."""
+        asked = self.request.weights
+        if asked != "imagenet" or self.request.preset != "smoke":
+            return asked
+        why = why_unreachable(imagenet_tag(backbone))
+        if why:
+            self.notices.append(
+                f"{backbone}: its ImageNet weights are not on this machine and cannot be fetched ({why}). The preset "
+                "smoke goes on from random weights, recorded as such; give a file with --weights FILE for real ones."
+            )
+        return "none" if why else asked
+
+    @_once
     def _weights_of(self, backbone: str) -> dict[str, str]:
-        return weights_identity(self.request.weights, backbone)
+        return weights_identity(self.weights(backbone), backbone)
+
+    @_once
+    def normalisation(self, backbone: str, rule: str) -> Origin:
+        """Mean and deviation under `train.normalisation` = rule, and where they are from."""
+        weights = self.weights(backbone)
+        if notice := normalisation_notice(backbone, weights, rule):
+            self.notices.append(notice)
+        return origin_of(backbone, weights, rule)
+
+    def _statistics(self, method: MethodRef | None, config: TrainConfig, site: Site) -> Statistics:
+        """What the images of a model are normalised by; ImageNet's where nothing has a backbone."""
+        if method is None or not method.spec.backbone:
+            return IMAGENET
+        return self.normalisation(site.backbone, config.normalisation).statistics
 
     @_once
     def _rules(self, protocol: Protocol) -> tuple[str, dict[str, Any]]:
@@ -218,6 +249,7 @@ class Planner:
         work = {
             "method": method,
             "carrier": carrier,
+            "statistics": self._statistics(carrier, config, cell.site),
             "role": role,
             "protocol": cell.protocol,
             "config": config,
@@ -281,7 +313,9 @@ class Planner:
             elif carrier := self._carrier(teacher, cell.site):
                 parents[role] = self._train(carrier, cell)
                 roles[role] = self._role(teacher, carrier, "cl", cell.protocol)
-        body = {"name": cell.backbone, "weights": self._weights_of(cell.backbone)} if method.spec.backbone else {}
+        statistics, body = self._statistics(method, config, cell.site), {}
+        if method.spec.backbone:
+            body = {"name": cell.backbone, "weights": self._weights_of(cell.backbone), **statistics.to_json()}
         identity = {
             "harness": HARNESS_VERSION,
             "method": method.identity(),
@@ -293,8 +327,8 @@ class Planner:
             "selection": self._selection_identity(method),
         }
         labels = self._labels(method, cell, cell.backbone)
-        work = {"method": method, "config": config, "cell": cell, "weights": self.request.weights}
-        work["supervision"] = self._supervision(method, cell.site)
+        work = {"method": method, "config": config, "cell": cell, "weights": self.weights(cell.backbone)}
+        work |= {"statistics": statistics, "supervision": self._supervision(method, cell.site)}
         return self.plan.add(Stage("train", identity, parents, labels, work))
 
     @_once
@@ -334,6 +368,7 @@ class Planner:
             identity["seed"] = cell.seed
         labels = self._labels(teacher, cell, cell.backbone if carrier else "-")
         work = {"method": teacher, "carrier": carrier, "role": role, "config": config, "cell": cell}
+        work["statistics"] = self._statistics(carrier, config, cell.site)
         work["supervision"] = self._supervision(teacher, cell.site)
         model = parents.get("checkpoint") or key_of([cell.dataset, cell.fold, cell.seed])
         return self.plan.add(Stage("maps", identity, parents, labels, work, ("maps", model)))

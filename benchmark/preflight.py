@@ -10,14 +10,16 @@ from ..datasets.verify import quick_checks
 from ..methods import METHODS
 from ..methods.backbones import Backbone, check_weights_fit, create_backbone
 from ..methods.weights import PINS
+from ..methods.weights_hub import UnreachableError
 from .build import choose_device, options
 from .config import Request
 from .doctor_gpu import why_no_gpu
 from .engines import check_backend
 from .errors import BenchError
+from .evalsets import EvalSet
 from .images import Need
 from .masknotes import notes_of_needs
-from .plan import Stage
+from .plan import Cell, Stage
 from .resolve import MethodRef
 from .slots import workers
 from .stages import Desk, know_files, needs_of, place_of, pool_needs
@@ -33,30 +35,66 @@ def preflight(stages: Sequence[Stage], planner: "Planner") -> list[str]:
 
     Returns what a person must know about the masks, one line each, before they are scored against.
     """
-    choose_device(planner.request.run.device)
-    _refuse_slow_fallback(stages, planner.request)
-    check_backend(planner.request.run)
-    workers(planner.request.run)
+    _check_machine(stages, planner.request)
+    desk, needed = _check_work(stages, planner, fetch=True)
+    notes: list[str] = []
+    for place, needs in needed.items():
+        cache = desk.images(place)
+        cache.prepare(list(needs))
+        found = notes_of_needs(desk.manifest(place), cache, list(needs))
+        notes += [f"{planner.sources[place.dataset].title}: {note}" for note in found]
+    return list(dict.fromkeys(notes))
+
+
+def rehearse(stages: Sequence[Stage], planner: "Planner") -> list[str]:
+    """What `preflight` checks, without decoding images and without fetching weights.
+
+    Raises BenchError for what no machine could do. Returns what is missing here alone, which another machine may have:
+    the GPU, the weights of a hub.
+    """
+    missing = []
+    try:
+        _check_machine(stages, planner.request)
+    except BenchError as problem:
+        missing.append(str(problem))
+    try:
+        _check_work(stages, planner, fetch=False)
+    except UnreachableError as problem:
+        missing.append(str(problem))
+    return missing
+
+
+def _check_machine(stages: Sequence[Stage], request: Request) -> None:
+    """Raises BenchError for a device or engine that is not here."""
+    choose_device(request.run.device)
+    _refuse_slow_fallback(stages, request)
+    check_backend(request.run)
+    workers(request.run)
+
+
+def _check_work(
+    stages: Sequence[Stage], planner: "Planner", fetch: bool
+) -> tuple[Desk, dict[Cell | EvalSet, dict[Need, None]]]:
+    """Checks methods, backbones, weights and data; returns the arrays that will be needed, by where they are from.
+
+    Weights that cannot be had here are told last: what is wrong anywhere matters more.
+    """
     know_files(list(_unlike(stages, _methods).values()))
     _check_options(stages)
-    _check_backbones(stages, planner)
     _check_training_masks(stages, planner)
+    unreachable = _check_backbones(stages, planner, fetch)
     desk = Desk(planner.request.run, planner.sources)
-    needed: dict[tuple[str, str], dict[Need, None]] = {}
-    places, notes = {}, list[str]()
+    places: dict[tuple[str, str], Cell | EvalSet] = {}
+    needed: dict[Cell | EvalSet, dict[Need, None]] = {}
     for stage in _unlike(stages, _reads).values():
         for place, need in [*((place_of(stage), n) for n in needs_of(stage, desk)), *pool_needs(stage, desk)]:
-            key = (place.dataset, place.fold)
-            places.setdefault(key, place)
-            needed.setdefault(key, {})[need] = None
-    for key, needs in needed.items():
-        dataset, fold = key
-        quick_checks(desk.manifest(places[key]), planner.sources[dataset].facts(fold))
-        cache = desk.images(places[key])
-        cache.prepare(list(needs))
-        found = notes_of_needs(desk.manifest(places[key]), cache, list(needs))
-        notes += [f"{planner.sources[dataset].title}: {note}" for note in found]
-    return list(dict.fromkeys(notes))
+            place = places.setdefault((place.dataset, place.fold), place)
+            needed.setdefault(place, {})[need] = None
+    for place in needed:
+        quick_checks(desk.manifest(place), planner.sources[place.dataset].facts(place.fold))
+    if unreachable is not None:
+        raise unreachable
+    return desk, needed
 
 
 def _refuse_slow_fallback(stages: Sequence[Stage], request: Request) -> None:
@@ -121,15 +159,20 @@ def _check_training_masks(stages: Sequence[Stage], planner: "Planner") -> None:
             )
 
 
-def _check_backbones(stages: Sequence[Stage], planner: "Planner") -> None:
-    """Builds every backbone once without memory and lays its weights against it."""
+def _check_backbones(stages: Sequence[Stage], planner: "Planner", fetch: bool) -> UnreachableError | None:
+    """Builds every backbone once without memory and lays its weights against it.
+
+    Returns the error for the first weights that are not here and cannot be fetched, for the caller to raise.
+    """
     seen = set()
+    unreachable: UnreachableError | None = None
     for stage in stages:
         ref = stage.work.get("carrier") or stage.work["method"]
         if not (ref.spec.backbone and ref.spec.trains):
             continue
-        name, stride = stage.work["cell"].backbone, stage.work["config"].stride
-        place = (name, stride, ref.label, ref.changed, stage.labels["method"])
+        name, config = stage.work["cell"].backbone, stage.work["config"]
+        stride, side = config.stride, config.image_size
+        place = (name, stride, side, ref.label, ref.changed, stage.labels["method"])
         if place in seen:
             continue
         seen.add(place)
@@ -140,8 +183,13 @@ def _check_backbones(stages: Sequence[Stage], planner: "Planner") -> None:
                 f"Method '{stage.labels['method']}' needs a backbone with {', '.join(sorted(missing))}; {name} offers "
                 f"{', '.join(sorted(backbone.abilities))}. Choose another with --backbones."
             )
-        check_weights_fit(name, planner.request.weights, stride or None, planner.request.run.results / PINS)
+        backbone.check_size(side)
         _check_construction(ref, backbone, stage, planner)
+        try:
+            check_weights_fit(name, planner.weights(name), stride or None, planner.request.run.results / PINS, fetch)
+        except UnreachableError as problem:
+            unreachable = unreachable or problem
+    return unreachable
 
 
 def _check_construction(ref: MethodRef, backbone: Backbone, stage: Stage, planner: "Planner") -> None:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..methods.normalisation import Statistics
 from .augment import normalise
 from .images import Frames
 from .stopwatch import Stopwatch
@@ -30,6 +31,7 @@ def batches(
     size: int,
     device: torch.device,
     *,
+    statistics: Statistics,
     side: int = 0,
     change: Callable[[np.ndarray, Sequence[str]], np.ndarray] | None = None,
     masks: bool = False,
@@ -38,10 +40,10 @@ def batches(
 ) -> Iterator[Seen]:
     """Evaluation batches of `size` images in order, all tensors on the device.
 
-    side: squash the images to this size in px on the device, 0 leaves them as they are. change: applied to the uint8
-    images (B, S, S, 3) with their ids before anything else. masks: bring the masks of the frames too. watch: charged
-    for `load`. team: every process gets batches of its own, the same ones as one process would see. Raises Stopped
-    before a batch if a stop was requested, in all processes of a team at once.
+    statistics: what the images are normalised by. side: squash the images to this size in px on the device, 0 leaves
+    them as they are. change: applied to the uint8 images (B, S, S, 3) with their ids before anything else. masks: bring
+    the masks of the frames too. watch: charged for `load`. team: every process gets batches of its own, the same ones
+    as one process would see. Raises Stopped before a batch if a stop was requested, in all processes of a team at once.
     """
     watch = watch or Stopwatch(device)
     count = -(-len(frames.items) // size)
@@ -53,7 +55,7 @@ def batches(
         with watch.part("load"):
             found = next(source, None)
             if found is not None:
-                found = _uploaded(found, device, side)
+                found = _uploaded(found, device, side, statistics)
         if found is not None:
             yield found
 
@@ -82,8 +84,8 @@ def _raw(
         yield Seen(rows, staged(torch.from_numpy(pixels), device), staged(labels[rows], device), ids[rows], truth)
 
 
-def _uploaded(raw: Seen, device: torch.device, side: int) -> Seen:
-    images = normalise(raw.images.to(device, non_blocking=True))
+def _uploaded(raw: Seen, device: torch.device, side: int, statistics: Statistics) -> Seen:
+    images = normalise(raw.images.to(device, non_blocking=True), statistics)
     if side and images.shape[-1] != side:
         images = F.interpolate(images, (side, side), mode="bilinear", align_corners=False, antialias=True)
     masks = None if raw.masks is None else raw.masks.to(device, non_blocking=True)

@@ -247,7 +247,8 @@ def load_model(stage: Stage, desk: Desk, role: str) -> tuple[Method | None, dict
         return None, {"epoch": None, "sha256": ""}
     weights, entry = checkpoint(desk, stage.parents["checkpoint"], role)
     classes = len(desk.manifest(cell).card.classes)
-    model = build_method(carrier, cell.backbone, stage.work["config"], classes, cell.seed)
+    work = stage.work
+    model = build_method(carrier, cell.backbone, work["config"], classes, cell.seed, work["statistics"])
     model.load_state_dict(weights)
     evaluation_mode(model)
     return model.to(desk.device).requires_grad_(False), entry
@@ -285,7 +286,14 @@ def run_maps(stages: Sequence[Stage], desk: Desk) -> None:
             return found
 
         with model_unchanged(model):
-            for seen in batches(frames, desk.run.score_batch, desk.device, side=config.image_size, watch=watch):
+            for seen in batches(
+                frames,
+                desk.run.score_batch,
+                desk.device,
+                statistics=reader.statistics,
+                side=config.image_size,
+                watch=watch,
+            ):
                 for found in room.each(seen, read):
                     for name, landing in found.items():
                         parts[name].append(landing)
@@ -331,6 +339,7 @@ def common_facts(stage: Stage, desk: Desk, manifest: Manifest) -> dict[str, Any]
             "supervision": stage.work["supervision"],
             "notes": _notes_of(stage, manifest),
             "images": len(manifest.split("train")),
+            "normalisation": stage.work["statistics"].to_json(),
         },
         "environment": {**environment(), **compute(desk.device)},
         "config": dataclasses.asdict(stage.work["config"]),

@@ -8,7 +8,7 @@ import torch
 from ..methods.backbones import Backbone, load_weights
 from ..methods.base import Method, TrainContext
 from ..methods.weights import PINS
-from .build import build_method, compile_backbone
+from .build import build_method, compile_backbone, statistics_of
 from .checkpoints import Snapshots
 from .costs import cost_of
 from .data import TrainingSet
@@ -80,7 +80,7 @@ def _training(stage: Stage, desk: Desk, team: Team) -> Training:
     config = dataclasses.replace(stage.work["config"], micro_batch=retry_of(stage, desk).used)
     device, manifest = desk.device, desk.manifest(cell)
     card, images = manifest.card, desk.images(cell)
-    method = build_method(ref, cell.backbone, config, len(card.classes), cell.seed)
+    method = build_method(ref, cell.backbone, config, len(card.classes), cell.seed, stage.work["statistics"])
     weights: dict[str, Any] = {}
     if ref.spec.backbone:
         weights = load_weights(_backbone(method), stage.work["weights"], desk.store.root / PINS)
@@ -88,7 +88,8 @@ def _training(stage: Stage, desk: Desk, team: Team) -> Training:
         compile_backbone(method)
     pixel = ref.spec.supervision == "pixel"
     frames = images.frames(manifest.split("train"), config.load_size, MaskForm(config.load_size) if pixel else None)
-    data = TrainingSet(frames, config, device, teacher_maps(stage, desk, frames.ids)).on_device()
+    maps = teacher_maps(stage, desk, frames.ids)
+    data = TrainingSet(frames, config, device, statistics_of(method), maps).on_device()
     generator, parents = torch.Generator(device), parent_states(stage, desk)
     context = TrainContext(0, config.epochs, len(card.classes), card.region_classes, device, generator, parents)
     folder, watch = desk.store.run_dir(stage.key), Stopwatch(device)

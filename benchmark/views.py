@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..methods.base import Evidence, Method, Prediction, is_explainable
-from .build import load_function, options
+from ..methods.normalisation import Statistics
+from .build import load_function, options, statistics_of
 from .conduct import at_work, check_stage, modes_unchanged
 from .errors import BenchError
 from .resolve import MethodRef
@@ -51,6 +52,11 @@ class Reader:
     watch: Stopwatch | None = field(default=None, compare=False, repr=False)
     used: dict[str, set[str]] = field(default_factory=dict, init=False, compare=False, repr=False)
 
+    @property
+    def statistics(self) -> Statistics:
+        """What its images must be normalised by."""
+        return statistics_of(self.model)
+
     def read(self, images: Tensor, labels: Tensor, ids: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits (B, K), NaN without a model, and native maps (B, h, w) by view name; all float32, detached.
 
@@ -83,15 +89,17 @@ class Reader:
         self, views: Sequence[View], images: Tensor, labels: Tensor, ids: Sequence[str], maps: dict[str, Tensor]
     ) -> Tensor | None:
         """Explainers and baselines: one Evidence per class asked for, all sharing one forward pass."""
-        levels, ids = _levels_by_class(views), [unreadable(i) for i in ids]
+        levels, ids, known = _levels_by_class(views), [unreadable(i) for i in ids], self.statistics
         if self.model is None or is_explainable(self.model):
             every = [level for announced in levels.values() for level in announced]
-            evidence = Evidence(images, model=self.model, ids=ids, seed=self.seed, levels=every, part=self.part)
+            evidence = Evidence(
+                images, model=self.model, ids=ids, seed=self.seed, levels=every, part=self.part, statistics=known
+            )
             logits = evidence.logits if self.model is not None else None
         else:
             with self.part("forward"):
                 logits = self._predict(images, None).logits
-            evidence = Evidence(images, ids=ids, seed=self.seed)
+            evidence = Evidence(images, ids=ids, seed=self.seed, statistics=known)
         by_class: dict[str, Evidence] = {}
         for view in views:
             if view.map_class not in by_class:

@@ -7,30 +7,32 @@ of its blocks, resized by bilinear interpolation, without parameters, to 4, 2 an
 and 16 for patches of 16 px), and then the grid.
 """
 
-import difflib
-import math
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
-import timm
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from ..benchmark.errors import BenchError
 from . import backbone_quirks as quirks
+from . import backbone_shapes as shapes
+from .backbone_nets import Features, create_net, drop_heads, grid_or_refusal
+from .normalisation import from_config
 from .weights import check_weights_fit, load_weights, weights_identity
+from .weights_hub import check_network
 
 __all__ = [
     "Backbone", "Tap", "Tokens", "check_weights_fit", "create_backbone", "frozen", "load_weights", "param_groups",
     "weights_identity",
 ]  # fmt: skip
 
-HEADS = ("fc", "head", "head_dist", "classifier", "pre_logits", "fc_norm", "last_linear", "conv_head", "norm_head")
+log = logging.getLogger(__name__)
+
 TOKEN_SCALES = (4, 2, 1)  # of the resized levels of a transformer, as multiples of the token grid
 
 
@@ -76,6 +78,7 @@ class Backbone(nn.Module):
         self.neck = neck or nn.Identity()
         self.out = nn.Identity()  # the place where the last grid can be read or replaced
         self.prefix_tokens = int(getattr(net, "num_prefix_tokens", 0) or 0)
+        self.statistics = from_config(net.default_cfg)  # what its images are normalised by; the harness may set others
         self.input_size: tuple[int, int] = tuple(net.default_cfg["input_size"][1:])  # pyright: ignore
         self._levels: tuple[str, ...] = ()
         self._layouts: tuple[str, ...] = ()
@@ -95,7 +98,7 @@ class Backbone(nn.Module):
         self._token_grid = self._patches(images)
         run: Callable[[Tensor], Tensor] = self.fast or self.net.forward_features  # pyright: ignore
         features = run(images)
-        return self.out(self.neck(self._as_grid(features, self._layouts[-1] if self._layouts else None)))
+        return self.out(self.neck(self._as_grid(features, self._layouts[-1])))
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
         """One map a level, (B, dims[i], h_i, w_i), fine to coarse; the last is the grid. One forward pass.
@@ -106,7 +109,7 @@ class Backbone(nn.Module):
         raw, grid = self._catch(images)
         maps = [self._as_grid(value, layout) for value, layout in zip(raw, self._layouts, strict=False)]
         if self._layouts[-1] == "tokens":
-            maps = [_enlarge(m, scale) for m, scale in zip(maps, TOKEN_SCALES, strict=True)]
+            maps = [shapes.enlarge(m, scale) for m, scale in zip(maps, TOKEN_SCALES, strict=True)]
         return [*maps, grid]
 
     def tokens(self, images: Tensor) -> Tokens:
@@ -169,9 +172,8 @@ class Backbone(nn.Module):
         return [*named, *self.neck.parameters()]
 
     # -- layouts -----------------------------------------------------------------------------------------------------
-    def _as_grid(self, value: Tensor, layout: str | None) -> Tensor:
-        """(B, D, h, w) from maps, maps with channels last, or tokens; None finds out which."""
-        layout = layout or self._layout(value)
+    def _as_grid(self, value: Tensor, layout: str) -> Tensor:
+        """(B, D, h, w) from maps, maps with channels last, or tokens."""
         if layout == "tokens":
             patches = value[:, self.prefix_tokens :]
             return patches.transpose(1, 2).reshape(value.shape[0], value.shape[2], *self._token_grid)
@@ -184,25 +186,37 @@ class Backbone(nn.Module):
         # a copy, as a layer after it may work in place, which a leaf does not allow
         return grid.permute(0, 2, 3, 1).clone() if layout == "channels last" else grid.clone()
 
-    def _layout(self, value: object) -> str:
-        if isinstance(value, Tensor) and value.ndim == 3:
-            return "tokens"
-        if isinstance(value, Tensor) and value.ndim == 4:
-            return "channels last" if getattr(self.net, "output_fmt", "") == "NHWC" else "maps"
-        raise BenchError(f"Backbone '{self.name}' gives no feature grid; choose another network of timm.")
-
     def _patches(self, images: Tensor) -> tuple[int, int]:
         """Rows and columns of patch tokens, (0, 0) for a network without tokens."""
-        if not hasattr(self.net, "num_prefix_tokens"):
-            return (0, 0)
-        patch = int(_feature_info(self.net)[-1]["reduction"])
         height, width = images.shape[-2:]
+        rows, columns = shapes.token_grid(self.net, (height, width))
+        if not rows * columns:
+            return (0, 0)
+        patch = int(shapes.feature_info(self.net)[-1]["reduction"])
         if height % patch or width % patch:
             raise BenchError(
                 f"Backbone '{self.name}' reads patches of {patch}x{patch} px, and an image of {height}x{width} "
                 f"does not divide into them. Use sizes that are multiples of {patch}."
             )
-        return (height // patch, width // patch)
+        return (rows, columns)
+
+    def check_size(self, side: int) -> None:
+        """Raises BenchError unless images of `side` px give a grid as fine as `strides` says; computes nothing."""
+        try:
+            grid = quirks.run_without_memory(self, (side, side))
+        except BenchError:
+            raise
+        except Exception as problem:  # noqa: BLE001 - the networks of timm refuse sizes each in its own way
+            log.debug("backbone %s at %d px: %r", self.name, side, problem)
+            grid = None
+        wanted = side / self.strides[-1]
+        if grid is None or max(abs(s - wanted) for s in grid.shape[-2:]) > max(2.0, wanted / 4):
+            own = self.input_size[0]
+            raise BenchError(
+                f"Backbone '{self.name}' gives no feature grid for images of {side}x{side} px; it is made for "
+                f"{own}x{self.input_size[1]}. Use --set train.image_size={own} --set train.load_size={own * 8 // 7}, "
+                "or choose another network."
+            )
 
     # -- what this network is ----------------------------------------------------------------------------------------
     def _require(self, ability: str) -> None:
@@ -227,16 +241,18 @@ class Backbone(nn.Module):
         return [caught[i] for i in range(len(self._levels))], grid
 
     def _measure(self) -> None:
-        """Reads abilities, dims and strides off forward passes without memory."""
+        """Reads abilities, dims and strides off passes without memory. Raises BenchError if there is no grid."""
         size = self.input_size
-        last = self._layout(quirks.run_without_memory(_Features(self.net), size))
-        paths = _token_levels(self.net) if last == "tokens" else [i["module"] for i in _feature_info(self.net)][:-1]
-        modules = dict(self.net.named_modules())
-        self._levels = tuple(paths) if all(p in modules for p in paths) else ()
+        last = shapes.layout_of(quirks.run_without_memory(Features(self.net), size), self.net, size)
+        if not last:
+            raise shapes.no_grid(self.name)
+        self._layouts = (last,)
+        self._levels = self._usable_levels(last)
         raw, grid = quirks.run_without_memory(_Catcher(self), size)
-        if last == "tokens" and any(r.shape[1] != self.prefix_tokens + grid[0, 0].numel() for r in raw):
-            self._levels, raw = (), []  # a network that appends its class token late
-        self._layouts = (*(self._layout(r) for r in raw), last)
+        self._layouts = (*(shapes.layout_of(r, self.net, size) for r in raw), last)
+        # tokens of a network that ends in maps, or that appends its class token late, lie in no order known here
+        if any(not here or (here == "tokens") != (last == "tokens") for here in self._layouts):
+            self._levels, self._layouts, raw = (), (last,), []
         maps = [*(self._as_grid(r, layout) for r, layout in zip(raw, self._layouts, strict=False)), grid]
         self.dims = tuple(m.shape[1] for m in maps)
         if last == "tokens":
@@ -245,6 +261,13 @@ class Backbone(nn.Module):
         else:
             self.strides = tuple(quirks.power_of_two(size[0] / m.shape[-2]) for m in maps)
         self.abilities = frozenset({"grid", *(["pyramid"] if raw else []), *self._more_abilities(last if raw else "")})
+
+    def _usable_levels(self, last: str) -> tuple[str, ...]:
+        """Names of the modules whose outputs are the levels before the last; none where timm names no such modules."""
+        info = shapes.feature_info(self.net)[:-1]
+        paths = shapes.token_levels(self.net) if last == "tokens" else [str(i.get("module", "")) for i in info]
+        modules = dict(self.net.named_modules())
+        return tuple(paths) if all(p and p in modules for p in paths) else ()
 
     def _more_abilities(self, layout: str) -> list[str]:
         found = ["batchnorm"] if any(isinstance(m, _BatchNorm) for m in self.modules()) else []
@@ -268,34 +291,8 @@ class _Catcher(nn.Module):
         return self.backbone._catch(images)
 
 
-class _Features(nn.Module):
-    """Runs timm's forward_features where a forward is called for."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, images: Tensor) -> object:
-        return self.net.forward_features(images)  # pyright: ignore[reportCallIssue]
-
-
 def _keep(caught: dict[int, Tensor], index: int, _module: nn.Module, _inputs: object, output: Tensor) -> None:
     caught[index] = output
-
-
-def _enlarge(grid: Tensor, scale: int) -> Tensor:
-    return F.interpolate(grid, scale_factor=scale, mode="bilinear", align_corners=False) if scale > 1 else grid
-
-
-def _token_levels(net: nn.Module) -> list[str]:
-    """Names of the blocks after a quarter, half and three quarters of the depth."""
-    depth = len(getattr(net, "blocks", []))
-    return [f"blocks.{math.ceil(depth * quarter / 4) - 1}" for quarter in (1, 2, 3)] if depth else []
-
-
-def _feature_info(net: nn.Module) -> list[dict[str, Any]]:
-    info: Any = getattr(net, "feature_info", None) or []
-    return list(getattr(info, "info", info))
 
 
 @contextmanager
@@ -335,10 +332,12 @@ def create_backbone(name: str, stride: int | None = None, device: str | None = N
     allocates nothing. Raises BenchError for an unknown name and for a stride the network cannot have.
     """
     quirk = quirks.quirk_of(name)
+    check_network(name)
     with torch.device(device) if device else torch.device("cpu"):
-        net = _create_net(name, quirk)
-        _drop_heads(net)
-        plain = Backbone(name, net, quirk)
+        with grid_or_refusal(name):
+            net = create_net(name, quirk)
+            drop_heads(net)
+            plain = Backbone(name, net, quirk)
         if stride is None or stride == plain.strides[-1]:
             return plain
         neck = _restride(plain, stride)
@@ -346,35 +345,6 @@ def create_backbone(name: str, stride: int | None = None, device: str | None = N
     if changed.strides[-1] != stride:
         raise quirks.refuse_stride(name, stride, [plain.strides[-1]])
     return changed
-
-
-def _create_net(name: str, quirk: quirks.Quirk) -> nn.Module:
-    if not timm.is_model(name.partition(".")[0]):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise BenchError(f"timm {timm.__version__} has no network '{name}'.{hint}")
-    return timm.create_model(name, **{"pretrained": False, "num_classes": 0, "global_pool": "", **quirk.build})
-
-
-def _drop_heads(net: nn.Module) -> None:
-    """Replaces layers after the grid (VGG's 120 million of them), so that they are neither stored nor counted."""
-    ran: set[nn.Module] = set()
-    heads = [(n, m) for n, m in net.named_children() if n in HEADS and list(m.parameters())]
-    handles = [child.register_forward_hook(_note(ran)) for _, m in heads for child in m.modules()]
-    height, width = net.default_cfg["input_size"][1:]  # pyright: ignore
-    quirks.run_without_memory(_Features(net), (height, width))  # pyright: ignore
-    for handle in handles:
-        handle.remove()
-    for name, module in heads:
-        if not ran & set(module.modules()):
-            setattr(net, name, nn.Identity())
-
-
-def _note(ran: set[nn.Module]) -> Callable[..., None]:
-    def hook(module: nn.Module, _inputs: object, _output: object) -> None:
-        ran.add(module)
-
-    return hook
 
 
 def _restride(backbone: Backbone, stride: int) -> nn.Module | None:

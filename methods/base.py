@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol, TypeGuard
 
@@ -28,20 +28,12 @@ import torch
 from torch import Tensor, nn
 
 from . import METHODS, register
+from .normalisation import IMAGENET, Statistics
 
 __all__ = [
     "METHODS", "Batch", "Evidence", "Explainable", "Method", "Options", "Prediction", "TrainContext", "is_explainable",
     "register",
 ]  # fmt: skip
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-@lru_cache
-def imagenet_statistics(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of the normalisation, (3, 1, 1), uploaded once: a GPU's host waits for every upload."""
-    mean, std = (torch.tensor(v, dtype=dtype, device=device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return mean, std
 
 
 class Options(SimpleNamespace):
@@ -59,7 +51,7 @@ class Prediction(NamedTuple):
 class Batch:
     """One training batch on the device.
 
-    images: (B, 3, H, W) float, normalised by ImageNet mean and deviation.
+    images: (B, 3, H, W) float, normalised by the statistics of the backbone's weights (`backbone.statistics`).
     labels: (B,) int64 class indices. indices: (B,) int64 rows of the training set.
     maps: (B, H, W) float in [0, 1], teacher maps cropped and flipped like the images; None without a teacher.
     masks: (B, H, W) bool ground truth of a method declared supervision="pixel"; for any other an object that raises
@@ -249,7 +241,7 @@ class Evidence:
     backward pass each. part: opens the block in which a named piece of work is done, so that
     it can be timed from outside: `forward`, then `gradient` (through the head) and `taps` (to announced levels), to
     which `about`, a word for the classes asked, is added. used: which of them has been read, perhaps from memory, since
-    it was last cleared.
+    it was last cleared. statistics: what the images are normalised by.
     """
 
     def __init__(
@@ -264,7 +256,9 @@ class Evidence:
         levels: Sequence[int] = (),
         part: Callable[[str], AbstractContextManager[Any]] = nullcontext,
         about: str = "",
+        statistics: Statistics = IMAGENET,
     ) -> None:
+        self.statistics = statistics
         self.about = f":{about}" if about else ""
         self.images, self.model, self.ids, self.seed = images, model, ids, seed
         self._classes = classes
@@ -278,7 +272,9 @@ class Evidence:
 
         levels: the announced levels whose gradients these classes will be asked for.
         """
-        other = Evidence(self.images, classes, self.model, ids=self.ids, seed=self.seed, about=about)
+        other = Evidence(
+            self.images, classes, self.model, ids=self.ids, seed=self.seed, about=about, statistics=self.statistics
+        )
         other._pass, other._levels = self._pass, self._shallow(levels)
         return other
 
@@ -305,8 +301,7 @@ class Evidence:
     @cached_property
     def rgb(self) -> Tensor:
         """Images in [0, 1]."""
-        mean, std = imagenet_statistics(self.images.dtype, self.images.device)
-        return (self.images * std + mean).clamp(0, 1)
+        return self.statistics.restore(self.images).clamp(0, 1)
 
     @property
     def activations(self) -> Tensor:

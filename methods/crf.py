@@ -13,7 +13,7 @@ Weakly-supervised CNN Segmentation, ECCV 2018; its gradient is -(2 / N^2) G S.
 import torch
 from torch import Tensor
 
-from .base import imagenet_statistics
+from .normalisation import Statistics
 
 SIDE = 224  # px, of the images that the published weights and distances are meant for
 PUBLISHED_PAIRS = float(SIDE**2) ** 2
@@ -22,15 +22,21 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 def dense_crf(
-    probabilities: Tensor, images: Tensor, size: int = 56, sigma_rgb: float = 15.0, sigma_xy: float = 100.0
+    probabilities: Tensor,
+    images: Tensor,
+    size: int = 56,
+    sigma_rgb: float = 15.0,
+    sigma_xy: float = 100.0,
+    *,
+    statistics: Statistics,
 ) -> Tensor:
     """The mean loss over images, in [-1, 0].
 
-    probabilities: (B, C, H, W) in [0, 1]. images: (B, 3, H, W) normalised by ImageNet mean and deviation.
+    probabilities: (B, C, H, W) in [0, 1]. images: (B, 3, H, W) normalised by `statistics`.
     size: side of the grid to which both are averaged; smaller images are taken as they are. sigma_rgb: in 0..255.
     sigma_xy: in px of an image of 224 px; on others it is the same share of the side.
     """
-    planes, colours = _reduced(probabilities, size), _reduced(_rgb(images), size)
+    planes, colours = _reduced(probabilities, size), _reduced(_rgb(images, statistics), size)
     height, width = planes.shape[-2:]
     y = torch.arange(height, device=planes.device, dtype=planes.dtype) / (sigma_xy * height / SIDE)
     x = torch.arange(width, device=planes.device, dtype=planes.dtype) / (sigma_xy * width / SIDE)
@@ -40,7 +46,13 @@ def dense_crf(
 
 
 def joint_crf(
-    probabilities: Tensor, images: Tensor, partners: Tensor, size: int = 56, sigma_grey: float = 15.0
+    probabilities: Tensor,
+    images: Tensor,
+    partners: Tensor,
+    size: int = 56,
+    sigma_grey: float = 15.0,
+    *,
+    statistics: Statistics,
 ) -> Tensor:
     """As `dense_crf`, by grey value alone, over the pixels of each image and its partner's together.
 
@@ -51,7 +63,7 @@ def joint_crf(
         return probabilities.sum() * 0
     planes = _reduced(probabilities, size).flatten(2)
     luma = images.new_tensor(LUMA).view(1, 3, 1, 1)
-    grey = (_reduced((_rgb(images) * luma).sum(1, keepdim=True), size) / sigma_grey).flatten(2)
+    grey = (_reduced((_rgb(images, statistics) * luma).sum(1, keepdim=True), size) / sigma_grey).flatten(2)
     others = partners[paired]
     both = [torch.cat([t[paired], t[others]], 2) for t in (grey, planes)]
     return -agreement(*both).mean()
@@ -98,10 +110,9 @@ def _spread(features: Tensor, planes: Tensor) -> Tensor:
     return found
 
 
-def _rgb(images: Tensor) -> Tensor:
+def _rgb(images: Tensor, statistics: Statistics) -> Tensor:
     """Normalised images back to 0..255."""
-    mean, std = imagenet_statistics(images.dtype, images.device)
-    return ((images.detach() * std + mean) * 255).clamp(0, 255)
+    return (statistics.restore(images.detach()) * 255).clamp(0, 255)
 
 
 def _reduced(values: Tensor, size: int) -> Tensor:

@@ -190,12 +190,12 @@ class TwoStep(Classifier):
         weight = context.weight_of(len(labels))
         if not len(labels):
             return {name: logits.sum() * 0 for name in on}
-        planes, found = logits.float().softmax(1), {}
+        planes, known, found = logits.float().softmax(1), self.backbone.statistics, {}
         if "crf" in on:
-            found["crf"] = dense_crf(planes, images, self.crf_size)
+            found["crf"] = dense_crf(planes, images, self.crf_size, statistics=known)
         if "joint" in on:
             partners = draw_partners(labels, context.generator)
-            found["joint"] = joint_crf(planes, images, partners, self.crf_size)
+            found["joint"] = joint_crf(planes, images, partners, self.crf_size, statistics=known)
         if "size" in on:
             found["size"] = size_barrier(planes, temperature_at(context.epoch, *self.schedule))
         return found if weight is None else {name: value * weight for name, value in found.items()}

@@ -1,18 +1,14 @@
 """Starting weights of a backbone: `none`, `imagenet` (by exact timm tag) or a file. Importing this imports no torch."""
 
 import functools
-import hashlib
 import pickle
-import re
-import socket
-import urllib.parse
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..benchmark.errors import BenchError
 from ..benchmark.store import read_json, write_json
+from .weights_hub import cached_file, imagenet_file, refuse_unreachable, sha256_of, timm_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,18 +49,21 @@ def weights_identity(weights: str, backbone: str) -> dict[str, str]:
         return {"source": "none"}
     if weights == "imagenet":
         return {"source": "imagenet", "tag": imagenet_tag(backbone)}
-    return {"source": "file", "sha256": _sha256(_weights_path(weights))}
+    return {"source": "file", "sha256": sha256_of(weights_path(weights))}
 
 
 def imagenet_tag(backbone: str) -> str:
-    """The full timm name of the ImageNet weights, such as `resnet50.tv_in1k`; a tag in the name itself wins."""
+    """The full timm name of the ImageNet weights, such as `resnet50.tv_in1k`; a tag in the name itself wins.
+
+    Raises BenchError for a network or tag that timm does not have.
+    """
     architecture, _, tag = backbone.partition(".")
+    if architecture in IMAGENET_TAGS and tag in ("", IMAGENET_TAGS[architecture]):
+        return f"{architecture}.{IMAGENET_TAGS[architecture]}"
+    config = timm_config(backbone)
     if tag:
         return backbone
-    if architecture in IMAGENET_TAGS:
-        return f"{architecture}.{IMAGENET_TAGS[architecture]}"
-    config = _timm_config(backbone)
-    if config is None or not config.tag:
+    if not config.tag:
         raise BenchError(
             f"timm has no ImageNet weights for backbone '{backbone}'. "
             "Give a weights file with --weights FILE, or train from random weights with --weights none."
@@ -90,17 +89,24 @@ def load_weights(backbone: "Backbone", weights: str, pins: Path | None = None) -
     if [n for n in missing if not n.endswith(REBUILT)]:
         raise RuntimeError(f"checked weights did not load: {missing[:3]}")
     return {
-        **weights_identity(weights, backbone.name), "sha256": _sha256(path),
+        **weights_identity(weights, backbone.name), "sha256": sha256_of(path),
         "tensors": len(tensors), "ignored": ignored,
     }  # fmt: skip
 
 
-def check_weights_fit(backbone: str, weights: str, stride: int | None = None, pins: Path | None = None) -> None:
-    """Raises the BenchError that `load_weights` would raise, without allocating the network."""
+def check_weights_fit(
+    backbone: str, weights: str, stride: int | None = None, pins: Path | None = None, fetch: bool = True
+) -> None:
+    """Raises the BenchError that `load_weights` would raise, without allocating the network.
+
+    fetch: whether ImageNet weights that are not on this machine may be fetched; else it is only asked whether they can.
+    """
     from .backbones import create_backbone
 
     body = create_backbone(backbone, stride, device="meta")
-    if weights != "none":
+    if weights == "imagenet" and not fetch and cached_file(imagenet_tag(backbone)) is None:
+        refuse_unreachable(imagenet_tag(backbone))
+    elif weights != "none":
         path = _resolve(weights, backbone)
         _check_pins(weights, backbone, path, pins, add=False)
         _fit(body, read_state(path, shapes_only=True), path)
@@ -111,7 +117,7 @@ def _check_pins(weights: str, backbone: str, path: Path, pins: Path | None, add:
     """Holds the file of an ImageNet tag against the one this results folder was begun with; the first one is kept."""
     if weights != "imagenet" or pins is None:
         return
-    tag, found = imagenet_tag(backbone), _sha256(path)
+    tag, found = imagenet_tag(backbone), sha256_of(path)
     known = read_json(pins) if pins.is_file() else {}
     if known.get(tag, found) != found:
         raise BenchError(
@@ -140,7 +146,8 @@ def _not_finite(path: Path, size: int, changed: int) -> tuple[str, ...]:
 
 
 # -- where the file is ----------------------------------------------------------------------------------------------
-def _weights_path(weights: str) -> Path:
+def weights_path(weights: str) -> Path:
+    """The file that `--weights` names. Raises BenchError if it is not there or of an unknown kind."""
     path = Path(weights).expanduser()
     if not path.is_file():
         raise BenchError(
@@ -152,72 +159,7 @@ def _weights_path(weights: str) -> Path:
 
 
 def _resolve(weights: str, backbone: str) -> Path:
-    return _imagenet_file(imagenet_tag(backbone)) if weights == "imagenet" else _weights_path(weights)
-
-
-def _timm_config(name: str) -> Any:
-    from timm.models import get_pretrained_cfg
-
-    try:
-        return get_pretrained_cfg(name, allow_unregistered=False)
-    except (RuntimeError, KeyError):
-        return None
-
-
-def _imagenet_file(tag: str) -> Path:
-    """The file of a timm tag, from the local cache or the hub. Raises BenchError, without waiting, if offline."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError
-
-    config = _timm_config(tag)
-    hub_id = getattr(config, "hf_hub_id", None)
-    if not hub_id:
-        raise BenchError(f"timm knows no downloadable weights '{tag}'. Give a file: --weights FILE.")
-    hub_id = hub_id if "/" in hub_id else f"timm/{tag}"
-    cached = try_to_load_from_cache(hub_id, "model.safetensors")
-    if isinstance(cached, str):
-        return _sound_copy(Path(cached))
-    try:
-        _look_up_hub()  # the hub's client would retry for most of a minute
-        return _sound_copy(Path(hf_hub_download(hub_id, "model.safetensors")))
-    except (OSError, RuntimeError, ValueError, HfHubHTTPError) as problem:
-        raise BenchError(
-            f"The ImageNet weights {tag} are not on this machine and cannot be fetched ({problem}). Where there is a "
-            f"network, take model.safetensors from {hub_id} on the Hugging Face hub, copy it here and give its path "
-            "(--weights PATH/model.safetensors); or train from random weights (--weights none)."
-        ) from problem
-
-
-def _sound_copy(path: Path) -> Path:
-    """A file of the hub's cache, which names files by their hash: a copy that was altered or cut short is refused."""
-    named = path.resolve().name
-    if re.fullmatch(r"[0-9a-f]{64}", named) and _sha256(path) != named:
-        raise BenchError(
-            f"The cached weights {path} are not what was downloaded: their SHA-256 is {_sha256(path)}, not {named}. "
-            f"Delete {path.resolve()} and download again, or give a file with --weights FILE."
-        )
-    return path
-
-
-def _look_up_hub() -> None:
-    from huggingface_hub import constants
-
-    if urllib.request.getproxies():
-        return  # the proxy looks names up
-    address = urllib.parse.urlparse(constants.ENDPOINT)
-    socket.getaddrinfo(address.hostname, address.port or 443)
-
-
-def _sha256(path: Path) -> str:
-    status = path.stat()
-    return _hash_of(path, status.st_size, status.st_mtime_ns)
-
-
-@functools.lru_cache(64)
-def _hash_of(path: Path, size: int, changed: int) -> str:
-    """The hash of a file that has this size and time: a plan asks for it once a backbone, a run once a training."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return imagenet_file(imagenet_tag(backbone)) if weights == "imagenet" else weights_path(weights)
 
 
 # -- what is in it --------------------------------------------------------------------------------------------------
@@ -232,6 +174,23 @@ def read_state(path: Path, shapes_only: bool = False) -> dict[str, "Tensor"]:
     return state
 
 
+def metadata_of(path: Path) -> dict[str, str]:
+    """The texts that a safetensors file carries beside its tensors; none for other kinds. Reads no tensor."""
+    if path.suffix != ".safetensors":
+        return {}
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as problem:
+        raise _unreadable(path, problem) from problem
+
+
+def _unreadable(path: Path, problem: Exception) -> BenchError:
+    return BenchError(f"Weights file {path} is not a readable safetensors file ({problem}). Copy or download it again.")
+
+
 def _read_safetensors(path: Path, shapes_only: bool) -> dict[str, "Tensor"]:
     import torch
     from safetensors import SafetensorError, safe_open
@@ -242,9 +201,7 @@ def _read_safetensors(path: Path, shapes_only: bool) -> dict[str, "Tensor"]:
                 return {k: torch.empty(file.get_slice(k).get_shape(), device="meta") for k in file.keys()}  # noqa: SIM118
             return {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as problem:
-        raise BenchError(
-            f"Weights file {path} is not a readable safetensors file ({problem}). Copy or download it again."
-        ) from problem
+        raise _unreadable(path, problem) from problem
 
 
 def _read_torch(path: Path, shapes_only: bool) -> dict[str, "Tensor"]:

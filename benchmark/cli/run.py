@@ -61,7 +61,7 @@ _RUN_FLAGS = ("data_root", "results", "device", "devices", "jobs", "jobs_per_gpu
 @click.option("--backend", help="What starts the stages: loky (this machine), dask or ray.  [default: loky]")
 @click.option("--scheduler", help="A running Dask or Ray cluster: its address or scheduler file (docs/clusters.md).")
 @click.option("--deterministic", is_flag=True, default=None, help="Bitwise repeats on a GPU too, slower.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop; what a run would refuse is refused here too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows (or the plan) as JSON, nothing else.")
 def run(settings: tuple[str, ...], config: Path | None, dry_run: bool, as_json: bool, **typed: Any) -> None:
     """Train and score methods on datasets; the same command again continues where it stopped.
@@ -79,7 +79,10 @@ def run(settings: tuple[str, ...], config: Path | None, dry_run: bool, as_json: 
     store.check_writable()  # planning already keeps the hashes of the files there
     plan = planner.build()
     _tell_notes(planner)
+    for notice in planner.notices:
+        click.echo(notice, err=True)
     if dry_run:
+        _rehearse(plan, planner, store)
         _show_plan(plan, store, as_json)
         return
     from ...reports.rows import collect
@@ -220,6 +223,16 @@ def do_plan(plan: "Plan", planner: "Planner", store: "Store", quiet: bool) -> "O
 def command_line() -> str:
     """The command as it was typed."""
     return shlex.join(["bench", *sys.argv[1:]])
+
+
+def _rehearse(plan: "Plan", planner: "Planner", store: "Store") -> None:
+    """Refuses what a run would refuse, and says what this machine lacks for it."""
+    from ..execute import open_stages
+    from ..preflight import rehearse
+
+    with contextlib.redirect_stdout(sys.stderr):  # what code of methods prints
+        for problem in rehearse(open_stages(plan, store), planner):
+            click.echo(f"WARNING: not on this machine: {problem}", err=True)
 
 
 def _show_plan(plan: "Plan", store: "Store", as_json: bool) -> None:

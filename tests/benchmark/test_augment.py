@@ -7,7 +7,7 @@ import torchvision.transforms.v2.functional as tv
 
 from wsolbench.benchmark import augment as ours
 from wsolbench.benchmark.config import TrainConfig
-from wsolbench.methods.base import IMAGENET_MEAN, IMAGENET_STD
+from wsolbench.methods.normalisation import HALF, IMAGENET
 
 CONFIG = TrainConfig(image_size=24, load_size=32)
 
@@ -80,7 +80,7 @@ def test_without_jitter_and_flips_an_image_is_only_cropped_and_normalised():
     config = TrainConfig(image_size=32, load_size=32, flip=False, jitter=(0.0, 0.0, 0.0, 0.0))
     pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
     drawn = ours.draw(2, config, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(ours.augment(pixels, drawn, config), ours.normalise(pixels))
+    torch.testing.assert_close(ours.augment(pixels, drawn, config, HALF), pixels.permute(0, 3, 1, 2) / 127.5 - 1)
 
 
 def test_the_moments_are_those_of_the_published_pipeline():
@@ -101,9 +101,8 @@ def test_the_moments_are_those_of_the_published_pipeline():
         theirs = torch.stack([pipeline(whole) for _ in range(times)])
     source = torch.Generator().manual_seed(8)
     parts = [ours.draw(40, config, source) for _ in range(times // 40)]  # one order of operations a batch
-    found = torch.cat([ours.augment(image.expand(40, -1, -1, -1), drawn, config) for drawn in parts])
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    found = found * std + mean
+    found = torch.cat([ours.augment(image.expand(40, -1, -1, -1), drawn, config, IMAGENET) for drawn in parts])
+    found = IMAGENET.restore(found)
     noise = theirs.std(0) / times**0.5
     assert ((found.mean(0) - theirs.mean(0)).abs() < 6 * noise).all()
     torch.testing.assert_close(found.std(0), theirs.std(0), rtol=0.12, atol=0)

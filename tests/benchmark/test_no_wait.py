@@ -18,6 +18,7 @@ from wsolbench.benchmark.stopwatch import Stopwatch
 from wsolbench.benchmark.team import ALONE
 from wsolbench.benchmark.train import make_optimizer, train_step
 from wsolbench.methods.base import TrainContext
+from wsolbench.methods.normalisation import IMAGENET
 
 CPU = torch.device("cpu")
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique", "is_nonzero", "equal", "lift_fresh")
@@ -48,7 +49,8 @@ def data(config, device, masks=False):
     maps, labels = torch.rand(8, 7, 7, generator=source), torch.arange(8) % 2
     rows = torch.arange(8) if device == CPU else None
     kept = (Pixels(t.to(device), rows) for t in (pixels, known))
-    return DeviceSet(next(kept), labels.to(device), maps.to(device), next(kept) if masks else None, config, device)
+    pixels, known = kept
+    return DeviceSet(pixels, labels.to(device), maps.to(device), known if masks else None, config, device, IMAGENET)
 
 
 def steps(name, device=CPU, regions=(False, True)):

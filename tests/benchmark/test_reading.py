@@ -14,6 +14,7 @@ from wsolbench.benchmark.reading import batches
 from wsolbench.benchmark.stopwatch import Stopwatch
 from wsolbench.benchmark.transfer import Landing
 from wsolbench.datasets.base import Item
+from wsolbench.methods.normalisation import HALF, IMAGENET
 
 CPU = torch.device("cpu")
 
@@ -39,10 +40,10 @@ def frames(tmp_path):
 def test_all_images_once_and_in_order(frames):
     known, pixels, masks = frames
     watch = Stopwatch(CPU)
-    found = list(batches(known, 3, CPU, masks=True, watch=watch))
+    found = list(batches(known, 3, CPU, statistics=HALF, masks=True, watch=watch))
     assert [seen.rows for seen in found] == [slice(0, 3), slice(3, 6), slice(6, 9)]
     assert [i for seen in found for i in seen.ids] == known.ids
-    assert torch.equal(torch.cat([seen.images for seen in found]), normalise(torch.from_numpy(pixels)))
+    assert torch.equal(torch.cat([seen.images for seen in found]), normalise(torch.from_numpy(pixels), HALF))
     assert torch.cat([seen.labels for seen in found]).tolist() == [0, 1, 0, 1, 0, 1, 0]
     assert np.array_equal(torch.cat([seen.masks for seen in found]).numpy(), masks)
     assert list(watch.seconds()) == ["load"]
@@ -56,8 +57,8 @@ def test_images_are_changed_as_stored_and_squashed_on_the_device(frames):
         asked.extend(ids)
         return images // 2
 
-    (seen,) = batches(known, 10, CPU, side=8, change=darker)
-    whole = normalise(torch.from_numpy(pixels // 2))
+    (seen,) = batches(known, 10, CPU, statistics=IMAGENET, side=8, change=darker)
+    whole = normalise(torch.from_numpy(pixels // 2), IMAGENET)
     assert torch.equal(seen.images, F.interpolate(whole, (8, 8), mode="bilinear", antialias=True))
     assert asked == known.ids
     assert seen.masks is None
@@ -66,7 +67,7 @@ def test_images_are_changed_as_stored_and_squashed_on_the_device(frames):
 def test_masks_that_were_not_prepared_are_an_error(frames):
     bare = Frames(frames[0].items, frames[0].images)
     with pytest.raises(ValueError, match="never prepared"):
-        next(batches(bare, 3, CPU, masks=True))
+        next(batches(bare, 3, CPU, statistics=HALF, masks=True))
 
 
 def test_what_is_on_the_cpu_lands_as_it_is():
@@ -77,9 +78,8 @@ def test_what_is_on_the_cpu_lands_as_it_is():
 @pytest.mark.gpu
 def test_a_gpu_sees_the_same_batches(frames):
     device = torch.device("cuda")
-    for seen, gpu in zip(
-        batches(frames[0], 2, CPU, masks=True), batches(frames[0], 2, device, masks=True), strict=True
-    ):
+    both = (batches(frames[0], 2, place, statistics=HALF, masks=True) for place in (CPU, device))
+    for seen, gpu in zip(*both, strict=True):
         landed = Landing({"images": gpu.images, "labels": gpu.labels, "masks": gpu.masks}).get()
         assert torch.equal(landed["labels"], seen.labels)
         assert torch.equal(landed["masks"], seen.masks)

@@ -21,6 +21,7 @@ from wsolbench.benchmark.passes import _merged, _Part
 from wsolbench.benchmark.reading import batches
 from wsolbench.benchmark.stop import Stopped
 from wsolbench.benchmark.team import Team
+from wsolbench.methods.normalisation import IMAGENET
 from wsolbench.methods.spec import method_spec
 
 NUMBERS = itertools.count()
@@ -166,11 +167,11 @@ def test_every_image_is_read_once_whatever_the_number_of_processes(world, size):
     cell = bare.last_training.work["cell"]
     items = bare.desk.manifest(cell).split("val")
     frames = bare.desk.images(cell).frames(items, bare.last_training.work["config"].image_size)
-    alone = list(batches(frames, 5, torch.device("cpu")))
+    alone = list(batches(frames, 5, torch.device("cpu"), statistics=IMAGENET))
     found, asked = [], set()
     for rank in range(size):
         member = Member(rank, size)
-        found += batches(frames, 5, torch.device("cpu"), team=member)
+        found += batches(frames, 5, torch.device("cpu"), statistics=IMAGENET, team=member)
         asked.add(member.asked)
     assert [s.ids for s in found] == [s.ids for s in alone]
     assert [name for s in found for name in s.ids] == [i.id for i in items]

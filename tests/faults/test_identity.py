@@ -12,8 +12,10 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from tests.benchmark.conftest import TINY
 from wsolbench.benchmark import plan as planning
@@ -21,13 +23,14 @@ from wsolbench.benchmark import protocols, resolve
 from wsolbench.benchmark.config import Request, RunConfig, TrainConfig, identity_fields, train_config
 from wsolbench.benchmark.plan import Planner
 from wsolbench.benchmark.protocols import FAIR, Protocol
+from wsolbench.methods import normalisation
 from wsolbench.methods.spec import MethodSpec
 
 OTHER_TRAIN = {
     "image_size": "24", "load_size": "40", "stride": "16", "epochs": "4", "batch_size": "8", "micro_batch": "4",
     "optimizer": "adamw", "lr": "0.04", "head_lr_scale": "2", "momentum": "0.8", "weight_decay": "0.01",
     "step_epochs": "2", "gamma": "0.2", "lr_floor": "0.001", "warmup_epochs": "1", "precision": "bf16", "flip": "no",
-    "jitter": "0,0,0,0",
+    "jitter": "0,0,0,0", "normalisation": "imagenet",
 }  # fmt: skip
 OTHER_RUN = {
     "data_root": Path("/elsewhere"), "device": "cuda:7", "jobs": 5, "jobs_per_gpu": 3, "devices": 2, "backend": "dask",
@@ -170,14 +173,25 @@ def test_another_teacher_is_another_student(ask, method):
 
 
 def test_a_file_of_weights_counts_by_content_not_by_place(ask, tmp_path):
-    def with_weights(name: str, content: bytes) -> set[str]:
-        (tmp_path / name).write_bytes(content)
+    def with_weights(name: str, value: float) -> set[str]:
+        save_file({"w": np.full(3, value)}, tmp_path / name)
         return rows(ask("cam", weights=str(tmp_path / name)))
 
-    one = with_weights("one.safetensors", b"1")
-    assert one == with_weights("moved.safetensors", b"1")
-    assert not one & with_weights("one.safetensors", b"2")
+    one = with_weights("one.safetensors", 1)
+    assert one == with_weights("moved.safetensors", 1)
+    assert not one & with_weights("one.safetensors", 2)
     assert not one & rows(ask("cam", weights="none"))
+
+
+def test_what_images_are_normalised_by_is_part_of_every_training_and_of_no_baseline(ask, monkeypatch):
+    one, bare = trainings(ask()), rows(ask("darkness"))
+    (stage, *_) = Planner(ask("cam")).build().kinds("train")
+    assert stage.identity["backbone"] == {
+        "name": "test_resnet", "weights": {"source": "none"}, "mean": [0.5] * 3, "std": [0.5] * 3,
+    }  # fmt: skip
+    monkeypatch.setitem(normalisation.STATISTICS, "test_resnet", normalisation.IMAGENET)
+    assert not one & trainings(ask())
+    assert bare == rows(ask("darkness"))
 
 
 def test_a_users_method_counts_by_its_text(ask, tmp_path):

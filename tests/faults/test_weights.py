@@ -75,9 +75,41 @@ def refused(done, tmp_path, *words: str) -> None:
         assert word in done.stderr
 
 
-def test_without_a_network_the_file_to_provide_is_named(train, hub, tmp_path):
-    done = train("imagenet", inject=hub.inject)
+@pytest.mark.parametrize("preset", ["quick", "paper"])
+def test_without_a_network_the_file_to_provide_is_named(train, hub, tmp_path, preset):
+    done = train("imagenet", "--preset", preset, inject=hub.inject)
     refused(done, tmp_path, TAG, "Name or service not known", f"model.safetensors from timm/{TAG}", "--weights PATH")
+
+
+def test_without_a_network_a_dry_run_shows_the_plan_and_what_is_missing_here(train, hub, tmp_path):
+    done = train("imagenet", "--preset", "quick", "--dry-run", inject=hub.inject)
+    assert done.returncode == 0, done.stderr
+    assert f"WARNING: not on this machine: The ImageNet weights {TAG}" in done.stderr
+    assert "1 trainings, 1 to do" in done.stdout
+
+
+def test_without_a_network_smoke_says_so_in_one_line_and_goes_on_from_random_weights(train, hub, tmp_path):
+    done = train("imagenet", "--json", inject=hub.inject)
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if "ImageNet weights" in line]
+    assert len(said) == 1
+    for word in ("test_resnet", "Name or service not known", "smoke goes on from random weights", "--weights FILE"):
+        assert word in said[0]
+    assert json.loads(done.stdout)
+    records = [json.loads(p.read_text()) for p in (tmp_path / "r").glob("runs/*/record.json")]
+    (trained,) = (r for r in records if r["kind"] == "train")
+    assert trained["identity"]["backbone"]["weights"] == trained["facts"]["weights"] == {"source": "none"}
+    again = train("none", "--json", inject=hub.inject)  # the very same rows
+    assert json.loads(again.stdout) == json.loads(done.stdout)
+
+
+def test_where_the_weights_are_smoke_takes_them(train, hub, tmp_path):
+    blob = hub.publish("1" * 40, seed=1)
+    done = train("imagenet", inject=hub.inject)
+    assert done.returncode == 0, done.stderr
+    assert "random weights" not in done.stderr
+    records = [json.loads(p.read_text()) for p in (tmp_path / "r").glob("runs/*/record.json")]
+    assert [r["facts"]["weights"]["sha256"] for r in records if r["kind"] == "train"] == [blob.name]
 
 
 def test_a_cached_copy_needs_no_network_and_a_changed_one_is_an_error(train, hub, tmp_path):

@@ -4,7 +4,8 @@ import torch
 from skimage.color import rgb2hed
 from skimage.filters import threshold_otsu
 
-from wsolbench.methods.base import IMAGENET_MEAN, IMAGENET_STD, Evidence
+from wsolbench.methods.base import Evidence
+from wsolbench.methods.normalisation import HALF, IMAGENET
 from wsolbench.methods.spec import method_spec
 
 
@@ -17,10 +18,10 @@ def rgb():
     return image / 255
 
 
-def seen(rgb, ids=("a", "b"), seed=0):
+def seen(rgb, ids=("a", "b"), seed=0, known=IMAGENET):
     pixels = torch.from_numpy(rgb).permute(0, 3, 1, 2).float()
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return Evidence((pixels - mean) / std, ids=ids, seed=seed)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (known.mean, known.std))
+    return Evidence((pixels - mean) / std, ids=ids, seed=seed, statistics=known)
 
 
 @pytest.mark.parametrize("name", ["random", "constant", "darkness", "tissue"])
@@ -69,3 +70,9 @@ def test_random_depends_on_seed_and_image_only(rgb, make):
 
 def test_constant_is_all_foreground(rgb, make):
     assert torch.equal(make.explain("constant", seen(rgb)), torch.ones(2, 40, 56))
+
+
+@pytest.mark.parametrize("name", ["darkness", "tissue"])
+def test_colours_are_those_of_the_image_whatever_it_is_normalised_by(name, rgb, make):
+    one, other = (make.explain(name, seen(rgb, known=known)) for known in (IMAGENET, HALF))
+    torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)

@@ -2,13 +2,17 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
 
 from wsolbench.methods import crf
-from wsolbench.methods.base import IMAGENET_MEAN, IMAGENET_STD
-from wsolbench.methods.crf import agreement, dense_crf, draw_partners, joint_crf
+from wsolbench.methods.crf import agreement, draw_partners
+from wsolbench.methods.normalisation import HALF, IMAGENET
+
+dense_crf = partial(crf.dense_crf, statistics=IMAGENET)
+joint_crf = partial(crf.joint_crf, statistics=IMAGENET)
 
 
 def colours(count=2, size=6, seed=0):
@@ -18,8 +22,8 @@ def colours(count=2, size=6, seed=0):
     return base * 12 + torch.rand(count, 3, size, size, generator=generator).double()
 
 
-def normalised(raw):
-    mean, std = (torch.tensor(v, dtype=raw.dtype).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+def normalised(raw, known=IMAGENET):
+    mean, std = (torch.tensor(v, dtype=raw.dtype).view(1, 3, 1, 1) for v in (known.mean, known.std))
     return (raw / 255 - mean) / std
 
 
@@ -164,3 +168,11 @@ def test_partners_are_others_of_the_same_class():
         seen.add(partners[1].item())
         assert torch.equal(draw_partners(labels, torch.Generator().manual_seed(seed)), partners)
     assert seen == {2, 5}
+
+
+def test_colours_are_those_of_the_image_whatever_it_is_normalised_by():
+    raw, soft, pairs = colours(), planes(), torch.tensor([1, 0])
+    for loss, words in ((crf.dense_crf, ()), (crf.joint_crf, (pairs,))):
+        one, other = (loss(soft, normalised(raw, known), *words, statistics=known) for known in (IMAGENET, HALF))
+        torch.testing.assert_close(one, other)
+        assert abs(loss(soft, normalised(raw, HALF), *words, statistics=IMAGENET) - one) > 1e-3

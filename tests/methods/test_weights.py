@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from wsolbench.benchmark.errors import BenchError
-from wsolbench.methods import weights
+from wsolbench.methods import weights, weights_hub
 from wsolbench.methods.backbones import create_backbone, load_weights
 from wsolbench.methods.weights import check_weights_fit, weights_identity
 
@@ -53,7 +53,7 @@ def test_imagenet_is_an_exact_tag(name, tag):
 
 def test_packaged_tags_exist_in_timm():
     for name in weights.IMAGENET_TAGS:
-        config = weights._timm_config(weights.imagenet_tag(name))
+        config = weights_hub.timm_config(weights.imagenet_tag(name))
         assert config is not None, name
         assert config.hf_hub_id, name
 
@@ -168,10 +168,7 @@ def test_missing_and_unknown_files_are_named(tmp_path):
 
 
 def test_no_network_names_the_tag_and_where_to_put_the_file(monkeypatch, tmp_path):
-    def offline():
-        raise OSError("Name or service not known")
-
-    monkeypatch.setattr(weights, "_look_up_hub", offline)
+    monkeypatch.setattr(weights_hub, "_ask", lambda url: "Name or service not known")
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
     with pytest.raises(BenchError, match=r"resnet18.tv_in1k.*Name or service.*timm/resnet18.tv_in1k.*--weights PATH"):
         check_weights_fit("resnet18", "imagenet")

@@ -27,7 +27,7 @@ from rows import Row, show
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from wsolbench.benchmark.build import build_method, choose_device
+from wsolbench.benchmark.build import build_method, choose_device, statistics_of
 from wsolbench.benchmark.checkpoints import Midway
 from wsolbench.benchmark.config import RunConfig, TrainConfig
 from wsolbench.benchmark.data import TrainingSet
@@ -154,7 +154,7 @@ def training_on(dataset: Folder, place: Path, options: argparse.Namespace, devic
     config = TrainConfig(image_size=224, load_size=SIZE, stride=16, batch_size=BATCH)
     method = build_method(Resolver({}).ref("classifier"), options.backbone, config, 2, 0).to(device)
     context = TrainContext(1, 9, 2, (True, True), device, torch.Generator(device))
-    data = TrainingSet(frames, config, device).on_device()
+    data = TrainingSet(frames, config, device, statistics_of(method)).on_device()
     empty = Validation(Frames((), frames.images), {}, (), 1)
     return Training(method, data, empty, context, config, RunConfig(), 0, place, watch=Stopwatch(device))
 
