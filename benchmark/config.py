@@ -33,7 +33,9 @@ class TrainConfig:
 
     image_size: int = identity(224, "side of the crop the network sees, and of whole images at evaluation")
     load_size: int = identity(256, "side to which training images are squashed before the random crop")
-    stride: int = identity(0, "stride of the last grid; 0 = the network's own")
+    stride: int = identity(
+        0, "stride of the last grid; 0 = its own; strides are removed, not dilated as by timm's output_stride"
+    )
     epochs: int = identity(30, "passes over the training images")
     batch_size: int = identity(32, "images per update; an epoch is cut into nearly equal batches")
     micro_batch: int = identity(0, "largest part of a batch at once (gradients add up, BatchNorm sees parts); 0 = all")

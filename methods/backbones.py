@@ -200,6 +200,15 @@ class Backbone(nn.Module):
             )
         return (rows, columns)
 
+    def possible_strides(self) -> list[int]:
+        """Grid strides in px that `create_backbone` can give this network, its own among them."""
+        own = self.strides[-1]
+        if self.quirk.complete:
+            return sorted([*self.quirk.edits, own])
+        if self._layouts[-1] == "tokens":
+            return [own]
+        return quirks.possible_strides(quirks.strided_layers(self, self.net, self.input_size), own)
+
     def check_size(self, side: int) -> None:
         """Raises BenchError unless images of `side` px give a grid as fine as `strides` says; computes nothing."""
         try:
@@ -349,18 +358,13 @@ def create_backbone(name: str, stride: int | None = None, device: str | None = N
 
 def _restride(backbone: Backbone, stride: int) -> nn.Module | None:
     """Changes the network of `backbone` to a grid stride; returns the layers to put after it."""
-    name, net, quirk, own = backbone.name, backbone.net, backbone.quirk, backbone.strides[-1]
+    name, net, quirk = backbone.name, backbone.net, backbone.quirk
+    possible = backbone.possible_strides()
+    if stride not in possible:
+        raise quirks.refuse_stride(name, stride, possible)
     edit = quirk.edits.get(stride)
     if not quirk.complete:
-        if backbone._layouts[-1] == "tokens":
-            raise quirks.refuse_stride(name, stride, [own])
-        layers = quirks.strided_layers(backbone, net, backbone.input_size)
-        possible = quirks.possible_strides(layers, own)
-        if stride not in possible:
-            raise quirks.refuse_stride(name, stride, possible)
-        quirks.remove_strides(net, layers, stride)
-    elif edit is None:
-        raise quirks.refuse_stride(name, stride, sorted([*quirk.edits, own]))
+        quirks.remove_strides(net, quirks.strided_layers(backbone, net, backbone.input_size), stride)
     if edit is None:
         return None
     edit.prepare(net)

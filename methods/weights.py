@@ -31,6 +31,15 @@ IMAGENET_TAGS = {
     "vit_small_patch16_224": "augreg_in1k",
     "vit_base_patch16_224": "augreg_in1k",
 }
+# Own grid stride, strides to be had, and abilities of the published backbones, for listing without torch.
+_CNN, _VIT = ("batchnorm", "grid", "pyramid"), ("attention", "grid", "pyramid", "tokens")
+PUBLISHED_SHAPES: dict[str, tuple[int, tuple[int, ...], tuple[str, ...]]] = {
+    **{name: (32, (1, 2, 4, 8, 16, 32), _CNN) for name in IMAGENET_TAGS if name.startswith("resnet")},
+    "vgg16": (32, (1, 2, 4, 8, 16, 32), ("grid", "pyramid")),
+    "vgg16_bn": (32, (1, 2, 4, 8, 16, 32), _CNN),
+    "inception_v3": (32, (8, 32), _CNN),
+    **{name: (16, (16,), _VIT) for name in IMAGENET_TAGS if "_patch16_" in name},
+}
 PINS = "weights.json"  # in a results folder: the SHA-256 of every ImageNet file its rows were made from
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 WRAPPERS = ("state_dict", "model")

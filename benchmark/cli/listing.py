@@ -2,20 +2,35 @@
 
 import dataclasses
 import json
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import click
 
+if TYPE_CHECKING:
+    from ...methods.normalisation import Statistics
+
+MOST_MEASURED = 60  # networks; each takes up to a second
 WHAT = ("methods", "datasets", "shifts", "backbones", "protocols", "presets")
 
 
 @click.command("list")
 @click.argument("what", type=click.Choice(WHAT), required=False)
+@click.argument("pattern", required=False)
 @click.option("--results", type=click.Path(), default="results", hidden=True, help="As on the other read verbs.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, nothing else.")
-def list_(what: str | None, results: str, as_json: bool) -> None:
-    """Methods, datasets, shifts, backbones, protocols and presets. Imports no method, no dataset."""
-    makers = {
+def list_(what: str | None, pattern: str | None, results: str, as_json: bool) -> None:
+    """Methods, datasets, shifts, backbones, protocols and presets. Imports no method, no dataset.
+
+    `bench list backbones PATTERN` measures the networks of timm whose names fit: 'deit_*', resnet50.
+
+    Mean and std are what images are normalised by. Strides are taken away from layers, not dilated as timm's
+    output_stride does: another network on the same weights (docs/methods.md).
+    """
+    if pattern and what != "backbones":
+        raise click.UsageError("a pattern goes with backbones: bench list backbones 'deit_*'")
+    makers: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "methods": _methods,
         "datasets": _datasets,
         "shifts": _shifts,
@@ -23,6 +38,8 @@ def list_(what: str | None, results: str, as_json: bool) -> None:
         "protocols": _protocols,
         "presets": _presets,
     }
+    if pattern:
+        makers["backbones"] = partial(_measured_backbones, pattern)
     found = {name: makers[name]() for name in ([what] if what else WHAT)}
     if as_json:
         click.echo(json.dumps(found[what] if what else found, indent=1))
@@ -82,10 +99,57 @@ def _shifts() -> list[dict[str, Any]]:
 
 
 def _backbones() -> list[dict[str, Any]]:
-    from ...methods.weights import IMAGENET_TAGS
+    from ...methods.normalisation import STATISTICS
+    from ...methods.weights import IMAGENET_TAGS, PUBLISHED_SHAPES
 
-    rows = [{"name": n, "summary": f"imagenet = {n}.{tag}", "error": ""} for n, tag in IMAGENET_TAGS.items()]
-    return [*rows, {"name": "any timm name", "summary": "CNNs, ViT and DeiT, at their own stride.", "error": ""}]
+    rows = [_backbone(n, f"{n}.{tag}", STATISTICS[n], *PUBLISHED_SHAPES[n]) for n, tag in IMAGENET_TAGS.items()]
+    text = "With a feature grid, at its own stride: `bench list backbones 'deit_*'` measures those that fit."
+    return [*rows, {"name": "any timm name", "summary": text, "error": ""}]
+
+
+def _backbone(
+    name: str, tag: str, known: "Statistics", own: int, strides: Sequence[int], abilities: Sequence[str]
+) -> dict[str, Any]:
+    """A row of the list. own: stride of the grid in px. strides: those that `train.stride` can ask for."""
+    mean, std = (" ".join(f"{v:.4g}" for v in values) for values in (known.mean, known.std))
+    others = ", ".join(str(s) for s in strides if s != own)
+    summary = f"mean {mean}, std {std}; stride {own}{f' (or {others})' if others else ''}; {' '.join(abilities)}"
+    return {
+        "name": name, "summary": f"{summary}; imagenet = {tag}", "error": "", "tag": tag, **known.to_json(),
+        "stride": own, "strides": list(strides), "abilities": list(abilities),
+    }  # fmt: skip
+
+
+def _measured_backbones(pattern: str) -> list[dict[str, Any]]:
+    """The networks of timm that fit a pattern, measured; those without a grid say so."""
+    import timm
+
+    from ...methods.backbones import create_backbone
+    from ...methods.weights import imagenet_tag
+    from ..errors import BenchError
+
+    names = timm.list_models(pattern) or [pattern]
+    if len(names) > MOST_MEASURED:
+        raise BenchError(
+            f"{len(names)} networks of timm fit '{pattern}', more than {MOST_MEASURED}. Give a narrower pattern, such as "
+            "'deit_*'."
+        )
+    rows = []
+    for name in names:
+        try:
+            body = create_backbone(name, device="meta")
+        except BenchError as problem:
+            if not timm.is_model(name.partition(".")[0]) or "." in name:
+                raise
+            rows.append({"name": name, "summary": str(problem), "error": "", "abilities": []})
+            continue
+        try:
+            tag = imagenet_tag(name)
+        except BenchError:
+            tag = "none"
+        shape = (body.strides[-1], body.possible_strides(), sorted(body.abilities))
+        rows.append(_backbone(name, tag, body.statistics, *shape))
+    return rows
 
 
 def _protocols() -> list[dict[str, Any]]:
