@@ -131,7 +131,7 @@ def _measured_backbones(pattern: str) -> list[dict[str, Any]]:
     names = timm.list_models(pattern) or [pattern]
     if len(names) > MOST_MEASURED:
         raise BenchError(
-            f"{len(names)} networks of timm fit '{pattern}', more than {MOST_MEASURED}. Give a narrower pattern, such as "
+            f"{len(names)} networks of timm fit '{pattern}', more than {MOST_MEASURED}. Narrow the pattern, such as "
             "'deit_*'."
         )
     rows = []

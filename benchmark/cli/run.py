@@ -79,8 +79,6 @@ def run(settings: tuple[str, ...], config: Path | None, dry_run: bool, as_json: 
     store.check_writable()  # planning already keeps the hashes of the files there
     plan = planner.build()
     _tell_notes(planner)
-    for notice in planner.notices:
-        click.echo(notice, err=True)
     if dry_run:
         _rehearse(plan, planner, store)
         _show_plan(plan, store, as_json)
@@ -103,7 +101,12 @@ def run(settings: tuple[str, ...], config: Path | None, dry_run: bool, as_json: 
 
 
 def _tell_notes(planner: "Planner") -> None:
-    """How the files of each dataset were read, and what is to be known of its splits, on stderr beside the progress."""
+    """What was decided for the user, on stderr beside the progress.
+
+    How the files of each dataset were read, what is to be known of its splits, what images are normalised by.
+    """
+    for notice in planner.notices:
+        click.echo(plain(f"note: {notice}"), err=True)
     for source in planner.sources.values():
         for note in source.notes():
             click.echo(plain(f"note: {source.title}: {note.removeprefix('! ')}"), err=True)
