@@ -17,7 +17,7 @@ import numpy as np
 
 from ..benchmark.store import Store, read_npz
 from .aggregate import Line, Table
-from .packing import STEPS, pack_image, pack_map, pack_mask, within_0_and_1
+from .packing import FOREGROUND, IGNORED, STEPS, pack_image, pack_map, pack_mask, within_0_and_1
 from .rows import Findings, Row
 
 LIMIT = 24_000_000  # characters of packed images, masks and maps on one page
@@ -80,12 +80,16 @@ class _Pool:
 
 
 class _Scene(NamedTuple):
-    """The images that several lines share: arrays (n, S, S, 3) uint8, (n, S, S) bool, (n,) class indices."""
+    """The images that several lines share: arrays (n, S, S, 3) uint8, (n, S, S) bool, (n,) class indices.
+
+    ignored: (n, S, S) bool, pixels that count nowhere.
+    """
 
     ids: list[str]
     images: np.ndarray
     masks: np.ndarray
     labels: np.ndarray
+    ignored: np.ndarray
 
 
 class _Candidate(NamedTuple):
@@ -160,7 +164,7 @@ class _Builder:
         self.store, self.findings, self.limit = store, findings, limit
         self.maps, self.images, self.masks = _Pool(), _Pool(), _Pool()
         self._scenes: dict[str, _Scene] = {}
-        self._pictures: dict[tuple[str, int], tuple[str, str]] = {}
+        self._pictures: dict[tuple[str, int], tuple[str, str, str]] = {}
         self._lines: list[dict[str, Any]] = []
         self._shown: dict[tuple[str, int], int] = {}
         self._facts: list[dict[str, Any]] = []
@@ -214,27 +218,31 @@ class _Builder:
         if self._full:
             return
         for c, packed in zip(candidates, _packed(candidates, lambda: self.limit - self.size), strict=False):
-            image, mask = self._picture(c.stem, c.rank)
+            image, mask, ignored = self._picture(c.stem, c.rank)
             cost = self.maps.cost(packed) + self.images.cost(image) + self.masks.cost(mask)
+            cost += self.masks.cost(ignored) if ignored else 0
             if self.size + cost > self.limit:
                 self._full = True
                 return
             if (c.stem, c.rank) not in self._shown:
                 self._shown[c.stem, c.rank] = len(self._facts)
-                self._facts.append(self._image_facts(c, image, mask))
+                self._facts.append(self._image_facts(c, image, mask, ignored))
             self._cards.append([c.line, self._shown[c.stem, c.rank], self.maps.add(packed), c.predicted])
 
-    def _image_facts(self, c: _Candidate, image: str, mask: str) -> dict[str, Any]:
+    def _image_facts(self, c: _Candidate, image: str, mask: str, ignored: str) -> dict[str, Any]:
         scene = self._scenes[c.stem]
         return {
             "id": scene.ids[c.rank], "size": scene.masks.shape[1], "label": int(scene.labels[c.rank]),
-            "source": self.images.add(image), "mask": self.masks.add(mask), "set": self._lines[c.line]["eval"],
+            "source": self.images.add(image), "mask": self.masks.add(mask),
+            "ignored": self.masks.add(ignored) if ignored else None, "set": self._lines[c.line]["eval"],
         }  # fmt: skip
 
-    def _picture(self, stem: str, row: int) -> tuple[str, str]:
+    def _picture(self, stem: str, row: int) -> tuple[str, str, str]:
+        """An image, its mask, and its ignored pixels where it has some, as texts."""
         if (stem, row) not in self._pictures:
             scene = self._scenes[stem]
-            self._pictures[stem, row] = pack_image(scene.images[row]), pack_mask(scene.masks[row])
+            ignored = pack_mask(scene.ignored[row]) if scene.ignored[row].any() else ""
+            self._pictures[stem, row] = pack_image(scene.images[row]), pack_mask(scene.masks[row]), ignored
         return self._pictures[stem, row]
 
     def _check(self, row: Row, loaded: "_Loaded") -> tuple[str, _Scene, dict[str, np.ndarray], dict[str, int]]:
@@ -265,7 +273,8 @@ class _Builder:
             n, same = len(found["ids"]), images.shape == (*masks.shape, 3) and masks.ndim == 3
             if not (same and n == len(masks) == len(labels) > 0 and 0 <= labels.min() <= labels.max() < classes):
                 raise _UnusableError(f"{path} holds no sound images and masks; remove it")
-            self._scenes[stem] = _Scene(found["ids"].tolist(), images, masks.astype(bool), labels)
+            ids, foreground = found["ids"].tolist(), masks == FOREGROUND
+            self._scenes[stem] = _Scene(ids, images, foreground, labels, masks == IGNORED)
         return self._scenes[stem]
 
     def _left_out(self) -> Iterator[str]:

@@ -11,6 +11,7 @@ from ..benchmark.metrics import BINS
 
 QUALITY = 85  # of the WebP or JPEG images; the overlays on them lose nothing
 STEPS = BINS - 1
+FOREGROUND, IGNORED = 1, 2  # codes of pixels in the masks of stored pictures, as in datasets.masks
 
 
 def pack_map(scores: np.ndarray) -> str:

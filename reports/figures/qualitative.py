@@ -9,6 +9,7 @@ import numpy as np
 
 from ...benchmark.store import read_npz
 from ..aggregate import Line
+from ..packing import FOREGROUND
 from .base import Drawn, NoFigureError, Scene, by_backbone, new_figure, slug
 
 TILE, GAP, SIDE, HEAD = 176, 10, 150, 50  # px; SIDE and HEAD hold the names of rows and columns
@@ -89,7 +90,7 @@ def _examples(scene: Scene, line: Line, classes: list[int], limit: int) -> _Exam
     order = order[np.isin(data["labels"][order], classes)]
     rows = order[np.linspace(0, len(order) - 1, min(limit, len(order))).round().astype(int)]
     return _Examples(
-        data["ids"][rows].tolist(), data["images"][rows], data["masks"][rows].astype(bool), data["labels"][rows]
+        data["ids"][rows].tolist(), data["images"][rows], data["masks"][rows] == FOREGROUND, data["labels"][rows]
     )
 
 

@@ -19,13 +19,14 @@
     if (!pictures.has(image)) {
       const picture = new Image();
       picture.src = data.sources[image.source];
-      pictures.set(image, Promise.all([picture.decode().then(() => picture), unpackMask(data.masks[image.mask], image.size)]));
+      pictures.set(image, Promise.all([picture.decode().then(() => picture), unpackMask(data.masks[image.mask], image.size),
+        image.ignored === null ? null : unpackMask(data.masks[image.ignored], image.size)]));
     }
     return pictures.get(image);
   };
   const artOf = async (card) => {
-    const [[picture, mask], bins] = await Promise.all([pictureOf(card.image), unpackMap(data.maps[card.map], card.image.size)]);
-    return { picture, mask, bins, ...countArt(bins, mask) };
+    const [[picture, mask, ignored], bins] = await Promise.all([pictureOf(card.image), unpackMap(data.maps[card.map], card.image.size)]);
+    return { picture, mask, ignored, bins, ...countArt(bins, mask, ignored) };
   };
 
   // ---- cards --------------------------------------------------------------------------------------------------
@@ -47,6 +48,7 @@
     const tau = tauOf(card);
     if (tau === null) return "no threshold: no validation masks";
     if (!card.art) return "Dice …";
+    if (!card.art.called[0]) return "nothing annotated";
     if (!card.art.hits[0]) return `no region; ${percent(card.art.called[tau] / card.art.called[0])} called`;
     return `Dice ${percent(diceAt(card.art, tau))}`;
   };

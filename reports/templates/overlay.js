@@ -34,9 +34,10 @@ const overlay = (() => {
     const raw = await inflate(text);
     return new Uint8Array(size * size).map((_, i) => (raw[i >> 3] >> (7 - (i & 7))) & 1);
   };
-  const countArt = (bins, mask) => {
+  const countArt = (bins, mask, ignored) => { // ignored: pixels that count nowhere, or null
     const hits = new Float64Array(STEPS + 2), called = new Float64Array(STEPS + 2); // pixels of a score >= bin
     for (let i = 0; i < bins.length; i++) {
+      if (ignored && ignored[i]) continue;
       called[bins[i]] += 1;
       hits[bins[i]] += mask[i];
     }
@@ -83,10 +84,10 @@ const overlay = (() => {
       }
     }
   };
-  const fillLayer = (pen, { bins, mask, size }, { mode, opacity }, called, side) => {
+  const fillLayer = (pen, { bins, mask, ignored, size }, { mode, opacity }, called, side) => {
     const layer = sheet(size, "fill");
     if (mode === "heat") bins.forEach((bin, i) => { layer.pixels[i] = heat[bin]; });
-    else if (called) called.forEach((is, i) => { if (is) layer.pixels[i] = mask[i] ? HIT : FALSE; });
+    else if (called) called.forEach((is, i) => { if (is && !(ignored && ignored[i])) layer.pixels[i] = mask[i] ? HIT : FALSE; });
     layer.pen.putImageData(layer.image, 0, 0);
     pen.globalAlpha = opacity;
     pen.imageSmoothingEnabled = false; // pixels are what is scored

@@ -216,7 +216,7 @@ class Copy:
         with self.csv.open() as handle:
             table = list(csv.DictReader(line for line in handle if not line.startswith("#")))
         for row in table:
-            row.update(changes if row["id"] == name else {})
+            row.update(changes if row["id"] == name else {k: row.get(k, "") for k in changes})
         with self.csv.open("w", newline="") as handle:
             handle.write("".join(line + "\n" for line in head))
             writer = csv.DictWriter(handle, table[0])
@@ -264,6 +264,7 @@ IN_SCORES = {
     "test image": lambda c: c.picture("test_01.png"),
     "test mask": lambda c: c.picture("test_01_mask.png", "L"),
     "test label": lambda c: c.row("test_01", label="plain", mask=""),
+    "rule of one test mask": lambda c: c.row("test_01", mask_threshold="99"),
 }
 
 

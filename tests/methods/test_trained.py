@@ -349,3 +349,18 @@ def test_unet_overfits_four_images(make):
     dice = 2 * (found & batch.masks).sum() / (found.sum() + batch.masks.sum())
     assert dice > 0.99
     assert (prediction.logits.argmax(1) == batch.labels).all()
+
+
+def test_unet_learns_nothing_from_ignored_pixels(make):
+    method, batch = make.build("unet", classes=2), make.batch()
+    ignored = torch.zeros_like(batch.masks)
+    ignored[:, :, : make.size[1] // 2] = True
+    hidden = [dataclasses.replace(batch, masks=m & ~ignored, ignored=ignored) for m in (batch.masks, ~batch.masks)]
+    other = dataclasses.replace(hidden[0], masks=torch.where(ignored, True, hidden[0].masks))
+    losses = [method.loss(b, make.context())["pixel"] for b in (hidden[0], other)]
+    assert torch.equal(*losses)
+    half = method._logits(batch.images)[1][..., make.size[1] // 2 :]
+    expected = torch.nn.functional.cross_entropy(half, batch.masks[..., make.size[1] // 2 :].long())
+    torch.testing.assert_close(losses[0], expected)
+    whole = dataclasses.replace(batch, ignored=torch.zeros_like(batch.masks))
+    torch.testing.assert_close(method.loss(whole, make.context())["pixel"], method.loss(batch, make.context())["pixel"])
