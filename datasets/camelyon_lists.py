@@ -20,7 +20,7 @@ LARGEST = 64_000_000  # bytes of an unpacked list; 50,000 rows of published name
 SIDE = 512  # px; side of a published patch, at level 0 of its slide
 _SHARE = r"\d+(?:\.\d+)?(?:e-\d+)?"
 _NAME = re.compile(
-    r"(?P<kind>Patch|mask)_file_(?P<slide>[A-Za-z0-9_-]+)\.tif_"
+    r"(?P<kind>Patch|mask)_file_(?P<slide>[A-Za-z0-9_-]+)\.(?P<suffix>[a-z]+)_"
     r"(?:reg_(?P<region>\d+)_row_(?P<row>\d+)_)?patch_(?P<patch>\d+)_x_(?P<x>\d+)_y_(?P<y>\d+)_"
     rf"tissue_(?P<tissue>{_SHARE})_(?:metastatic_(?P<metastatic>{_SHARE})_)?w_(?P<width>\d+)_h_(?P<height>\d+)\.png",
     re.ASCII,
@@ -32,11 +32,12 @@ _SLIDE = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 class PatchName:
     """What the file name of a published patch says.
 
-    slide: path of the slide with `-` for `/` and without `.tif`, as in `training-tumor-tumor_009`.
+    slide: path of the slide with `-` for `/` and without its suffix, as in `training-tumor-tumor_009`.
     patch: a number; of its row in a tumour region, else of its slide. x, y: upper left corner in px at level 0.
     tissue, metastatic: shares of the patch in [0, 1]; metastatic None for a patch of a slide without metastases.
     region, row: the annotated region and the row in it; None where metastatic is. width, height: px.
-    Raises BenchError, when made, for a slide or numbers that a name cannot hold.
+    suffix: of the slide's file, `tif` in all published names. Raises BenchError, when made, for a slide, suffix or
+    numbers that a name cannot hold.
     """
 
     slide: str
@@ -49,8 +50,11 @@ class PatchName:
     row: int | None = None
     width: int = SIDE
     height: int = SIDE
+    suffix: str = "tif"
 
     def __post_init__(self) -> None:
+        if not (self.suffix.isascii() and self.suffix.isalpha() and self.suffix.islower()):
+            raise BenchError(f"'{self.suffix}' cannot stand in a patch name as the suffix of a slide.")
         if not _SLIDE.fullmatch(self.slide):
             raise BenchError(f"'{self.slide}' cannot stand in a patch name: use letters, digits, '_' and '-' only.")
         if (self.region is None) != (self.row is None):
@@ -77,7 +81,8 @@ class PatchName:
         text = found.groupdict()
         numbers = {k: int(text[k]) for k in ("patch", "x", "y", "region", "row", "width", "height") if text[k]}
         metastatic = None if text["metastatic"] is None else float(text["metastatic"])
-        return cls(slide=text["slide"], tissue=float(text["tissue"]), metastatic=metastatic, **numbers)
+        share = float(text["tissue"])
+        return cls(slide=text["slide"], suffix=text["suffix"], tissue=share, metastatic=metastatic, **numbers)
 
     @property
     def image_name(self) -> str:
@@ -112,7 +117,7 @@ class PatchName:
     def _tail(self) -> str:
         share = "" if self.metastatic is None else f"metastatic_{float(self.metastatic)!r}_"
         shares = f"tissue_{float(self.tissue)!r}_{share}"
-        return f"file_{self.slide}.tif_{self._place()}_{shares}w_{self.width}_h_{self.height}.png"
+        return f"file_{self.slide}.{self.suffix}_{self._place()}_{shares}w_{self.width}_h_{self.height}.png"
 
 
 class Patch(NamedTuple):

@@ -52,9 +52,9 @@ class Cut:
     patches: tuple[PatchFiles, ...]
 
 
-def scan_slide(job: SlideJob, settings: PatchSettings, state: Path, wanted: int = 0) -> Scan | LeftOut:
-    """Places of a slide: all of a tumour slide, at least `wanted` of a normal one if it has them."""
-    record = state / f"{job.plain}.scan.json"
+def scan_slide(job: SlideJob, settings: PatchSettings, state: Path, label: str, wanted: int = 0) -> Scan | LeftOut:
+    """Places of one class on a slide: all of tumour, at least `wanted` normal ones if it has them."""
+    record = state / f"{job.plain}.{'scan' if label == job.label else f'{label}-scan'}.json"
     try:
         key = _key(job, settings)
         known = _read_scan(record, key, job.name)
@@ -62,12 +62,21 @@ def scan_slide(job: SlideJob, settings: PatchSettings, state: Path, wanted: int 
             return known
         rule = TissueRule(**known.facts["thresholds"]) if known else None
         with SlideScan(job, settings, rule) as scan:
-            found = scan.search(wanted, known.found if known else None)
+            found = scan.search(label, wanted, known.found if known else None)
             facts = scan.facts()
         places = [asdict(p) for p in found.places]
         rest = {"exhausted": found.exhausted, "trials": found.trials, "facts": facts}
         write_json(record, {"key": key, "places": places, **rest})
         return Scan(job.name, found, facts)
+    except (BenchError, OSError) as problem:
+        return LeftOut(job.name, str(problem))
+
+
+def inspect_slide(job: SlideJob, settings: PatchSettings) -> Scan | LeftOut:
+    """What `scan_slide` finds wrong with a slide before it searches it: its file, resolution, overview, annotation."""
+    try:
+        with SlideScan(job, settings) as scan:
+            return Scan(job.name, Found((), exhausted=False), scan.facts())
     except (BenchError, OSError) as problem:
         return LeftOut(job.name, str(problem))
 
@@ -104,6 +113,7 @@ def patch_name(job: SlideJob, settings: PatchSettings, place: Place) -> PatchNam
     return PatchName(
         slide=job.tag, patch=place.patch, x=place.x, y=place.y, tissue=place.tissue, metastatic=place.tumor,
         region=place.region, row=place.row, width=settings.size, height=settings.size,
+        suffix=job.path.suffix.lower().lstrip("."),
     )  # fmt: skip
 
 
@@ -149,30 +159,33 @@ def _intact(out: Path, patch: PatchFiles) -> bool:
 
 def _remove_others(job: SlideJob, root: Path, names: Sequence[PatchName], known: Sequence[Path]) -> None:
     """Removes the slide's files but for those that will be written: of an earlier choice, or of an interrupted run."""
-    folder = root / _folder(job)
-    keep = {folder / n for name in names for n in (name.image_name, name.mask_name)}
-    strays: list[Path] = []
-    if folder.is_dir():
-        strays = [*folder.glob(f"*_file_{job.tag}.tif_*.png"), *folder.glob(f".*_file_{job.tag}.tif_*.tmp")]
+    keep = {path for name in names for path in _paths(job, root, name)}
+    folders = {_paths(job, root, PatchName(job.tag, 0, 0, 0, 0.0, share))[0].parent for share in (None, 1.0)}
+    strays = [
+        path for folder in folders if folder.is_dir()
+        for path in [*folder.glob(f"*_file_{job.tag}.*.png"), *folder.glob(f".*_file_{job.tag}.*.tmp")]
+    ]  # fmt: skip
     for path in {*known, *strays} - keep:
         path.unlink(missing_ok=True)
 
 
-def _folder(job: SlideJob) -> Path:
-    share = 1.0 if job.annotation else None
-    return Path(PatchName(job.tag, 0, 0, 0, 0.0, share).folder(job.split == "test"))
+def _paths(job: SlideJob, root: Path, name: PatchName) -> tuple[Path, Path]:
+    """Image and mask of a patch."""
+    folder = root / name.folder(job.split == "test")
+    return folder / name.image_name, folder / name.mask_name
 
 
 def _write(scan: SlideScan, out: Path, root: Path, name: PatchName, place: Place) -> PatchFiles:
-    folder = root / _folder(scan.job)
+    image_file, mask_file = _paths(scan.job, root, name)
     image, mask = scan.patch(place)
-    image_hash, image_bytes = _save(folder / name.image_name, image)
-    image_path = (folder / name.image_name).relative_to(out).as_posix()
+    image_hash, image_bytes = _save(image_file, image)
+    image_path = image_file.relative_to(out).as_posix()
     if place.tumor is None:
         return PatchFiles(place, image_path, image_hash, image_bytes, None, None, 0)
-    mask_hash, mask_bytes = _save(folder / name.mask_name, mask.astype(np.uint8) * 255)
-    mask_path = (folder / name.mask_name).relative_to(out).as_posix()
-    return PatchFiles(place, image_path, image_hash, image_bytes, mask_path, mask_hash, mask_bytes)
+    mask_hash, mask_bytes = _save(mask_file, mask.astype(np.uint8) * 255)
+    return PatchFiles(
+        place, image_path, image_hash, image_bytes, mask_file.relative_to(out).as_posix(), mask_hash, mask_bytes
+    )
 
 
 def _save(path: Path, pixels: np.ndarray) -> tuple[str, int]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,14 @@ import numpy as np
 from ..benchmark.errors import BenchError
 from ..benchmark.seeds import seed_for
 from .patches_settings import PatchSettings
-from .patches_slides import TUMOR, SlideJob
-from .wsi_annotations import Annotations, read_annotations
-from .wsi_polygons import draw_mask
+from .patches_slides import NORMAL, TUMOR, SlideJob
+from .wsi_annotations import Annotations, Reading, is_geojson, read_annotations
+from .wsi_polygons import Outline, draw_mask
 from .wsi_slide import Slide
 from .wsi_tissue import TissueRule, tissue_rule
 
 MAX_TRIALS = 1000  # places tried in vain before a normal slide counts as exhausted
+_MARGIN_SIDE = 512  # px a side of the picture in which the surroundings of a patch are searched for marks
 _CHUNK = 4096  # columns that are read at once while a row is approached px by px
 
 
@@ -24,8 +26,8 @@ _CHUNK = 4096  # columns that are read at once while a row is approached px by p
 class Place:
     """A patch that may be cut: upper left corner in level-0 px, shares of tissue and tumour in [0, 1].
 
-    tumor is None on a normal slide. region: the number of the first polygon of a region in its file (tumour polygons
-    only), row: in the box around the region, patch: column of that row, or a count over a normal slide.
+    tumor is None for a normal patch. region: the number of the first polygon of a region in its file (tumour polygons
+    only), row: in the box around the region, patch: column of that row, or a count over the normal patches of a slide.
     """
 
     x: int
@@ -39,7 +41,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Found:
-    """What a slide offers. exhausted: there are no more places. trials: cells of a normal slide looked at so far."""
+    """What a slide offers. exhausted: there are no more places. trials: cells looked at so far for normal patches."""
 
     places: tuple[Place, ...]
     exhausted: bool
@@ -61,9 +63,14 @@ class SlideScan:
         try:
             if min(self.size) < self.span:
                 raise BenchError(f"{job.path} is {self.size[0]} x {self.size[1]} px, smaller than one patch.")
+            if job.label == TUMOR and settings.normal_from_tumor and not self.slide.level0_mpp:
+                raise BenchError(
+                    f"{job.path}: its resolution is not known, so that --normal-from-tumor-slides cannot keep a "
+                    "distance in µm. Give --assume-mpp."
+                )
             self.marks = Annotations((), ())
             if job.annotation:
-                self.marks = read_annotations(job.annotation, self.size, strict=not settings.creep)
+                self.marks = read_annotations(job.annotation, self.size, self._reading(job.annotation))
             self._tumor_bounds = _bounds(self.marks.tumor)
             self.rule = rule or tissue_rule(*self._low()[:2], settings.rgb_floor)
         except BenchError:
@@ -87,7 +94,7 @@ class SlideScan:
             "quickhash": self.slide.quickhash,
             "polygons": len(self.marks.tumor),
             "excluded_polygons": len(self.marks.excluded),
-            "notes": list(self.marks.notes),
+            "notes": [list(n) for n in (*self.slide.notes, *self.marks.notes)],
         }
 
     def patch(self, place: Place) -> tuple[np.ndarray, np.ndarray]:
@@ -102,19 +109,36 @@ class SlideScan:
         near = (self._tumor_bounds[1] > (x, y)).all(axis=1) & (self._tumor_bounds[0] < end).all(axis=1)
         tumor = [self.marks.tumor[k] for k in np.flatnonzero(near)]
         excluded = self.marks.excluded if self.settings.subtract else ()
-        return draw_mask(tumor, excluded, (x, y), scale, (self.settings.size, width))
+        innermost = self.settings.overlaps == "innermost"
+        return draw_mask(tumor, excluded, (x, y), scale, (self.settings.size, width), innermost)
 
     def tissue(self, x: int, y: int) -> float:
         """Share of tissue in a patch."""
         side = self.settings.size
         return float(self.rule.mask(self.slide.read(x, y, side, side)).mean())
 
-    def search(self, wanted: int = 0, so_far: Found | None = None) -> Found:
-        """Places of the slide: all of a tumour slide, up to `wanted` of a normal one, going on from `so_far`."""
-        if self.job.label != TUMOR:
+    def search(self, label: str, wanted: int = 0, so_far: Found | None = None) -> Found:
+        """Places of one class: all of tumour, up to `wanted` normal ones, going on from `so_far`."""
+        if label == NORMAL:
             return self._search_normal(wanted, so_far or Found((), exhausted=False))
         rows = self._creep() if self.settings.creep else self._tile()
         return Found(tuple(rows), exhausted=True)
+
+    def _reading(self, path: Path) -> Reading:
+        """How the annotations of this slide are read. Raises BenchError where GeoJSON could mean two places."""
+        settings, origin = self.settings, (0.0, 0.0)
+        if is_geojson(path) and self.slide.origin != origin:
+            if not settings.geojson_origin:
+                x, y = self.slide.origin
+                raise BenchError(
+                    f"{self.job.path} states that its scanned part begins at ({x:g}, {y:g}), and {path.name} does not "
+                    "say whether it counts from there. QuPath does unless it opened the slide with --no-crop: give "
+                    "--geojson-origin scanned, or slide for coordinates of the whole slide."
+                )
+            origin = self.slide.origin if settings.geojson_origin == "scanned" else origin
+        return Reading(
+            dict(settings.groups), not settings.creep, settings.overlaps == "innermost", settings.subtract, origin
+        )
 
     def _low(self) -> tuple[np.ndarray, np.ndarray, float]:
         if self._overview is None:
@@ -178,8 +202,8 @@ class SlideScan:
         """
         side = self.settings.size
         for region, polygon in enumerate(self.marks.tumor):
-            low = np.maximum(np.floor(polygon.min(axis=0)), 0).astype(int)
-            high = np.minimum(np.ceil(polygon.max(axis=0)), np.array(self.size)).astype(int)
+            low = np.maximum(np.floor(polygon.box[0]), 0).astype(int)
+            high = np.minimum(np.ceil(polygon.box[1]), np.array(self.size)).astype(int)
             for row, y in enumerate(range(int(low[1]), int(min(high[1], self.size[1] - side + 1)), side)):
                 strip = _Strip(self, y)
                 end = min(int(high[0]), self.size[0] - side + 1)
@@ -197,7 +221,7 @@ class SlideScan:
         order = np.random.default_rng(seed_for("patches", "normal", self.settings.seed, self.job.name))
         for x, y in order.permutation(cells)[trials:].tolist():
             trials += 1
-            tissue = self.tissue(x, y)
+            tissue = self.tissue(x, y) if self._far_from_marks(x, y) else -1.0
             if tissue >= self.settings.tissue_share:
                 places.append(Place(x, y, tissue, None, len(places)))
                 failures = 0
@@ -206,6 +230,24 @@ class SlideScan:
             if len(places) == wanted or failures == MAX_TRIALS:
                 break
         return Found(tuple(places), len(places) < wanted or trials == len(cells), trials)
+
+    def _far_from_marks(self, x: int, y: int) -> bool:
+        """Whether a patch keeps its distance from tumour, and from whatever else was marked but not understood.
+
+        It is at least one patch, so that no tumour patch lies over a normal one.
+        """
+        if self.job.label != TUMOR:
+            return True
+        distance = self.settings.normal_from_tumor or 0.0
+        margin = max(self.span, distance / self.slide.level0_mpp if self.slide.level0_mpp else 0.0)
+        low, side = np.array((x - margin, y - margin)), self.span + 2 * margin
+        marks = [o for o in (*self.marks.tumor, *self.marks.unknown)
+                 if (o.box[1] > low).all() and (o.box[0] < low + side).all()]  # fmt: skip
+        if any(((o.points > low) & (o.points < low + side)).all(axis=1).any() for o in marks):
+            return False
+        pixel = max(1.0, side / _MARGIN_SIDE)
+        shape = (math.ceil(side / pixel), math.ceil(side / pixel))
+        return not draw_mask(marks, (), (float(low[0]), float(low[1])), pixel, shape).any()
 
     def _cells(self) -> np.ndarray:
         """(n, 2) corners, level-0 px, of the grid cells with enough tissue in the overview."""
@@ -228,10 +270,10 @@ class SlideScan:
         return np.array(found, np.int64).reshape(-1, 2)
 
 
-def _bounds(polygons: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _bounds(polygons: Sequence[Outline]) -> tuple[np.ndarray, np.ndarray]:
     """(n, 2) upper left and (n, 2) lower right corners of the polygons' boxes, level-0 px."""
-    low = [p.min(axis=0) for p in polygons]
-    high = [p.max(axis=0) for p in polygons]
+    low = [p.box[0] for p in polygons]
+    high = [p.box[1] for p in polygons]
     return np.array(low).reshape(-1, 2), np.array(high).reshape(-1, 2)
 
 

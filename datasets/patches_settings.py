@@ -4,9 +4,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..benchmark.errors import BenchError
+from .wsi_annotations import ROLES
 
-VERSION = 1  # raised whenever the same settings and slides give other patches
+VERSION = 2  # raised whenever the same settings and slides give other patches
 NATIVE = None  # as `mpp`: level 0 as it is
+OVERLAPS = ("excluded", "innermost")
+ORIGINS = ("", "slide", "scanned")  # of GeoJSON coordinates; empty: the slide must not leave a choice
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,10 @@ class PatchSettings:
     val_share: share of the training patches that become the validation set, by slide. seed: of every random draw.
     subtract: cut the exclusion polygons out of the masks. one_of_each: one patch per draw above 0.5 (the break that the
     published sampler lacks). creep: approach the first patch of a row in steps of one px, as the published sampler.
+    overlaps: what decides where tumour and exclusion lie over each other, the exclusion or the smaller outline. groups:
+    (name, role) of annotation groups of other names. geojson_origin: corner that GeoJSON coordinates count from on
+    slides that state where their scanned part begins. normal_from_tumor: least distance in µm from anything annotated
+    of normal patches out of tumour slides, None for none of these.
     """
 
     size: int = 512
@@ -36,6 +43,10 @@ class PatchSettings:
     subtract: bool = True
     one_of_each: bool = True
     creep: bool = False
+    overlaps: str = "excluded"
+    groups: tuple[tuple[str, str], ...] = ()
+    geojson_origin: str = ""
+    normal_from_tumor: float | None = None
 
     def __post_init__(self) -> None:
         """Raises BenchError for a value out of range, naming its option."""
@@ -50,6 +61,13 @@ class PatchSettings:
             (self.max_per_slide < 0, f"--max-per-slide {self.max_per_slide}: it must not be negative"),
             (not 0 < self.val_share <= 0.5, f"--val-share {self.val_share}: it must be in (0, 0.5]"),
             (not _is_word(self.name), f"--name '{self.name}': use letters, digits, '_' and '-' only"),
+            (self.overlaps not in OVERLAPS, f"--overlaps {self.overlaps}: it is one of {', '.join(OVERLAPS)}"),
+            (self.geojson_origin not in ORIGINS, f"--geojson-origin {self.geojson_origin}: it is slide or scanned"),
+            (any(r not in ROLES for _, r in self.groups), f"--group: a group is one of {', '.join(ROLES)}"),
+            (
+                _distance_off(self.normal_from_tumor),
+                f"--normal-from-tumor-slides {self.normal_from_tumor}: a distance in µm, 0 to 100000",
+            ),
             (self.creep and self.mpp is not None, "the published sampler reads level 0 as it is: --mpp level-0"),
         ]
         if found := next((text for bad, text in wrong if bad), None):
@@ -57,7 +75,7 @@ class PatchSettings:
 
     def identity(self) -> dict[str, Any]:
         """What two runs must share to be one, as a JSON value."""
-        return {"version": VERSION, **asdict(self)}
+        return {"version": VERSION, **asdict(self), "groups": sorted(map(list, self.groups))}
 
 
 def as_published(settings: PatchSettings) -> PatchSettings:
@@ -71,6 +89,10 @@ def as_published(settings: PatchSettings) -> PatchSettings:
 
 def _off(mpp: float | None) -> bool:
     return mpp is not None and not 0.05 <= mpp <= 20
+
+
+def _distance_off(microns: float | None) -> bool:
+    return microns is not None and not 0 <= microns <= 100_000
 
 
 def _is_word(text: str) -> bool:

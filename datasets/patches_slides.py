@@ -1,18 +1,17 @@
 """Which slides there are, what each one is (normal or tumour, split, annotation), and which are left out and why."""
 
-import csv
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..benchmark.errors import BenchError, did_you_mean
-from .base import SPLITS
-from .wsi_slide import SUFFIXES
+from ..benchmark.errors import BenchError
+from .folds import divide_groups
+from .patches_files import find_annotations, find_slides
+from .patches_patients import group_slides, patient_of, shared_patients
+from .patches_splits import CLASSES, NORMAL, TUMOR, Row, Table, read_splits
 
-NORMAL, TUMOR = "normal", "tumor"
-CLASSES = (NORMAL, TUMOR)
 UNANNOTATED = ("auto", "normal", "skip", "error")
 _CAMELYON = re.compile(r"(normal|tumor|test)_(\d{3})", re.IGNORECASE)
 
@@ -34,13 +33,17 @@ _TEST_UNKNOWN = 49  # the removed duplicate: the reference does not list it
 
 @dataclass(frozen=True)
 class SlideJob:
-    """One slide to cut. `annotation` is None for a normal slide; `path` and `annotation` as found on disk."""
+    """One slide to cut. `annotation` is None for a normal slide; `path` and `annotation` as found on disk.
+
+    group: the patient where it is known, else the slide itself.
+    """
 
     name: str
     path: Path
     label: str
     split: str
     annotation: Path | None
+    group: str = ""
 
     @property
     def tag(self) -> str:
@@ -65,18 +68,16 @@ class LeftOut(NamedTuple):
 class Listing:
     """What is in the folders: slides to cut, slides left out on purpose, and slides that ought to be cut but cannot.
 
-    options: how it was made, as a JSON value.
+    options: how it was made, as a JSON value. notes: what was read in one of several ways. refusals: what forbids to
+    cut anything at all, such as a patient in two splits.
     """
 
     jobs: tuple[SlideJob, ...]
     skipped: tuple[LeftOut, ...]
     problems: tuple[LeftOut, ...]
     options: Mapping[str, Any]
-
-
-class _Row(NamedTuple):
-    split: str
-    label: str
+    notes: tuple[str, ...] = ()
+    refusals: tuple[str, ...] = ()
 
 
 def list_slides(
@@ -85,24 +86,32 @@ def list_slides(
     splits: Path | None = None,
     unannotated: str = "auto",
     include_bad: bool = False,
+    test_share: float = 0.0,
 ) -> Listing:
     """Finds slides and annotations in both folders and those below, sorted by name.
 
-    An annotation is NAME.xml of slide NAME, upper and lower case alike. Without `splits`, the names of Camelyon16 tell
-    class and split: normal_XXX, tumor_XXX (training), test_XXX (test). `unannotated` decides about slides of unknown
-    class without an XML file: `normal`, `skip`, `error`, or `auto`, which knows from the challenge's reference which
-    test slides of Camelyon16 have metastases and is `error` for all others.
-    Raises BenchError for folders that do not exist or hold no slides, two files of one name, and a wrong `splits` file.
+    An annotation is NAME.xml (ASAP) or NAME.geojson (QuPath) of slide NAME, upper and lower case alike. Without a table
+    `splits` the names of Camelyon16 tell class and split: normal_XXX, tumor_XXX (training), test_XXX (test).
+    `unannotated` decides about slides of unknown class without an annotation: `normal`, `skip`, `error`, or `auto`,
+    which knows from the challenge's reference which test slides of Camelyon16 have metastases and is `error` for all
+    others. test_share: share of the patients (or slides) that become the test set, where the table has no splits.
+    Raises BenchError for folders that do not exist or hold no slides, two files of one name, and a wrong table.
     """
-    found, masks = _find_slides(slides)
-    xml = _find_annotations(annotations) if annotations else {}
-    table = _read_splits(splits, [*found]) if splits else None
-    jobs: list[SlideJob] = []
+    found, masks, notes = find_slides(slides)
+    marks, orphans = find_annotations(annotations, [*found]) if annotations else ({}, [])
+    table = read_splits(splits, [*found]) if splits else None
+    _check_share(splits, table, test_share)
     skipped = [LeftOut(m, "the name says that it is a mask, not a slide") for m in masks]
+    jobs: list[SlideJob] = []
     problems: list[LeftOut] = []
+    rows: dict[str, Row] = {}
     for name, path in found.items():
+        if left := _left_out(name, table, include_bad):
+            skipped.append(LeftOut(name, left))
+            continue
         try:
-            judged = _judge(name, path, xml.get(name.lower()), table, unannotated, include_bad)
+            rows[name] = table.rows[name] if table else _from_name(name)
+            judged = _judge(name, path, marks.get(name), rows[name], unannotated)
         except BenchError as problem:
             problems.append(LeftOut(name, str(problem)))
             continue
@@ -110,50 +119,104 @@ def list_slides(
             jobs.append(judged)
         else:
             skipped.append(judged)
+            del rows[name]
     _check_tags(jobs)
-    missing = [] if table is None else sorted(set(table) - {n.lower() for n in found})
-    problems += [LeftOut(name, f"listed in {splits}, but there is no such slide below {slides}") for name in missing]
-    options = {"unannotated": unannotated, "include_bad": include_bad, "splits": splits.name if splits else None}
-    return Listing(tuple(jobs), tuple(skipped), tuple(problems), options)
+    if table:
+        notes = [*notes, *table.notes]
+        problems += [
+            LeftOut(n, f"listed in {splits}, but there is no such slide below {slides}") for n in table.missing
+        ]
+    jobs, refusals, more = _grouped(jobs, rows, test_share)
+    options = {"unannotated": unannotated, "include_bad": include_bad, "splits": splits.name if splits else None,
+               "test_share": test_share}  # fmt: skip
+    return Listing(tuple(jobs), tuple(skipped), tuple(problems), options, (*notes, *orphans, *more), tuple(refusals))
 
 
-def _judge(
-    name: str, path: Path, xml: Path | None, table: Mapping[str, _Row] | None, unannotated: str, include_bad: bool
-) -> SlideJob | LeftOut:
-    """What a slide is. Raises BenchError for one whose class, split or annotation cannot be right."""
-    if not include_bad and (reason := BAD_SLIDES.get(name.lower())):
-        return LeftOut(name, f"{reason}; --include-bad takes it all the same")
-    if table is not None and name.lower() not in table:
-        return LeftOut(name, "not listed in the --splits file")
-    split, label = table[name.lower()] if table is not None else _from_name(name)
-    if not label:
-        label = TUMOR if xml else _without_xml(name, unannotated)
-    if label == "skip":
-        return LeftOut(name, "no XML file, and --unannotated skip")
-    if label == TUMOR and xml is None:
+def _check_share(splits: Path | None, table: Table | None, test_share: float) -> None:
+    """Raises BenchError where it is not clear who makes the splits."""
+    if not 0 <= test_share <= 0.5:
+        raise BenchError(f"--test-share {test_share}: it must be in [0, 0.5].")
+    split = table is None or any(r.split for r in table.rows.values())
+    if test_share and split:
+        where = splits or "the names of the slides"
+        raise BenchError(f"--test-share {test_share}: {where} tells the splits already. Leave out one or the other.")
+    if not split and not test_share and table and not table.stages:
+        raise BenchError(f"{splits} has no column 'split'. Add it, or let --test-share set patients aside as the test.")
+
+
+def _grouped(
+    jobs: Sequence[SlideJob], rows: Mapping[str, Row], test_share: float
+) -> tuple[list[SlideJob], list[str], list[str]]:
+    """The jobs with groups and splits; what forbids to cut them; notes. Slides with a problem count for leaks too."""
+    kept = {j.name for j in jobs}
+    groups, notes = group_slides(kept | set(rows), {n: r.patient for n, r in rows.items() if r.patient})
+    jobs = [replace(j, group=groups[j.name]) for j in jobs]
+    if shared := shared_patients((n, groups[n], r.split) for n, r in rows.items()):
+        return jobs, [shared], notes
+    if not any(j.split for j in jobs) and jobs:
+        jobs, note = _divided(jobs, test_share)
+        notes = [*notes, note]
+    return jobs, [], notes
+
+
+def _divided(jobs: Sequence[SlideJob], test_share: float) -> tuple[list[SlideJob], str]:
+    """Jobs without splits: all test, or a share of the groups, equal in both classes of slides."""
+    if not test_share:
+        return [
+            replace(j, split="test") for j in jobs
+        ], "all slides are test, to score models of other sets; --test-share trains on the others"
+    parts = round(1 / test_share)
+    try:
+        part = divide_groups(((CLASSES.index(j.label), j.group) for j in jobs), parts)
+    except BenchError:
         raise BenchError(
-            "a tumour slide without an XML file of its polygons: it would be taken for all background. Put "
-            f"{name}.xml into the --annotations folder"
+            f"--test-share {test_share}: {len(jobs)} slides of {len({j.group for j in jobs})} patients cannot be "
+            f"parted into {parts} sets with both classes in each. Give a larger share, or more slides."
+        ) from None
+    divided = [replace(j, split="test" if part[j.group] == 0 else "train") for j in jobs]
+    tested = {j.group for j in divided if j.split == "test"}
+    return divided, f"test: {len(tested)} of {len(part)} groups, one of {parts} parts equal in both classes"
+
+
+def _left_out(name: str, table: Table | None, include_bad: bool) -> str:
+    """Why a slide is not wanted, or nothing."""
+    if not include_bad and (reason := BAD_SLIDES.get(name.lower())):
+        return f"{reason}; --include-bad takes it all the same"
+    return "not listed in the --splits file" if table and name not in table.rows else ""
+
+
+def _judge(name: str, path: Path, marks: Path | None, row: Row, unannotated: str) -> SlideJob | LeftOut:
+    """What a slide is. Raises BenchError for one whose class or annotation cannot be right."""
+    label = row.label or (TUMOR if marks else _without_marks(name, unannotated))
+    if label == "skip":
+        return LeftOut(name, "no annotation, and --unannotated skip")
+    if label == TUMOR and marks is None and row.stage:
+        return LeftOut(name, f"{row.stage}, but not annotated: Camelyon17 outlines the metastases of 50 slides only")
+    if label == TUMOR and marks is None:
+        raise BenchError(
+            "a tumour slide without an annotation of its tumour: it would be taken for all background. Put "
+            f"{name}.xml or {name}.geojson into the --annotations folder"
         )
-    if label == NORMAL and xml is not None:
-        raise BenchError(f"a normal slide, yet {xml} annotates it. Remove that file, or say what it is with --splits")
-    return SlideJob(name, path, label, split, xml)
+    if label == NORMAL and marks is not None:
+        raise BenchError(f"a normal slide, yet {marks} annotates it. Remove that file, or say what it is with --splits")
+    return SlideJob(name, path, label, row.split, marks)
 
 
-def _from_name(name: str) -> _Row:
+def _from_name(name: str) -> Row:
     """Split and class (empty for test slides) by the names of Camelyon16."""
     match = _CAMELYON.fullmatch(name)
     if not match:
+        known = "; for Camelyon17 its stage_labels.csv" if patient_of(name).startswith("patient") else ""
         raise BenchError(
             "not a name of Camelyon16 (normal_XXX, tumor_XXX, test_XXX): give a CSV file slide,split,label with "
-            "--splits"
+            f"--splits{known}"
         )
     kind = match[1].lower()
-    return _Row("test", "") if kind == "test" else _Row("train", kind)
+    return Row("test", "") if kind == "test" else Row("train", kind)
 
 
-def _without_xml(name: str, unannotated: str) -> str:
-    """The class of a slide that has no XML file and no label, or `skip`."""
+def _without_marks(name: str, unannotated: str) -> str:
+    """The class of a slide that has no annotation and no label, or `skip`."""
     if unannotated in (NORMAL, "skip"):
         return unannotated
     match = _CAMELYON.fullmatch(name)
@@ -161,47 +224,14 @@ def _without_xml(name: str, unannotated: str) -> str:
     if unannotated == "auto" and 1 <= number <= _TEST_SLIDES and number != _TEST_UNKNOWN:
         return TUMOR if number in TEST_TUMOR else NORMAL
     raise BenchError(
-        f"no XML file {name}.xml and no label: normal, or is its annotation missing? Say which in a --splits file, or "
-        "with --unannotated normal or skip"
+        f"no annotation {name}.xml or {name}.geojson and no label: normal, or is its annotation missing? Say which in "
+        "a --splits file, or with --unannotated normal or skip"
     )
 
 
-def _find_slides(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """Slides by name, and the names of mask files that lie among them."""
-    paths = _files(folder, SUFFIXES, "--slides")
-    masks = [p.stem for p in paths if re.search(r"[_-]mask$", p.stem, re.IGNORECASE)]
-    found = {p.stem: p for p in paths if p.stem not in masks}
-    if not found:
-        raise BenchError(f"{folder} holds no slides ({', '.join(SUFFIXES)}). Point --slides at their folder.")
-    if len({n.lower() for n in found}) < len(paths) - len(masks):
-        raise BenchError(f"{folder}: {_clash([p for p in paths if p.stem in found])}. Keep one of them.")
-    return found, masks
-
-
-def _find_annotations(folder: Path) -> dict[str, Path]:
-    """XML files by name in lower case."""
-    paths = _files(folder, (".xml",), "--annotations")
-    found = {p.stem.lower(): p for p in paths}
-    if len(found) < len(paths):
-        raise BenchError(f"{folder}: {_clash(paths)}. Keep one of them.")
-    return found
-
-
-def _files(folder: Path, suffixes: Sequence[str], option: str) -> list[Path]:
-    if not folder.is_dir():
-        raise BenchError(f"There is no folder {folder}. Correct {option}.")
-    return sorted(
-        (p for p in folder.rglob("*") if p.suffix.lower() in suffixes and not p.name.startswith(".") and p.is_file()),
-        key=lambda p: (p.stem, str(p)),
-    )
-
-
-def _clash(paths: Iterable[Path]) -> str:
-    seen: dict[str, Path] = {}
-    for path in paths:
-        if (other := seen.setdefault(path.stem.lower(), path)) != path:
-            return f"{other} and {path} have the same name"
-    return ""
+def is_camelyon16(name: str) -> bool:
+    """Whether a slide has a name of Camelyon16."""
+    return _CAMELYON.fullmatch(name) is not None
 
 
 def _check_tags(jobs: Iterable[SlideJob]) -> None:
@@ -213,36 +243,3 @@ def _check_tags(jobs: Iterable[SlideJob]) -> None:
 
 def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_]", "_", name)
-
-
-def _read_splits(path: Path, known: Sequence[str]) -> dict[str, _Row]:
-    """The user's table by slide name in lower case. Columns slide, split and perhaps label."""
-    try:
-        rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
-    except FileNotFoundError:
-        raise BenchError(f"There is no file {path}. Correct --splits.") from None
-    except UnicodeDecodeError:
-        raise BenchError(f"{path} is not UTF-8 text. Save it as 'CSV UTF-8'.") from None
-    header = [c.strip().lower() for c in rows[0]] if rows else []
-    if header not in (["slide", "split"], ["slide", "split", "label"]):
-        raise BenchError(f"{path}: the header must be slide,split or slide,split,label; it is '{','.join(header)}'.")
-    suffixes = "|".join(re.escape(s) for s in SUFFIXES)
-    found: dict[str, _Row] = {}
-    for number, cells in enumerate(rows[1:], start=2):
-        if not any(cells):
-            continue
-        where, values = f"{path}, line {number}", [c.strip() for c in cells]
-        if len(values) != len(header):
-            raise BenchError(f"{where}: {len(values)} fields, the header has {len(header)}.")
-        slide, split, label = (*values, "")[:3]
-        slide = re.sub(rf"({suffixes})$", "", slide, flags=re.IGNORECASE)
-        if split not in SPLITS:
-            raise BenchError(f"{where}: there is no split '{split}'.{did_you_mean(split, SPLITS)}")
-        if label not in (*CLASSES, ""):
-            raise BenchError(f"{where}: there is no label '{label}'.{did_you_mean(label, CLASSES)}")
-        if slide.lower() in found:
-            raise BenchError(f"{where}: slide '{slide}' is listed twice.")
-        found[slide.lower()] = _Row(split, label)
-    if not set(found) & {n.lower() for n in known}:
-        raise BenchError(f"{path} lists none of the {len(known)} slides, such as '{known[0]}'.")
-    return found

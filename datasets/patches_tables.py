@@ -2,97 +2,138 @@
 
 import csv
 import io
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..benchmark.errors import BenchError
 from ..benchmark.store import write_json, write_text
 from .base import SPLITS
 from .folds import choose_pixel_val, divide_groups
-from .patches_cut import Cut, Scan
+from .patches_cut import Cut, PatchFiles, Scan
+from .patches_patients import is_camelyon17
 from .patches_settings import VERSION, PatchSettings
-from .patches_slides import CLASSES, NORMAL, TUMOR, LeftOut, Listing, SlideJob
+from .patches_slides import CLASSES, NORMAL, TUMOR, LeftOut, Listing, SlideJob, is_camelyon16
+from .wsi_notes import Note, tell
 from .wsi_slide import versions
 
 PIXEL_VAL = 5  # validation images of each class whose masks may be read, as in the published folds
-_COLUMNS = ("image", "mask", "slide", "label", "split", "x", "y", "mpp", "tissue", "tumor", "image_sha256",
+PALE = 0.5  # a tumour patch is named where less than this share of its tumour can be tissue
+_COLUMNS = ("image", "mask", "slide", "group", "label", "split", "x", "y", "mpp", "tissue", "tumor", "image_sha256",
             "mask_sha256")  # fmt: skip
 
 
-def write_tables(
-    out: Path,
-    settings: PatchSettings,
-    listing: Listing,
-    chosen: Mapping[str, Scan],
-    cuts: Sequence[Cut],
-    failed: Sequence[LeftOut],
-    offered: Mapping[str, int],
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Result:
+    """What came of a listing. chosen: facts and chosen places by slide. failed: slides that ought to have been cut.
+
+    unused: sound slides that gave no patch, and why. offered: places that tumour slides had before the draw.
+    """
+
+    listing: Listing
+    chosen: Mapping[str, Scan]
+    cuts: tuple[Cut, ...]
+    failed: tuple[LeftOut, ...]
+    unused: tuple[LeftOut, ...]
+    offered: Mapping[str, int]
+
+
+def write_tables(out: Path, settings: PatchSettings, result: Result) -> dict[str, Any]:
     """Writes the three tables and returns the content of patches.json.
 
-    chosen: facts and chosen places by slide. offered: places that tumour slides had before the draw. Unless some slide
-    is in `val` already, the validation set is made of training slides, so that both classes come near `val_share`.
+    There every slide of the listing stands in one of `slides` (with its patches), `skipped` and `failed` (with the
+    reason). Unless some slide is in `val` already, the validation set is made of training patients (or slides), so that
+    both classes come near `val_share`.
     """
-    jobs = {j.name: j for j in listing.jobs}
-    cuts = [c for c in cuts if c.patches]
-    jobs, notes = _with_validation(jobs, cuts, settings.val_share)
+    listing, chosen = result.listing, result.chosen
+    cuts = [c for c in result.cuts if c.patches]
+    jobs, notes = _with_validation({j.name: j for j in listing.jobs}, cuts, settings.val_share)
     rows = [_row(jobs[c.slide], chosen[c.slide].facts["mpp"], p) for c in cuts for p in c.patches]
     rows.sort(key=lambda r: r["image"])
-    notes += [
-        f"no {name} patch in split {split}: dataset.csv cannot be run like this"
-        for split in SPLITS
-        for name in CLASSES
-        if not any(r["split"] == split and r["label"] == name for r in rows)
-    ]
+    notes = [*listing.notes, *tell({n: notes_of(s) for n, s in chosen.items()}), *notes, *_pale(rows)]
+    notes += _missing(rows)
     write_text(out / "patches.csv", _csv(_COLUMNS, rows))
-    write_text(out / "dataset.csv", _dataset(settings, rows, [*jobs.values()]))
+    write_text(out / "dataset.csv", _dataset(settings, rows, [jobs[c.slide] for c in cuts]))
     summary = {
         "version": VERSION,
-        "settings": {**asdict(settings), **listing.options},
+        "settings": {**settings.identity(), **listing.options},
         "software": {"wsolbench": __version__, **versions()},
         "counts": _counts(rows),
         "notes": notes,
-        "skipped": [s._asdict() for s in listing.skipped],
-        "failed": [f._asdict() for f in failed],
-        "slides": {c.slide: _slide_facts(jobs[c.slide], c, chosen[c.slide], offered) for c in cuts},
-        "slides_without_patches": sorted(set(chosen) - {c.slide for c in cuts} - {f.slide for f in failed}),
+        "skipped": [s._asdict() for s in sorted([*listing.skipped, *result.unused])],
+        "failed": [f._asdict() for f in result.failed],
+        "slides": {c.slide: _slide_facts(jobs[c.slide], c, chosen[c.slide], result.offered) for c in cuts},
     }
     write_json(out / "patches.json", summary)
     return summary
 
 
+def notes_of(scan: Scan) -> list[Note]:
+    """What is to be told of a slide and its annotation."""
+    return [Note(*n) for n in scan.facts["notes"]]
+
+
+def _missing(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a split lacks; a table of test rows alone is a set to score models of others on."""
+    found = {(r["split"], r["label"]) for r in rows}
+    needed = [s for s in SPLITS if s == "test" or {split for split, _ in found} != {"test"}]
+    return [f"no {name} patch in split {s}" for s in needed for name in CLASSES if (s, name) not in found]
+
+
+def _pale(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Tumour patches of little tissue for their tumour: an outline over glass, or thresholds that miss tissue."""
+    pale = [r for r in rows if r["tumor"] and float(r["tissue"]) < PALE * float(r["tumor"])]
+    if not pale:
+        return []
+    among = sum(bool(r["tumor"]) for r in rows)
+    worst = min(pale, key=lambda r: float(r["tissue"]) / float(r["tumor"]))
+    return [
+        f"tumour patches with less than half as much tissue as tumour: {len(pale)} of {among} "
+        f"(at most {float(worst['tissue']):.0%} tissue and {float(worst['tumor']):.0%} tumour in {worst['image']}); "
+        "--tissue-share leaves them out"
+    ]
+
+
+def _label(patch: PatchFiles) -> str:
+    """The class of a patch: a tumour slide may give normal ones."""
+    return NORMAL if patch.place.tumor is None else TUMOR
+
+
 def _with_validation(
     jobs: Mapping[str, SlideJob], cuts: Sequence[Cut], share: float
 ) -> tuple[dict[str, SlideJob], list[str]]:
-    """The jobs with some training slides moved to `val`, and what a reader must know."""
-    used = {c.slide: len(c.patches) for c in cuts}
-    if any(j.split == "val" for j in jobs.values()):
+    """The jobs with some training groups moved to `val`, and what a reader must know."""
+    if any(j.split == "val" for j in jobs.values()) or not any(jobs[c.slide].split == "train" for c in cuts):
         return dict(jobs), []
-    training = [jobs[s] for s in used if jobs[s].split == "train"]
-    slides = Counter(j.label for j in training)
-    parts = min(round(1 / share), *(slides[name] for name in CLASSES))
-    if parts < 2:
-        return dict(jobs), [
-            "no validation set: it needs two training slides of each class with patches; list one in split val with "
-            "--splits"
-        ]
-    part = divide_groups(((CLASSES.index(j.label), j.name) for j in training for _ in range(used[j.name])), parts)
-    moved = {j.name for j in training if part[j.name] == 0}
-    note = f"validation: {len(moved)} of {len(training)} training slides, one of {parts} parts equal in both classes"
-    return {n: replace(j, split="val") if n in moved else j for n, j in jobs.items()}, [note]
+    rows = [(CLASSES.index(_label(p)), jobs[c.slide].group) for c in cuts for p in c.patches
+            if jobs[c.slide].split == "train"]  # fmt: skip
+    groups = {label: {g for k, g in rows if k == label} for label in range(len(CLASSES))}
+    for parts in range(min(round(1 / share), *map(len, groups.values())), 1, -1):
+        try:
+            part = divide_groups(rows, parts)
+        except BenchError:
+            continue  # some patients have both classes: fewer parts may hold both in each
+        moved = {g for g, number in part.items() if number == 0}
+        note = f"validation: {len(moved)} of {len(part)} training groups, one of {parts} parts equal in both classes"
+        return {
+            n: replace(j, split="val") if j.split == "train" and j.group in moved else j for n, j in jobs.items()
+        }, [note]
+    return dict(jobs), [
+        "no validation set: it needs two training patients (or slides) of each class with patches; list one in split "
+        "val with --splits"
+    ]
 
 
-def _row(job: SlideJob, mpp: float | None, patch: Any) -> dict[str, Any]:
+def _row(job: SlideJob, mpp: float | None, patch: PatchFiles) -> dict[str, Any]:
     place = patch.place
     return {
         "image": patch.image,
         "mask": patch.mask or "",
         "slide": job.name,
-        "label": job.label,
+        "group": job.group,
+        "label": _label(patch),
         "split": job.split,
         "x": place.x,
         "y": place.y,
@@ -106,7 +147,7 @@ def _row(job: SlideJob, mpp: float | None, patch: Any) -> dict[str, Any]:
 
 def _dataset(settings: PatchSettings, rows: Sequence[Mapping[str, Any]], jobs: Sequence[SlideJob]) -> str:
     """The CSV manifest that `--datasets` reads (docs/datasets.md)."""
-    validation = [(r["image"], CLASSES.index(r["label"]), r["slide"]) for r in rows if r["split"] == "val"]
+    validation = [(r["image"], CLASSES.index(r["label"]), r["group"]) for r in rows if r["split"] == "val"]
     marked = choose_pixel_val(validation, PIXEL_VAL)
     lines = [
         f"# name: {settings.name}-patches",
@@ -115,19 +156,31 @@ def _dataset(settings: PatchSettings, rows: Sequence[Mapping[str, Any]], jobs: S
         f"# positive: {TUMOR}",
         "# foreground: tumour inside the annotated polygons",
     ]
-    if all(re.fullmatch(r"(normal|tumor|test)_\d{3}", j.name, re.IGNORECASE) for j in jobs):
-        lines += ["# licence: CC0 1.0", "# citation: Ehteshami Bejnordi et al., JAMA 318 (2017) 2199-2210"]
-    table = [{**r, "group": r["slide"], "pixel_val": "1" if r["image"] in marked else ""} for r in rows]
+    lines += _source([j.name for j in jobs])
+    table = [{**r, "pixel_val": "1" if r["image"] in marked else ""} for r in rows]
     return "\n".join(lines) + "\n" + _csv(("image", "mask", "label", "group", "split", "pixel_val"), table)
 
 
+def _source(slides: Sequence[str]) -> list[str]:
+    """Licence and citation of sets whose slides have names of their own."""
+    if slides and all(map(is_camelyon16, slides)):
+        return ["# licence: CC0 1.0", "# citation: Ehteshami Bejnordi et al., JAMA 318 (2017) 2199-2210"]
+    if slides and all(map(is_camelyon17, slides)):
+        return [
+            "# licence: CC0 1.0",
+            "# citation: Bandi et al., IEEE Transactions on Medical Imaging 38 (2019) 550-560",
+        ]
+    return []
+
+
 def _counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Patches and slides by split and class."""
+    """Patches, slides and groups (patients where they are known) by split and class."""
     found: dict[str, Any] = {}
     for split in SPLITS:
         for label in CLASSES:
-            slides = [r["slide"] for r in rows if (r["split"], r["label"]) == (split, label)]
-            found.setdefault(split, {})[label] = {"patches": len(slides), "slides": len(set(slides))}
+            here = [r for r in rows if (r["split"], r["label"]) == (split, label)]
+            numbers = {"slides": len({r["slide"] for r in here}), "groups": len({r["group"] for r in here})}
+            found.setdefault(split, {})[label] = {"patches": len(here), **numbers}
     return found
 
 
@@ -136,7 +189,8 @@ def _slide_facts(job: SlideJob, cut: Cut, scan: Scan, offered: Mapping[str, int]
     places = {"places": offered[job.name]} if job.name in offered else {}
     return {
         "file": job.path.name, "annotation": annotation, "label": job.label, "split": job.split,
-        "patches": len(cut.patches), **places, **scan.facts,
+        "group": job.group, "patches": len(cut.patches), **places, **scan.facts,
+        "notes": [n.text for n in notes_of(scan)],
     }  # fmt: skip
 
 

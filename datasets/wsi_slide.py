@@ -14,10 +14,11 @@ import numpy as np
 from PIL import Image
 
 from ..benchmark.errors import BenchError
+from .wsi_notes import Note
+from .wsi_resolution import Resolution, background_note, bounds_origin, level0_resolution, sound_levels
 
 SUFFIXES = (".tif", ".tiff", ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide")
 MPP_TOLERANCE = 0.05  # a level this near to the resolution asked for is read as it is, without resampling
-_ISOTROPY = 0.02  # largest relative difference between mpp-x and mpp-y
 _OVERVIEW_DOWNSAMPLE = 64  # level 6 of a slide whose levels halve
 _OVERVIEW_SIDE = 1024  # small slides are reduced less, so that an overview keeps about this many px a side
 _BAND_PIXELS = 16_000_000  # px of a level that are held at once while an overview is made
@@ -70,8 +71,8 @@ class Slide:
     """One open slide. Use it in a `with` statement.
 
     mpp: resolution asked for in µm per px, or None for level 0 as it is. assume_mpp: resolution of level 0 where the
-    slide does not state it. Raises BenchError for a file that openslide cannot open, and for a slide that does not
-    state its resolution, states different ones for x and y, or is coarser than the resolution asked for.
+    slide states none that can be. Raises BenchError for a file that openslide cannot open, and for a slide whose
+    resolution is not known or that is coarser than the resolution asked for.
     """
 
     def __init__(self, path: Path, mpp: float | None = None, assume_mpp: float | None = None) -> None:
@@ -81,12 +82,28 @@ class Slide:
         with self._named_errors():
             self._slide = openslide.OpenSlide(path)
         self.width, self.height = self._slide.dimensions
+        self._levels = sound_levels(self._slide.level_dimensions)
+        resolution = level0_resolution(self._slide.properties, assume_mpp)
+        self.level0_mpp = resolution.mpp
+        self.notes = (*resolution.notes, *self._more_notes())
         try:
-            self.level0_mpp = _stated_mpp(path, self._slide.properties) or assume_mpp
-            self.scale = _choose_scale(path, self._slide.level_downsamples, self.level0_mpp, mpp)
+            if not resolution.square:
+                raise BenchError(f"{path} {resolution.reason}")
+            downsamples = {k: self._slide.level_downsamples[k] for k in self._levels}
+            self.scale = _choose_scale(path, downsamples, resolution, mpp)
         except BenchError:
             self._slide.close()
             raise
+
+    @property
+    def origin(self) -> tuple[float, float]:
+        """The upper left corner of the part that was scanned, level-0 px, as the slide states it."""
+        return bounds_origin(self._slide.properties)
+
+    def _more_notes(self) -> list[Note]:
+        odd = self._slide.level_count - len(self._levels)
+        notes = [Note(odd, "levels that are not the slide made smaller, not read")] * bool(odd)
+        return notes + background_note(self._slide.properties)
 
     def __enter__(self) -> "Slide":
         return self
@@ -132,7 +149,8 @@ class Slide:
         About 64 times smaller, less for small slides. Read in bands, so that a slide without a pyramid fits as well.
         """
         wanted = min(_OVERVIEW_DOWNSAMPLE, max(1.0, max(self.width, self.height) / _OVERVIEW_SIDE))
-        level = self._slide.get_best_level_for_downsample(wanted + 0.01)
+        fine = [k for k in self._levels if self._slide.level_downsamples[k] <= wanted + 0.01]
+        level = max(fine, key=lambda k: self._slide.level_downsamples[k])
         downsample = self._slide.level_downsamples[level]
         factor = max(1, round(wanted / downsample))
         wide, high = self._slide.level_dimensions[level]
@@ -162,29 +180,16 @@ def _on_white(region: Image.Image) -> Image.Image:
     return image
 
 
-def _stated_mpp(path: Path, properties: Any) -> float | None:
-    """Microns per level-0 px as the slide states them, None if it does not."""
-    try:
-        across, down = (float(properties[f"openslide.mpp-{axis}"]) for axis in "xy")
-    except (KeyError, ValueError):
-        return None
-    if not (math.isfinite(across) and math.isfinite(down) and min(across, down) > 0):
-        return None
-    if abs(across / down - 1) > _ISOTROPY:
-        raise BenchError(f"{path} has pixels of {across} x {down} µm; only square ones can be read.")
-    return math.sqrt(across * down)
-
-
-def _choose_scale(path: Path, downsamples: tuple[float, ...], stated: float | None, mpp: float | None) -> Scale:
-    """The nearest level that is as fine as asked, and how much it must be reduced."""
+def _choose_scale(path: Path, downsamples: dict[int, float], resolution: Resolution, mpp: float | None) -> Scale:
+    """The nearest level that is as fine as asked, and how much it must be reduced. downsamples: by level."""
+    stated = resolution.mpp
     if mpp is None:
         return Scale(0, 1.0, 1.0, stated)
     if stated is None:
         raise BenchError(
-            f"{path} does not state its resolution (microns per pixel). Give it with --assume-mpp, or read level 0 "
-            "as it is with --mpp level-0."
+            f"{path} {resolution.reason} Give it with --assume-mpp, or read level 0 as it is with --mpp level-0."
         )
-    fine = [k for k, d in enumerate(downsamples) if d * stated <= mpp * (1 + MPP_TOLERANCE)]
+    fine = [k for k, d in downsamples.items() if d * stated <= mpp * (1 + MPP_TOLERANCE)]
     if not fine:
         raise BenchError(
             f"{path} has {stated:.4g} µm per px at its finest; patches of {mpp:g} µm per px cannot be made from it. "

@@ -307,7 +307,7 @@ def test_broken_slides_are_named_and_the_others_done(world_copy, tmp_path):
     assert set(reasons) == {"normal_001", "normal_002", "tumor_003", "tumor_004"}
     assert "openslide" in reasons["normal_001"]
     assert "tumor_003.xml holds no tumour polygon" in reasons["tumor_003"]
-    assert "without an XML file" in reasons["tumor_004"]
+    assert "without an annotation" in reasons["tumor_004"]
     assert {r["slide"] for r in table(tmp_path / "out")} == {"tumor_001", "tumor_002", "test_001", "test_003"}
     assert "no normal patch in split train" in " ".join(outcome.summary["notes"])
     for name in ("tumor_003", "tumor_004"):

@@ -12,8 +12,8 @@ from wsolbench.datasets.patches_choose import calibrate, dense_bin, normal_quota
 from wsolbench.datasets.patches_sample import Place
 from wsolbench.datasets.patches_settings import PatchSettings, as_published
 from wsolbench.datasets.patches_slides import BAD_SLIDES, TEST_TUMOR, list_slides
-from wsolbench.datasets.wsi_annotations import read_annotations
-from wsolbench.datasets.wsi_polygons import draw_mask, fill_polygon
+from wsolbench.datasets.wsi_annotations import Reading, read_annotations
+from wsolbench.datasets.wsi_polygons import Outline, draw_mask, fill_polygon
 from wsolbench.datasets.wsi_tissue import TissueRule, otsu, saturation, tissue_rule
 
 
@@ -60,12 +60,14 @@ def test_what_is_drawn_over_twice_is_inside():
 def test_masks_are_a_union_without_the_excluded():
     one, two = (np.array([(a, a), (a + 20, a), (a + 20, a + 20), (a, a + 20)], float) for a in (100, 110))
     hole = np.array([(115, 115), (118, 115), (118, 118), (115, 118)], float)
-    mask = draw_mask([one, two], [hole, hole + 200], (90, 95), 1.0, (50, 60))
+    mask = draw_mask([Outline(one), Outline(two)], [Outline(hole), Outline(hole + 200)], (90, 95), 1.0, (50, 60))
     expected = np.zeros((50, 60), bool)
     expected[5:25, 10:30] = expected[15:35, 20:40] = True
     expected[20:23, 25:28] = False
     np.testing.assert_array_equal(mask, expected)
-    np.testing.assert_array_equal(draw_mask([one], [], (90, 90), 2.5, (20, 20)), brute_force((one - 90) / 2.5, 20, 20))
+    np.testing.assert_array_equal(
+        draw_mask([Outline(one)], [], (90, 90), 2.5, (20, 20)), brute_force((one - 90) / 2.5, 20, 20)
+    )
 
 
 def annotation(points, group="Tumor", kind="Polygon"):
@@ -86,13 +88,15 @@ def test_annotations_by_group(tmp_path):
     path = write_xml(tmp_path / "a.xml", *kinds, annotation(SQUARE[:2]), annotation(SQUARE, kind="PointSet"))
     found = read_annotations(path, (100, 100))
     assert (len(found.tumor), len(found.excluded)) == (4, 3)
-    np.testing.assert_array_equal(found.tumor[0], SQUARE)
-    assert [n.partition(": ")[2] for n in found.notes] == [
-        "fewer than three points", "in no group", "type PointSet has no area"
+    np.testing.assert_array_equal(found.tumor[0].points, SQUARE)
+    assert [n.text for n in found.notes] == [
+        "annotations left out, fewer than three points: 1", "annotations left out, in no group: 1",
+        "annotations left out, type PointSet has no area: 1", "tumour outlines inside an exclusion, cut out with it "
+        "(--overlaps innermost keeps them): 4",
     ]  # fmt: skip
     swapped = annotation(SQUARE).replace('Order="0"', 'Order="x"').replace('Order="1"', 'Order="0"')
     second = write_xml(tmp_path / "b.xml", swapped.replace('Order="x"', 'Order="1"'))
-    np.testing.assert_array_equal(read_annotations(second).tumor[0], [SQUARE[k] for k in (1, 0, 2, 3)])
+    np.testing.assert_array_equal(read_annotations(second).tumor[0].points, [SQUARE[k] for k in (1, 0, 2, 3)])
 
 
 @pytest.mark.parametrize(
@@ -123,8 +127,9 @@ def test_no_entity_is_expanded(tmp_path):
 
 def test_published_reading_leaves_unknown_groups_out(tmp_path):
     path = write_xml(tmp_path / "a.xml", annotation(SQUARE), annotation(SQUARE, "Lymph"))
-    found = read_annotations(path, strict=False)
-    assert (len(found.tumor), found.notes) == (1, ("1 annotations left out: group 'Lymph'",))
+    found = read_annotations(path, reading=Reading(strict=False))
+    assert [n.text for n in found.notes] == ["annotations left out, group 'Lymph': 1"]
+    assert (len(found.tumor), len(found.unknown)) == (1, 1)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -269,7 +274,7 @@ def test_a_tumour_slide_is_never_taken_for_normal(tree):
         (tree / "x" / name).unlink()
     listing = list_slides(tree / "s", tree / "x", include_bad=True)
     assert {p.slide for p in listing.problems} == {"Tumor_001", "test_001", "test_114"}
-    assert all("without an XML file" in p.reason for p in listing.problems)
+    assert all("without an annotation" in p.reason for p in listing.problems)
     assert brief(listing)["test_003"] == ("normal", "test", False)
     assert {p.slide for p in list_slides(tree / "s", None, unannotated="error").problems} > {"test_003"}
     assert "test_003" in {s.slide for s in list_slides(tree / "s", None, unannotated="skip").skipped}
@@ -291,7 +296,7 @@ def test_slides_by_a_table(tree):
     table.write_text("slide,split\nother,test\ngone,train\n")
     listing = list_slides(tree / "s", tree / "x", table)
     assert {p.slide: p.reason[:12] for p in listing.problems} == {
-        "other": "no XML file ",
+        "other": "no annotatio",
         "gone": "listed in " + str(table)[:2],
     }
 
