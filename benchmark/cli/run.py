@@ -203,7 +203,7 @@ def do_plan(plan: "Plan", planner: "Planner", store: "Store", quiet: bool) -> "O
         with contextlib.redirect_stdout(sys.stderr):  # what code of methods prints; stdout is for rows
             notes = preflight(todo, planner)
         for note in notes:
-            terminal({"kind": "note", "text": f"NOTE: {note}"})
+            click.echo(plain(f"note: {note}"), err=True)
         store.note_plan(command_line(), plan.rows, plan.stages)
         terminal.begin(todo, rates_of(store))
     except OSError as problem:
