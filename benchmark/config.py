@@ -117,6 +117,7 @@ class Request:
     """What the user asked for, as typed; names are resolved by the plan.
 
     ood: what models are scored on beside their own test set, in the words of `evalsets.read_targets`.
+    selections: checkpoints to score, of protocols.SELECTIONS; empty: all that a method has.
     allow_leaks: kinds of leaks between splits (datasets/leaks.py) that are told in every table instead of refused.
     overrides: section -> settings from the file and `--set`; sections are `train`, `protocol`, or a method's name,
     whose settings may be its options or `train.KEY` for this method alone.
@@ -131,12 +132,13 @@ class Request:
     protocols: tuple[str, ...] = ("fair",)
     preset: str = "quick"
     ood: tuple[str, ...] = ("all",)
+    selections: tuple[str, ...] = ()
     allow_leaks: tuple[str, ...] = ()
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     run: RunConfig = field(default_factory=RunConfig)
 
 
-REQUEST_LISTS = ("methods", "datasets", "backbones", "folds", "seeds", "protocols", "ood", "allow_leaks")
+REQUEST_LISTS = ("methods", "datasets", "backbones", "folds", "seeds", "protocols", "ood", "selections", "allow_leaks")
 
 
 def train_config(preset: str, *layers: Mapping[str, Any]) -> TrainConfig:

@@ -1,6 +1,7 @@
 """What `bench doctor` sees of folders: disks, locks, data and their verification, and what a results folder holds."""
 
 import os
+import shlex
 import shutil
 import tempfile
 import time
@@ -14,7 +15,7 @@ from ..datasets import DATASETS
 from ..datasets.base import Manifest
 from ..datasets.open import HASH_FILE, open_dataset
 from .claims import LEASE_SECONDS
-from .errors import BenchError
+from .errors import BenchError, many
 from .findings import Finding, gib
 from .store import Store, read_json
 
@@ -179,15 +180,17 @@ def look_at_stages(results: Path) -> Iterator[Finding]:
             (failed if (runs / key / "failure.json").is_file() else begun).append(key)
     yield Finding("stages", "ok", f"{len(done)} of {len(names)} stages are finished")
     if damaged:
-        text = f"{len(damaged)} records cannot be used, the first: {next(iter(damaged.values()))}"
+        text = f"{many(len(damaged), 'record')} cannot be used, the first: {next(iter(damaged.values()))}"
         yield Finding("stages", "warning", text, "The same `bench run` makes them again; `bench clean` removes them.")
     if failed:
         some = ", ".join(f"{k} ({_what(results, k)})" for k in failed[:SHOWN])
-        text = f"{len(failed)} stages failed: {some}"
+        text = f"{many(len(failed), 'stage')} failed: {some}"
         yield Finding("stages", "warning", text, "`bench status` says why; the same `bench run` tries them again.")
     idle = [k for k in begun if not held(results / "locks" / f"{k}.lock")]
     if idle:
-        text = f"{len(idle)} stages were interrupted: {', '.join(idle[:SHOWN])}"
+        text = (
+            f"{many(len(idle), 'stage')} {'was' if len(idle) == 1 else 'were'} interrupted: {', '.join(idle[:SHOWN])}"
+        )
         yield Finding("stages", "note", text, "The same `bench run` continues them.")
 
 
@@ -203,18 +206,20 @@ def look_at_data(data_root: Path, results: Path) -> Iterator[Finding]:
         try:
             manifest = (dataset := open_dataset(entry.name, data_root)).manifest(dataset.folds[0])
         except BenchError as problem:
-            first = str(problem).partition("\n")[0]
-            yield Finding("data", "note", f"{entry.name}: {first}", facts={"dataset": entry.name, "there": False})
+            whole = " ".join(str(problem).split())  # where it was looked for, too
+            yield Finding("data", "note", f"{entry.name}: {whole}", facts={"dataset": entry.name, "there": False})
             continue
-        yield _verified(entry.name, manifest, results)
+        yield _verified(entry.name, manifest, results, data_root)
 
 
-def _verified(name: str, manifest: Manifest, results: Path) -> Finding:
+def _verified(name: str, manifest: Manifest, results: Path, data_root: Path) -> Finding:
     safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in manifest.card.name)
     path = results / "data" / f"{safe}-verify.json"
     kind = " (SYNTHETIC)" if manifest.synthetic else ""
     text = f"{name}{kind}: {len(manifest.items)} images in fold {manifest.fold}"
-    advice, told = f"`bench data verify {name}` reads every file.", {"dataset": name, "there": True}
+    places = (("--data-root", data_root, "data"), ("--results", results, "results"))
+    more = "".join(f" {option} {shlex.quote(str(path))}" for option, path, usual in places if str(path) != usual)
+    advice, told = f"`bench data verify {name}{more}` reads every file.", {"dataset": name, "there": True}
     try:
         report = read_json(path)
         hashes, problems = dict(report["sha256"]), len(report["problems"])
@@ -223,7 +228,7 @@ def _verified(name: str, manifest: Manifest, results: Path) -> Finding:
     date = time.strftime("%Y-%m-%d", time.localtime(path.stat().st_mtime))
     told = {**told, "verified": date, "problems": problems}
     if problems:
-        return Finding("data", "problem", f"{text}, verified {date} with {problems} problems", advice, told)
+        return Finding("data", "problem", f"{text}, verified {date} with {many(problems, 'problem')}", advice, told)
     if changed := changed_since(manifest, hashes, results, path.stat().st_mtime):
         more = f"{text}, verified {date}; {len(changed)} files changed since, the first {changed[0]}"
         return Finding("data", "warning", more, advice, {**told, "changed": len(changed)})

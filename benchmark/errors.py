@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
+MOST_PARTS = 4  # names that share a word, in a suggestion
 _STEERING = {"Cc", "Cs", "Zl", "Zp"}  # Unicode categories: controls, halves of characters, line separators
 _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # text written backwards
 
@@ -63,6 +64,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     for name in names:
         for form in dict.fromkeys((bare(name), bare(name.rpartition(":")[2]))):
             forms.setdefault(form, []).append(name)
+    parts = [name for name in names if word in name.split("_")][:MOST_PARTS]
+    if parts:  # `size` of image_size and load_size
+        return f" Did you mean {' or '.join(parts)}?"
     near = [bare(word)] if bare(word) in forms else difflib.get_close_matches(bare(word), forms, n=2, cutoff=0.6)
     found = list(dict.fromkeys(name for form in near for name in forms[form][: 3 - len(near)]))
     if found:

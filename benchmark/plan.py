@@ -15,11 +15,11 @@ from ..methods.strides import takes_preset_stride
 from ..methods.weights import imagenet_tag, weights_identity
 from ..methods.weights_hub import why_unreachable
 from .config import Request, TrainConfig, identity_fields, train_config, update
-from .errors import BenchError
+from .errors import BenchError, did_you_mean
 from .evalsets import EvalSet
 from .metrics import VERSION as METRICS_VERSION
 from .ood import Evaluated
-from .protocols import PROTOCOLS, Protocol, get_protocol
+from .protocols import PROTOCOLS, SELECTIONS, Protocol, get_protocol
 from .resolve import MethodRef, Resolver
 from .store import key_of
 
@@ -106,6 +106,9 @@ class Planner:
         self.methods = self.resolver.expand(request.methods)
         changes = request.overrides.get("protocol", {})
         self.protocols = [_protocol(name, changes) for name in request.protocols]
+        for name in request.selections:
+            if name not in SELECTIONS:
+                raise BenchError(f"--selections: there is no checkpoint '{name}'.{did_you_mean(name, SELECTIONS)}")
         self.evaluated = Evaluated(request)
         self.sources = self.evaluated.sources
         self.answers: dict[tuple[Any, ...], Any] = {}
@@ -178,6 +181,9 @@ class Planner:
                 settled = self._settled(method, cell.site)
                 self._refuse_circles(settled, cell.site)
                 self._rows(settled, cell)
+        if not self.plan.rows:
+            asked = ", ".join(self.request.selections)
+            raise BenchError(f"--selections {asked}: no method of this run has such a checkpoint. Leave it out.")
         self.resolver.check_sections(("train", "protocol", "run", "shift"))
         self.plan.rows = list(dict.fromkeys(self.plan.rows))
         return self.plan
@@ -199,6 +205,8 @@ class Planner:
         masks = self.sources[cell.dataset].has_validation_masks(cell.fold)
         if carrier and (method.spec.kind == "none" or mapless or not masks):
             selections = ("cl", "last")  # without maps, or masks to judge them by, there is no best map
+        if carrier and self.request.selections:
+            selections = tuple(s for s in selections if s in self.request.selections)
         home = EvalSet(cell.dataset, cell.fold)
         for on in self.evaluated.sets(cell.dataset, cell.fold):
             for selection in selections:

@@ -241,7 +241,8 @@ def where(devices: Sequence[str], told: str = "see the column Device") -> str:
 
 def _footnotes(cells: Sequence[Cell], has_parts: bool) -> tuple[str, ...]:
     notes = [
-        "in all: where one pass made the maps of several teachers, its seconds are divided among them.",
+        "The column *in all* counts each training and teacher map set once; where one pass made the maps of several "
+        "teachers, its seconds are divided among them.",
         "ms/image: what a method would take if it were scored alone; reading the pixels and writing are left out.",
         "peak: memory of the GPU where there is one, else of the whole process since it began, which may have done "
         "other stages before.",

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..benchmark.errors import plain
@@ -16,6 +17,8 @@ from .shifts import build_shifted
 from .unfinished import Unfinished
 from .unfinished_shown import terminal_unfinished
 
+_FIRST_TO_GO = ("seconds_score", "seconds_train", "dice_oracle", "iou_tau_val", "tau_val", "dice_tau_val", "accuracy")
+_WIDE = 120  # columns from which on the backbone has one of its own
 _TERMINAL_COLUMNS = (
     "pxap", "chance", "accuracy", "dice_tau_val", "iou_tau_val", "tau_val", "dice_oracle", "seconds_train",
     "seconds_score",
@@ -130,34 +133,60 @@ def _terminal_one(table: Table, width: int) -> str:
     columns = [c for c in table.columns if c.key in _TERMINAL_COLUMNS]
     main = next((b for b in table.blocks if b.key != "-"), None)
     shown = [b for b in table.blocks if b is main or b.key == "-"]
-    single = all(len(line.runs) == 1 for b in shown for line in b.lines)
-    heads = ["Method", "Backbone", *([] if single else ["n"]), *(_short(c) for c in columns)]
-    grid = [[_terminal_line(line, columns, single) for line in block.lines] for block in shown]
-    widths = [max(len(r[k]) for r in [heads, *(r for lines in grid for r in lines)]) for k in range(len(heads))]
-    for k in (0, 1):
+    lines = [line for b in shown for line in b.lines]
+    single = all(len(line.runs) == 1 for line in lines)
+    networks = sorted({line.first.backbone for line in lines} - {"-"})
+    same = len(networks) == 1 and width < _WIDE  # then its name stands in the heading
+    names = [("Method", lambda x: x.label), *([] if same else [("Backbone", lambda x: x.first.backbone)])]
+    names += [] if single else [("n", lambda x: str(len(x.runs)))]
+    kept = _columns_that_fit(columns, lines, [max(len(h), *(len(f(x)) for x in lines)) for h, f in names], width)
+    heads = [h for h, _ in names] + [_short(c) for c in kept]
+    grid = [[[f(x) for _, f in names] + [_number(x, c) for c in kept] for x in b.lines] for b in shown]
+    widths = [max(len(r[k]) for r in [heads, *(r for rows in grid for r in rows)]) for k in range(len(heads))]
+    texts = 1 if same else 2  # columns of names: these may be cut
+    for k in range(texts):
         excess = max(0, sum(widths) + 2 * (len(widths) - 1) - width)
         widths[k] = min(widths[k], max(10, widths[k] - excess))
-    out = [
-        fit(table.title, width, True).rstrip(),
-        "  ".join(fit(h, w, k < 2) for k, (h, w) in enumerate(zip(heads, widths, strict=True))).rstrip(),
-    ]
-    for block, lines in zip(shown, grid, strict=True):
-        out.append(f"-- {block.title}")
-        out += [
-            "  ".join(fit(v, w, k < 2) for k, (v, w) in enumerate(zip(r, widths, strict=True))).rstrip() for r in lines
-        ]
-    return "\n".join([*out, *(printable(note) for note in _terminal_notes(table, shown))])
+
+    def row(values: Sequence[str]) -> str:
+        return "  ".join(fit(v, w, k < texts) for k, (v, w) in enumerate(zip(values, widths, strict=True))).rstrip()
+
+    out = [fit(f"{table.title} · {networks[0]}" if same else table.title, width, True).rstrip(), row(heads)]
+    for block, rows in zip(shown, grid, strict=True):
+        out += [f"-- {block.title}", *map(row, rows)]
+    if dropped := [_short(c) for c in columns if c not in kept]:
+        out.append(_wrapped(f"No room here for {', '.join(dropped)}: see the report, or a wider terminal.", width))
+    return "\n".join([*out, *(_wrapped(printable(note), width) for note in _terminal_notes(table, shown))])
+
+
+def _columns_that_fit(
+    columns: Sequence[Column], lines: Sequence[Line], names: Sequence[int], width: int
+) -> list[Column]:  # fmt: skip
+    """The columns for which there is room: a number is never cut, a whole column goes. names: widths of the others."""
+    kept = list(columns)
+    widths = {c.key: max(len(_short(c)), *(len(_number(x, c)) for x in lines)) for c in columns}
+    least = sum(min(n, 22) for n in names)  # names may be cut down to this, numbers not
+    for key in _FIRST_TO_GO:
+        if least + sum(widths[c.key] for c in kept) + 2 * (len(kept) + len(names) - 1) <= width:
+            break
+        kept = [c for c in kept if c.key != key]
+    return kept
+
+
+def _number(line: Line, column: Column) -> str:
+    cell = line.cells[column.key]
+    return cell.text if column.key == "pxap" else cell.value
+
+
+def _wrapped(note: str, width: int) -> str:
+    """A note over as many lines as it needs, the later ones indented."""
+    return textwrap.fill(note, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _short(column: Column) -> str:
     return {"dice_oracle": "Dice†", "seconds_train": "train s", "seconds_score": "score s", "tau_val": "tau"}.get(
         column.key, column.title
     )
-
-
-def _terminal_line(line: Line, columns: Iterable[Column], single: bool) -> list[str]:
-    numbers = [line.cells[c.key].text if c.key == "pxap" else line.cells[c.key].value for c in columns]
-    return [line.label, line.first.backbone, *([] if single else [str(len(line.runs))]), *numbers]
 
 
 def _terminal_notes(table: Table, shown: Sequence[Block]) -> list[str]:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import importlib
 import logging
+import os
 import signal
 import sys
 import threading
@@ -19,7 +20,7 @@ from ..errors import BenchError, did_you_mean
 VERBS = {
     "run": ("run:run", "Train and score methods on datasets; the same command again continues."),
     "list": ("listing:list_", "Methods, datasets, shifts, backbones, protocols and presets."),
-    "status": ("status:status", "What is stored: finished, failed and interrupted stages."),
+    "status": ("status:status", "What is stored: finished, failed, running and interrupted stages."),
     "report": ("report:report", "Tables, figures and the HTML page from what is stored."),
     "score": ("score:score", "Score anybody's maps against masks, without a model."),
     "data": ("data:data", "Verify, describe, synthesise or cut datasets."),
@@ -120,7 +121,9 @@ def _run(args: list[str] | None) -> Any:
         click.echo("Interrupted. Everything finished so far is stored; the same command continues.", err=True)
         return 130
     except BenchError as problem:
-        click.echo(f"Error: {problem}", err=True)
+        coloured = False if "NO_COLOR" in os.environ else None  # None: where there is a terminal
+        click.secho("Error:", err=True, nl=False, fg="red", bold=True, color=coloured)
+        click.echo(f" {problem}", err=True)
         return 2
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has gone, e.g. `bench list | head`

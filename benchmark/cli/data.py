@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import BenchError, plain
+from ..errors import BenchError, many, plain
 from . import options
 from .patches import patches
 
@@ -53,7 +53,7 @@ def verify(dataset: str, data_root: Path, folds: str, results: Path, as_json: bo
         _show_report(report, path)
     if report.problems:
         first = "\n  ".join(report.problems[:5])
-        raise BenchError(f"{report.dataset}: {len(report.problems)} problems, the first:\n  {first}")
+        raise BenchError(f"{report.dataset}: {many(len(report.problems), 'problem')}, the first:\n  {first}")
 
 
 @data.command()
@@ -148,7 +148,7 @@ def _say(line: str) -> None:
 
 def _show_report(report: "Report", path: Path) -> None:
     kind = " (SYNTHETIC)" if report.synthetic else ""
-    _say(f"{report.dataset}{kind}: {report.files} files read, {len(report.problems)} problems")
+    _say(f"{report.dataset}{kind}: {many(report.files, 'file')} read, {many(len(report.problems), 'problem')}")
     for fold in report.folds:
         held = {split: counts for split, counts in fold.counts.items() if any(counts.values())}
         parts = [f"{split} {' + '.join(map(str, counts.values()))}" for split, counts in held.items()]
@@ -163,7 +163,8 @@ def _show_report(report: "Report", path: Path) -> None:
         _say(f"  note: {report.before}")
     if report.changed:
         some = ", ".join(report.changed[:5]) + (", …" if len(report.changed) > 5 else "")
-        _say(f"  note: {len(report.changed)} images are not what the last verification found, the first: {some}")
+        count = many(len(report.changed), "image")
+        _say(f"  note: {count} changed since the last verification, the first: {some}")
     _say(f"report with all hashes  {path}")
 
 

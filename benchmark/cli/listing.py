@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ...methods.normalisation import Statistics
 
 MOST_MEASURED = 60  # networks; each takes up to a second
-WHAT = ("methods", "datasets", "shifts", "backbones", "protocols", "presets")
+WHAT = ("methods", "datasets", "shifts", "backbones", "protocols", "presets", "settings")
 
 
 @click.command("list")
@@ -21,7 +21,7 @@ WHAT = ("methods", "datasets", "shifts", "backbones", "protocols", "presets")
 @click.option("--results", type=click.Path(), default="results", hidden=True, help="As on the other read verbs.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, nothing else.")
 def list_(what: str | None, pattern: str | None, results: str, as_json: bool) -> None:
-    """Methods, datasets, shifts, backbones, protocols and presets. Imports no method, no dataset.
+    """Methods, datasets, shifts, backbones, protocols, presets and the settings of --set, none of them imported.
 
     `bench list backbones PATTERN` measures the networks of timm whose names fit: 'deit_*', resnet50.
 
@@ -30,6 +30,8 @@ def list_(what: str | None, pattern: str | None, results: str, as_json: bool) ->
     """
     if pattern and what != "backbones":
         raise click.UsageError("a pattern goes with backbones: bench list backbones 'deit_*'")
+    from .list_settings import settings
+
     makers: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "methods": _methods,
         "datasets": _datasets,
@@ -37,6 +39,7 @@ def list_(what: str | None, pattern: str | None, results: str, as_json: bool) ->
         "backbones": _backbones,
         "protocols": _protocols,
         "presets": _presets,
+        "settings": settings,
     }
     if pattern:
         makers["backbones"] = partial(_measured_backbones, pattern)

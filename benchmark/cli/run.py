@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shlex
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -21,11 +22,16 @@ if TYPE_CHECKING:
     from ..plan import Plan, Planner
     from ..store import Store
 
+WIDTH, NARROWEST = 120, 60  # columns of a table where there is no terminal, and the fewest that hold one
 _RUN_FLAGS = ("data_root", "results", "device", "devices", "jobs", "jobs_per_gpu", "backend", "scheduler")
 
 
 @click.command()
-@click.option("--methods", help="Names or Python files, separated by commas: layercam,pixelcam,./mine.py")
+@click.option(
+    "--methods",
+    help="Names, NAME:VARIANT or Python files, separated by commas: layercam, pixelcam:deepmil (another teacher), "
+    "gradcam:ScoreCAM (a class of the package grad-cam), ./mine.py",
+)
 @click.option("--datasets", help="Names or CSV manifests, separated by commas: glas,my.csv")
 @click.option(
     "--ood",
@@ -40,6 +46,9 @@ _RUN_FLAGS = ("data_root", "results", "device", "devices", "jobs", "jobs_per_gpu
 @click.option("--weights", help="none, imagenet, or a file (safetensors).  [default: imagenet]")
 @click.option("--folds", help="Fold names, or `grouped` for the patient-disjoint folds.  [default: 0]")
 @click.option("--seeds", help="Random seeds, separated by commas.  [default: 0]")
+@click.option(
+    "--selections", help="Checkpoints to score, of loc, cl and last: fewer passes.  [default: all that a method has]"
+)
 @click.option("--protocol", "protocols", help=f"{' or '.join(PROTOCOLS)}, or both.  [default: fair]")
 @click.option("--preset", help=f"One of {', '.join(PRESETS)}.  [default: quick]")
 @click.option(
@@ -262,18 +271,18 @@ def _show_plan(plan: "Plan", store: "Store", as_json: bool) -> None:
         summary["trainings"] = sum(s.kind == "train" for s in plan.stages.values())
         click.echo(json.dumps(summary, indent=1))
         return
-    for kind, noun in (("train", "trainings"), ("maps", "teacher map sets"), ("score", "scores")):
+    for kind, noun in (("train", "training"), ("maps", "teacher map set"), ("score", "score")):
         of_kind = plan.kinds(kind)
         waiting = [s for s in of_kind if s.key in todo]
-        click.echo(f"{len(of_kind)} {noun}, {len(waiting)} to do")
+        click.echo(f"{many(len(of_kind), noun)}, {len(waiting)} to do")
         if kind != "score":
             for stage in of_kind:
                 mark = "to do " if stage.key in todo else "stored" if stage.key in done else "unused"
                 click.echo(f"  {mark}  {stage.key}  {title(stage)}")
     pairs = Counter((plan.stages[k].labels["train"], plan.stages[k].labels["eval"]) for k in plan.rows)
     for (train, evaluated), rows in pairs.items():
-        click.echo(f"  {train} → {evaluated}: {rows} rows")
-    click.echo(f"{len(plan.rows)} rows of the tables, {sum(k in done for k in plan.rows)} stored")
+        click.echo(f"  {train} → {evaluated}: {many(rows, 'row')}")
+    click.echo(f"{many(len(plan.rows), 'row')} of the tables, {sum(k in done for k in plan.rows)} stored")
     if todo:
         text = f"about {duration(seconds)}" if seconds is not None else "unknown (no finished training to learn from)"
         click.echo(f"estimated time: {text}")
@@ -291,7 +300,8 @@ def show_rows(plan: "Plan", store: "Store", found: "Findings", as_json: bool) ->
     if as_json:
         click.echo(json.dumps([r.to_json() for r in rows], indent=1))
     elif (unfinished := load_unfinished(store, plan.stages)) or rows:
-        click.echo(terminal_table(rows, unfinished=unfinished))
+        width = shutil.get_terminal_size((WIDTH, 24)).columns if sys.stdout.isatty() else WIDTH
+        click.echo(terminal_table(rows, max(width, NARROWEST), unfinished=unfinished))
 
 
 def _say_outcome(plan: "Plan", outcome: "Outcome", results: Path) -> None:
@@ -312,5 +322,5 @@ def say_problems(plan: "Plan", outcome: "Outcome", results: Path) -> None:
     if outcome.failed:
         click.echo(f"Tracebacks: {results}/runs/<stage>/failure.json; the same command tries these again.", err=True)
     if outcome.blocked:
-        why = "were not done" if outcome.full else "wait for those that failed"
-        click.echo(f"{len(outcome.blocked)} stages {why}.", err=True)
+        why = "not done" if outcome.full else "waiting for those that failed"
+        click.echo(f"{many(len(outcome.blocked), 'stage')} {why}.", err=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import plain
+from ..errors import many, plain
 
 if TYPE_CHECKING:
     from ...reports.stored import Stored
@@ -18,29 +18,36 @@ if TYPE_CHECKING:
 @click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, nothing else.")
 def status(results: Path, as_json: bool) -> None:
-    """What is stored: finished, failed, diverged, interrupted and ignored stages. Reads records only, runs nothing."""
+    """What is stored: finished, failed, diverged, running, interrupted and ignored stages.
+
+    Reads records only, runs nothing.
+    """
     from ...reports.stored import read_stored
+    from ..doctor_places import held
     from ..store import Store
 
     found = read_stored(Store(results))
     folders = {p.name for p in (results / "runs").glob("*") if p.is_dir()}
     begun = sorted(folders - set(found.records) - set(found.failures) - set(found.ignored))
+    running = [key for key in begun if held(results / "locks" / f"{key}.lock")]
+    begun = [key for key in begun if key not in running]
     if as_json:
-        click.echo(json.dumps(_value(results, found, begun), indent=1))
+        click.echo(json.dumps({**_value(results, found, begun), "running": running}, indent=1))
         return
     if not folders:
         _say(f"Nothing is stored in {results} yet. `bench run` fills it.")
         return
     counts = Counter(str(r.get("kind")) for r in found.records.values())
-    parts = [
-        f"{counts[k]} {name}" for k, name in (("train", "trainings"), ("maps", "teacher map sets"), ("score", "scores"))
-    ]
+    names = {"train": "training", "maps": "teacher map set", "score": "score"}
+    parts = [many(counts[k], name) for k, name in names.items()]
     _say(f"{results}: finished {', '.join(parts)}")
     for key, record in found.records.items():
         if record.get("kind") == "train":
             _say(f"  {key}  {_title(record)}  {record.get('seconds') or 0:.0f} s")
     for key, failure in found.failures.items():
         _say(f"{_outcome(failure).upper()} {key}  {failure.get('kind')} {_title(failure)}: {failure.get('error', '')}")
+    for key in running:
+        _say(f"running {key}: a `bench run` is at work on it (`bench doctor` says which process)")
     for key in begun:
         _say(f"interrupted {key}: the same `bench run` continues it")
     for key, why in found.ignored.items():

@@ -42,9 +42,9 @@ def draw(scene: Scene) -> list[Drawn]:
     handles, labels = next(a for a in panels.flat if a.get_legend_handles_labels()[0]).get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower right", ncols=3, frameon=False)
     how = (
-        "Mean over images of each image's own histogram, apart for pixels inside and outside the mask; the axis is "
-        "logarithmic. Foreground far to the right of background makes a good map. Two peaks at 0 and 1 leave the "
-        f"threshold little to decide; one peak leaves it everything. Shown: {run_of(lines[0])}."
+        "Mean over images of each image's own histogram, shown separately for pixels inside and outside the mask; the "
+        "axis is logarithmic. Foreground far to the right of background makes a good map. Two peaks at 0 and 1 leave "
+        f"the threshold little to decide; one peak leaves it everything. Shown: {run_of(lines[0])}."
     )
     alt = "Histograms of score values in foreground and background, one panel a method."
     return [Drawn(slug("histograms", *scene.stem), "Score values", how, alt, figure)]

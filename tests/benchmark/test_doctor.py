@@ -130,9 +130,9 @@ def test_stages_are_counted(tmp_path):
     (store.run_dir("d") / "record.json").write_text("{")
     found = {f.level: f.text for f in doctor_places.look_at_stages(tmp_path)}
     assert found["ok"] == "1 of 4 stages are finished"
-    assert found["note"] == "1 stages were interrupted: c"
+    assert found["note"] == "1 stage was interrupted: c"
     texts = [f.text for f in doctor_places.look_at_stages(tmp_path) if f.level == "warning"]
-    assert "1 records cannot be used" in texts[0]
+    assert "1 record cannot be used" in texts[0]
     assert "1 stages failed: b (score cam)" in texts[1]
 
 

@@ -253,3 +253,18 @@ def test_terminal_table_is_compact(rows):
 def test_terminal_table_cuts_long_names(rows):
     long = [replace(r, method="m" * 200, backbone="b" * 200) for r in rows]
     assert max(len(x) for x in terminal_table(long).splitlines() if x.startswith("m")) <= 120
+
+
+@pytest.mark.parametrize("width", [60, 72, 80, 100, 120, 200])
+def test_terminal_table_fits_and_cuts_no_number(rows, width):
+    text = terminal_table(rows, width)
+    table = build_tables(rows)[0]
+    shown = text.split("\n\n")[0].splitlines()
+    assert max(map(len, shown)) <= width
+    value = line_of(table, "pixelcam").cells["pxap"].text
+    assert any(line.startswith("pixelcam") and value in line for line in shown)
+    gone = {"Accuracy", "Dice", "IoU", "tau", "train s", "score s"} - set(re.split(r"  +", shown[1]))
+    assert bool(gone) == (width < 100)
+    if gone:
+        told = " ".join(" ".join(shown).partition("No room here for ")[2].split())
+        assert all(name in told for name in gone)
