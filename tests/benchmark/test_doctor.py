@@ -133,7 +133,7 @@ def test_stages_are_counted(tmp_path):
     assert found["note"] == "1 stage was interrupted: c"
     texts = [f.text for f in doctor_places.look_at_stages(tmp_path) if f.level == "warning"]
     assert "1 record cannot be used" in texts[0]
-    assert "1 stages failed: b (score cam)" in texts[1]
+    assert "1 stage failed: b (score cam)" in texts[1]
 
 
 @pytest.fixture(scope="module")
