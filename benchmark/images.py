@@ -4,6 +4,7 @@ The arrays are shared by all folds, stages and processes. Masks live in files of
 and training of methods declared pixel-supervised.
 """
 
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,7 +19,7 @@ from joblib import cpu_count
 from ..datasets.base import Dataset, Item
 from ..datasets.decode import decode_squashed
 from ..datasets.mask_sizes import reduce_mask
-from ..datasets.masks import FOREGROUND, IGNORED, READER_VERSION
+from ..datasets.masks import FOREGROUND, IGNORED, READER_VERSION, MaskRule
 from .claims import exclusive
 from .errors import BenchError
 from .guard import reading_masks
@@ -171,8 +172,8 @@ class ImageCache:
         """Of the file and of what its numbers mean."""
         if item.mask is None:
             raise BenchError(f"Image '{item.id}' is declared maskless; its mask cannot be read.")
-        rule = (item.mask_rule or self.dataset.card.mask_rule).identity()
-        return hashlib.sha256(f"{self._digest(item.mask)} {canonical_json(rule)}".encode()).hexdigest()
+        rule = _rule_text(item.mask_rule or self.dataset.card.mask_rule)
+        return hashlib.sha256(f"{self._digest(item.mask)} {rule}".encode()).hexdigest()
 
     def frames(self, items: Sequence[Item], size: int, masks: MaskForm | None = None) -> Frames:
         """The rows of prepared arrays; with a form, their masks too (declared maskless: all background).
@@ -194,6 +195,11 @@ class ImageCache:
         with reading_masks():
             told = read_facts(facts_file(self._store(*form)))
         return [told[self._mask_digest(i)] for i in items]
+
+
+@functools.lru_cache(maxsize=256)
+def _rule_text(rule: MaskRule) -> str:
+    return canonical_json(rule.identity())
 
 
 class MaskRows(Rows):

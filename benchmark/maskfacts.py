@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..datasets.masks import MaskFacts
+from .store import atomic_path
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,10 @@ def read_facts(path: Path) -> dict[str, StoredFacts]:
 
 
 def add_facts(path: Path, found: Mapping[str, StoredFacts]) -> None:
-    """Adds lines; whatever a killed process left unfinished or damaged is written over first."""
+    """Adds lines; what is damaged goes."""
+    if not found:
+        return
     known = read_facts(path)
     text = "".join(json.dumps({"digest": d, **asdict(f)}) + "\n" for d, f in {**known, **found}.items())
-    path.write_text(text, encoding="ascii")
+    with atomic_path(path) as temporary:  # others may read it at this moment
+        temporary.write_text(text, encoding="ascii")

@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..benchmark.errors import BenchError
 from ..benchmark.store import atomic_path
 from .base import SPLITS, Dataset, Item, Manifest
 from .decode import decode_image, image_size, resize_image
 from .mask_sets import SizedMask, mask_notes, sized_mask
 from .mask_sizes import reduce_mask
+from .open import BadFile, bad_files_error
 from .verify import SCORE_SIZE, count_images
 
 THUMBNAIL = 160  # px
@@ -59,11 +61,20 @@ def describe(dataset: Dataset, fold: str) -> Info:
 
 
 def sized_masks(dataset: Dataset, manifest: Manifest, size: int = SCORE_SIZE) -> dict[str, SizedMask]:
-    """All masks of a fold by image id, squashed to `size` px. Raises BenchError for the first that cannot be read."""
+    """All masks of a fold by image id, squashed to `size` px. Raises BenchError naming those that cannot be read."""
+
+    def read(item: Item) -> SizedMask | BadFile:
+        try:
+            return sized_mask(dataset.read_mask(item), size)
+        except BenchError as problem:
+            return BadFile(item.image, str(problem))
+
     masked = [i for i in manifest.items if i.mask is not None]
     with ThreadPoolExecutor(4) as pool:
-        found = pool.map(lambda i: sized_mask(dataset.read_mask(i), size), masked)
-        return dict(zip((i.id for i in masked), found, strict=True))
+        found = dict(zip((i.id for i in masked), pool.map(read, masked), strict=True))
+    if bad := [f for f in found.values() if isinstance(f, BadFile)]:
+        raise bad_files_error(f"{manifest.card.name}, fold {manifest.fold}", bad, len(masked))
+    return {name: mask for name, mask in found.items() if isinstance(mask, SizedMask)}
 
 
 def foreground_shares(manifest: Manifest, masks: Mapping[str, SizedMask], size: int = SCORE_SIZE) -> dict[str, float]:

@@ -5,7 +5,7 @@ Nothing is guessed. A mask that can be read in two ways is refused, and the mess
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,9 @@ class MaskRule:
         return "mask value above 0"
 
     def identity(self) -> dict[str, Any]:
-        """The rule as a JSON value, with the version of the reader."""
-        return {**asdict(self), "reader": READER_VERSION}
+        """The rule as a JSON value, lists of values as ranges, with the version of the reader."""
+        lists = {name: _ranges(getattr(self, name)) for name in ("foreground", "ignore")}
+        return {**lists, "threshold": self.threshold, "meaning": self.meaning, "reader": READER_VERSION}
 
 
 @dataclass(frozen=True)
@@ -218,6 +219,19 @@ def _values(text: str, what: str) -> tuple[int, ...]:
             raise BenchError(f"{what} '{text}': {part} is no whole number up to {_HIGHEST}.")
         found.add(int(number))
     return tuple(sorted(found))
+
+
+def _ranges(values: Sequence[int] | None) -> list[list[int]] | None:
+    """First and last value of every stretch without a gap."""
+    if values is None:
+        return None
+    found: list[list[int]] = []
+    for value in sorted(values):
+        if found and value == found[-1][1] + 1:
+            found[-1][1] = value
+        else:
+            found.append([value, value])
+    return found
 
 
 def _number(text: str, what: str) -> float:

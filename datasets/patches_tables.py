@@ -155,6 +155,7 @@ def _dataset(settings: PatchSettings, rows: Sequence[Mapping[str, Any]], jobs: S
         f"# background: {NORMAL}",
         f"# positive: {TUMOR}",
         "# foreground: tumour inside the annotated polygons",
+        "# mask_foreground: 255",  # so that patches which are tumour as a whole raise no doubt
     ]
     lines += _source([j.name for j in jobs])
     table = [{**r, "pixel_val": "1" if r["image"] in marked else ""} for r in rows]

@@ -14,7 +14,7 @@ from wsolbench.benchmark import metrics
 from wsolbench.benchmark.images import Frames
 from wsolbench.benchmark.maps import histogram, scale_maps
 from wsolbench.benchmark.metrics import BINS, THRESHOLDS, Histograms
-from wsolbench.benchmark.passes import Target, Task, evaluation_pass, validation_pass
+from wsolbench.benchmark.passes import PixelMasks, Target, Task, evaluation_pass, validation_pass
 from wsolbench.benchmark.pixelstore import PixelStore
 from wsolbench.benchmark.plan import Planner
 from wsolbench.benchmark.protocols import PROTOCOLS
@@ -226,7 +226,8 @@ def test_sharded_scoring_is_the_whole_whatever_the_batches(images, cut, batch, r
 def test_validation_is_the_same_whatever_the_batches(images, batch):
     reader, tasks = reader_and_tasks()
     frames = frames_of(images, range(24))
-    masks = {r: np.asarray(frames.masks)[r] for r in (3, 5, 20)}
+    rows = (3, 5, 20)
+    masks = PixelMasks(rows, {t.protocol.mask_reduction: np.asarray(frames.masks)[list(rows)] for t in tasks})
     found = [validation_pass(reader, tasks, frames, masks, torch.device("cpu"), size)[1] for size in (24, batch)]
     for task in tasks:
         one, other = (f[task.name] for f in found)
