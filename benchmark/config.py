@@ -119,6 +119,7 @@ class Request:
     ood: what models are scored on beside their own test set, in the words of `evalsets.read_targets`.
     selections: checkpoints to score, of protocols.SELECTIONS; empty: all that a method has.
     allow_leaks: kinds of leaks between splits (datasets/leaks.py) that are told in every table instead of refused.
+    weights_seen: sets and splits that the starting weights have seen; rows on them are marked, no number changes.
     overrides: section -> settings from the file and `--set`; sections are `train`, `protocol`, or a method's name,
     whose settings may be its options or `train.KEY` for this method alone.
     """
@@ -134,11 +135,14 @@ class Request:
     ood: tuple[str, ...] = ("all",)
     selections: tuple[str, ...] = ()
     allow_leaks: tuple[str, ...] = ()
+    weights_seen: tuple[str, ...] = ()
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     run: RunConfig = field(default_factory=RunConfig)
 
 
-REQUEST_LISTS = ("methods", "datasets", "backbones", "folds", "seeds", "protocols", "ood", "selections", "allow_leaks")
+REQUEST_LISTS = (
+    "methods", "datasets", "backbones", "folds", "seeds", "protocols", "ood", "selections", "allow_leaks", "weights_seen",
+)  # fmt: skip
 
 
 def train_config(preset: str, *layers: Mapping[str, Any]) -> TrainConfig:

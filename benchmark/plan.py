@@ -15,6 +15,7 @@ from ..methods.strides import takes_preset_stride
 from ..methods.weights import imagenet_tag, weights_identity
 from ..methods.weights_hub import why_unreachable
 from .config import Request, TrainConfig, identity_fields, train_config, update
+from .contamination import declare
 from .errors import BenchError, did_you_mean
 from .evalsets import EvalSet
 from .metrics import VERSION as METRICS_VERSION
@@ -113,6 +114,7 @@ class Planner:
         self.sources = self.evaluated.sources
         self.answers: dict[tuple[Any, ...], Any] = {}
         self.plan = Plan()
+        self.weights_seen: dict[str, list[str]] = {}  # by hash or tag of starting weights: sets they have seen
         self.notices: list[str] = []  # what was decided for the user, a sentence each
 
     @_once
@@ -186,6 +188,7 @@ class Planner:
             raise BenchError(f"--selections {asked}: no method of this run has such a checkpoint. Leave it out.")
         self.resolver.check_sections(("train", "protocol", "run", "shift"))
         self.plan.rows = list(dict.fromkeys(self.plan.rows))
+        self.weights_seen = declare(self)
         return self.plan
 
     def _cells(self) -> Iterator[Cell]:

@@ -327,6 +327,11 @@ def _notes_of(stage: Stage, manifest: Manifest) -> list[str]:
     return [note for note in manifest.notes if not (away and note in manifest.split_notes)]
 
 
+def _has_backbone(stage: Stage) -> bool:
+    ref = stage.work["method"] if stage.kind == "train" else stage.work["carrier"]
+    return ref is not None and bool(ref.spec.backbone)
+
+
 def common_facts(stage: Stage, desk: Desk, manifest: Manifest) -> dict[str, Any]:
     """What every record holds."""
     return {
@@ -339,7 +344,7 @@ def common_facts(stage: Stage, desk: Desk, manifest: Manifest) -> dict[str, Any]
             "supervision": stage.work["supervision"],
             "notes": _notes_of(stage, manifest),
             "images": len(manifest.split("train")),
-            "normalisation": stage.work["statistics"].to_json(),
+            "normalisation": stage.work["statistics"].to_json() if _has_backbone(stage) else None,
         },
         "environment": {**environment(), **compute(desk.device)},
         "config": dataclasses.asdict(stage.work["config"]),

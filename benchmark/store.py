@@ -27,6 +27,7 @@ from .errors import BenchError, DamagedError
 SCHEMA = 1
 MAX_BYTES = 32 << 30  # of an npz unpacked; the maps of 100,000 training images take less than 1 GiB
 RECORD, FAILURE = "record.json", "failure.json"
+WEIGHTS_SEEN = "weights_seen.json"
 
 
 def canonical_json(value: object) -> str:
@@ -274,6 +275,15 @@ class Store:
         name = key_of([list(rows)])
         plan = {"schema": SCHEMA, "command": command, "rows": list(rows), "stages": list(stages), "time": time.time()}
         write_json(self.root / "plans" / f"{name}.json", plan)
+
+    def weights_seen(self) -> dict[str, list[str]]:
+        """Which sets and splits starting weights are declared to have seen, by hash or tag of the weights."""
+        path = self.root / WEIGHTS_SEEN
+        return read_json(path) if path.is_file() else {}
+
+    def note_weights_seen(self, found: Mapping[str, Sequence[str]]) -> None:
+        """Keeps what starting weights are declared to have seen, in place of what was kept."""
+        write_json(self.root / WEIGHTS_SEEN, found)
 
     def fail(self, key: str, failure: Mapping[str, Any]) -> None:
         """Notes why a stage failed; a failed stage is never counted and is tried again by the next run."""

@@ -52,7 +52,8 @@ def train_stage(stage: Stage, desk: Desk, team: Team = ALONE) -> None:
     }
     cost = cost_of(progress.seconds, progress.images, job.watch.seconds())
     common = common_facts(stage, desk, manifest)
-    shared = {"weights": job.weights, **({"devices": team.size} if team.size > 1 else {})}
+    seen = {"seen": stage.work["weights_seen"]} if stage.work["weights_seen"] else {}
+    shared = {"weights": {**job.weights, **seen}, **({"devices": team.size} if team.size > 1 else {})}
     desk.store.finish(
         stage.key,
         {

@@ -105,6 +105,7 @@ class Dataset(ABC):
     card: ClassVar[DatasetCard]
     folds: ClassVar[tuple[str, ...]] = ("0",)
     variants: ClassVar[tuple[str, ...]] = ()
+    weights_seen: tuple[str, ...] = ()  # splits of it, `all`, or other sets, that its user's starting weights have seen
 
     def __init__(self, data_root: Path, variant: str = "") -> None:
         self.data_root, self.variant = data_root, variant

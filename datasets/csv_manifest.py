@@ -35,6 +35,7 @@ class CsvDataset(Dataset):
         self.card, notes = _card(path, settings, self._rows)  # pyright: ignore[reportAttributeAccessIssue]
         self._notes += notes
         self._synthetic = _flag(settings.get("synthetic", ""), f"{path}: '# synthetic'")
+        self.weights_seen = tuple(w.strip() for w in settings.get("weights_seen", "").split(",") if w.strip())
         named = sorted({r.cells["fold"] for r in self._rows} - {""})
         self.folds = tuple(named) or ("0",)  # pyright: ignore[reportAttributeAccessIssue]
 

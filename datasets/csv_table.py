@@ -14,7 +14,7 @@ MASK_SETTINGS = ("mask_foreground", "mask_ignore", "mask_threshold")  # for all 
 OPTIONAL = ("id", "pixel_val", "fold", *MASK_SETTINGS)
 SETTINGS = (
     "name", "classes", "positive", "background", "foreground", "groups", *MASK_SETTINGS, "licence", "citation",
-    "synthetic",
+    "synthetic", "weights_seen",
 )  # fmt: skip
 LONGEST, LONGEST_PATH = 300, 4096  # characters of a cell or setting, and of a path
 GAPS = ("nan", "none", "na", "n/a", "null", "<na>", "nat")  # what programs write for an empty cell

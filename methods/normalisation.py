@@ -55,9 +55,10 @@ IMAGENET = Statistics()
 HALF = Statistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-# What timm states for the published networks and the small ones of `bench demo`: planning need not import it for them.
+# What timm states for the published networks, that of `bench demo` and small ones: planning need not import timm then.
 STATISTICS = {
     **{name: HALF if name.startswith(("vit_", "inception_v3")) else IMAGENET for name in IMAGENET_TAGS},
+    "resnet10t": IMAGENET,
     "test_resnet": HALF,
     "test_vit": HALF,
 }

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..benchmark.protocols import PROTOCOLS
+from .declared import SEEN, normalisation_notes, seen_notes
 from .rows import Row, sort_key
 
 UNDEFINED = "n/a"
@@ -98,6 +99,11 @@ class Line:
 
     @property
     def marked(self) -> str:
+        """The name, marked if masks were seen in training, or these images by the starting weights."""
+        return f"{self.bounded} {SEEN}" if any(r.weights_seen for r in self.runs) else self.bounded
+
+    @property
+    def bounded(self) -> str:
         """The name, marked if masks were seen in training."""
         return f"{self.name} {BOUND}" if self.first.upper_bound else self.name
 
@@ -257,8 +263,12 @@ def block_title(selection: str) -> str:
 
 
 def _mark_best(lines: list[Line], key: str) -> list[Line]:
-    """Marks the highest defined value of the lines trained without masks, unless all are equal as printed."""
-    fair = [line for line in lines if not line.first.upper_bound and not math.isnan(line.cells[key].number)]
+    """Marks the highest defined value of the lines trained without masks, unless all are equal as printed.
+
+    Lines whose weights had seen the images are left out.
+    """
+    clean = [line for line in lines if not any(r.weights_seen for r in line.runs)]
+    fair = [line for line in clean if not line.first.upper_bound and not math.isnan(line.cells[key].number)]
     values = {line.cells[key].value for line in fair}
     if len(values) < 2:
         return lines
@@ -339,8 +349,10 @@ def _footnotes(rows: Sequence[Row]) -> tuple[str, ...]:
         notes.append(f"{UNDEFINED}: not defined, because the method makes no map or classifies no image.")
     seen = {r.foreground for r in rows if r.foreground}
     notes += [f"Foreground: {text}." if not text.endswith(".") else f"Foreground: {text}" for text in sorted(seen)]
+    notes += seen_notes(rows)
     notes += constant_notes(rows)
     notes += _effort_notes(rows)
+    notes += normalisation_notes(rows)
     return (*notes, *dict.fromkeys(note for r in rows for note in r.notes))
 
 

@@ -28,7 +28,7 @@ _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", "\"": "''{}", "±": r"$\pm$", "†": r"$^\dagger$", "‡": r"$^\ddagger$", "·": r"$\cdot$",
-    "×": r"$\times$",
+    "§": r"\S{}", "×": r"$\times$",
     "≥": r"$\geq$", "≤": r"$\leq$", "τ": r"$\tau$", "µ": r"$\mu$", "→": r"$\rightarrow$", "…": r"\dots{}",
 }  # fmt: skip
 

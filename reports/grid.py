@@ -140,7 +140,7 @@ def place_of(line: Line) -> Place:
     """The place of a line of a table."""
     first = line.first
     block = "-" if first.baseline else first.selection
-    return Place(block, first.backbone, first.upper_bound, line.marked, first.map_class)
+    return Place(block, first.backbone, first.upper_bound, line.bounded, first.map_class)
 
 
 def make_blocks(

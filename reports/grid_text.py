@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from .aggregate import POSITIVE, Cell
-from .escape import fit, latex_cell, latex_escape, latex_name, markdown_cell, markdown_escape, pipes
+from .declared import SEEN
+from .escape import fit, latex_cell, latex_escape, latex_name, markdown_cell, markdown_escape, pipes, printable
 from .grid import Grid, GridLine, Group, Head
 
 _PER_PAPER = 3  # groups side by side on a sheet of paper
@@ -103,6 +104,7 @@ def terminal_grid(grid: Grid, width: int) -> str:
         parts.append(_terminal_part(grid, start, size, names, width))
         start += size
     notes = [fit(grid.footnotes[0], width, True).rstrip()] if grid.footnotes else []
+    notes += [printable(note) for note in grid.footnotes[1:] if note.startswith(SEEN)]
     return "\n".join([fit(grid.heading, width, True).rstrip(), *parts, *notes])
 
 

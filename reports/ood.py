@@ -18,6 +18,7 @@ from .aggregate import (
     span,
     tables_of,
 )
+from .declared import marked_sets, normalisation_notes, seen_notes
 from .grid import NAMES, Grid, GridBlock, GridLine, Group, Head, Place, make_blocks, place_of
 from .rows import Row
 
@@ -61,7 +62,7 @@ def build_away(rows: Iterable[Row], settings: Settings | None = None) -> list[Aw
 
 def _grid(protocol: str, synthetic: bool, tables: Sequence[Table], home: Mapping[str, str]) -> Grid:
     columns = [_columns(table) for table in tables]
-    groups = tuple(Group(t.sets, heads_of(c)) for t, c in zip(tables, columns, strict=True))
+    groups = tuple(Group(marked_sets(t.sets, t.rows), _heads(t, c)) for t, c in zip(tables, columns, strict=True))
     lines: list[Mapping[Place, tuple[Cell, ...]]] = []
     runs: dict[Place, set[int]] = defaultdict(set)
     for table, own in zip(tables, columns, strict=True):
@@ -82,6 +83,12 @@ def _columns(table: Table) -> tuple[Column, ...]:
     """The positives stand apart where some class has no region."""
     apart = any(r.images_positive != r.images for r in table.rows)
     return tuple(c for c in COLUMNS if apart or not c.optional)
+
+
+def _heads(table: Table, columns: Iterable[Column]) -> tuple[Head, ...]:
+    """Headings of one pair of sets; nothing is the best where starting weights had seen the images."""
+    heads = heads_of(columns)
+    return tuple(h._replace(best=False) for h in heads) if any(r.weights_seen for r in table.rows) else heads
 
 
 def heads_of(columns: Iterable[Column]) -> tuple[Head, ...]:
@@ -137,7 +144,7 @@ def _footnotes(tables: Sequence[Table], home: Mapping[str, str]) -> tuple[str, .
         f"{UNDEFINED}: not defined, because the method makes no map or classifies no image, or because it has no row "
         "on the set it was trained for. Empty: not scored."
     )
-    notes += constant_notes(rows)
+    notes += [*seen_notes(rows), *constant_notes(rows), *normalisation_notes(rows)]
     return (*notes, *dict.fromkeys(note for r in rows for note in r.notes))
 
 

@@ -14,6 +14,7 @@ from .measures import UNUSABLE, Asked, EvidenceOf, Measures
 from .quality import NAN, ClassResult, DamageError, Evidence
 from .stored import ignored_words, read_stored, typed
 from .unfinished import Unfinished, unfinished_of
+from .weights import fed, seen_by
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class Row:
     micro_batch: images at once that a training fell back to when memory ran out, 0 if it did not; micro_batch_asked:
     those it was asked for, 0 for all. devices: processes or GPUs that trained one model.
     train_foreground: what a mask marks in the set trained on. unshifted: images that a shift could not change.
+    normalisation: what images are normalised by. weights_seen: what of this set the starting weights have seen.
     settings: short hash of all that identifies the run but data, fold and seed; different ones are never averaged.
     """
 
@@ -110,6 +112,8 @@ class Row:
     classes: tuple[str, ...] = ()
     by_class: tuple[ClassResult, ...] = ()
     notes: tuple[str, ...] = ()
+    normalisation: str = ""
+    weights_seen: tuple[str, ...] = ()
     versions: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -246,6 +250,7 @@ class _Reader:
         self.store, self.found = store, found
         self.measures = Measures(store)
         self._flat: dict[str, dict[str, str]] = {}
+        self.seen = store.weights_seen()
 
     def prepare(self, scores: Mapping[str, dict[str, Any]]) -> None:
         """Works out the numbers of all rows at once; what cannot be had is told by `row`."""
@@ -280,12 +285,14 @@ class _Reader:
         settings = self._settings(key)
         short = key_of(settings)[:8]
         self.found.settings[key] = settings
-        measured = self.measures.test(key, asked)
+        measured, evaluated = self.measures.test(key, asked), _evaluation(facts, labels)
         row = Row(
             **{k: labels[k] for k in _LABELS}, **{k: facts[k] for k in _FACTS},
-            **measured.values, **_evaluation(facts, labels),
+            **measured.values, **evaluated,
             options=labels.get("options", ""), fold=_fold(labels["fold"]), tau_val=tau, validation_masks=masks,
             classes=tuple(map(str, facts["classes"])), notes=tuple(map(str, facts["notes"])),
+            normalisation=fed(facts) if trained else "",
+            weights_seen=seen_by(self.found.records.get(trained, {}), evaluated["dataset"], self.seen),
             by_class=measured.by_class, **_effort(self.found.records.get(trained, {})),
             seconds_train=seconds, seconds_parents=self._seconds_before(trained), seconds_score=_seconds(record),
             stage=key, stage_train=trained, stage_val=parents["val"], settings=short, versions=record["environment"],

@@ -18,6 +18,7 @@ from .aggregate import (
     mean_cell,
     tables_of,
 )
+from .declared import marked_sets, normalisation_notes, seen_notes
 from .grid import BLANK, Grid, Group, Head, Place, make_blocks, place_of
 from .rows import Row
 
@@ -100,12 +101,14 @@ def _grid(train: str, dataset: str, protocol: str, synthetic: bool, ladders: Seq
             groups.append(Group(f"{ladder.shift} · {metric.title}", _heads(ladder, metric)))
             lines.append({place: _cells(ladder, place, metric) for place in places})
     blocks = make_blocks(lines, runs, [g.heads for g in groups], protocol)
+    rows = [row for ladder in ladders for table in ladder.levels.values() for row in table.rows]
     sets = dataset if train == dataset else f"{train} → {dataset}"
     text = (
         "The same test images, changed on purpose and ever more from level to level; level 0 is the images as they are."
     )
-    return Grid("shift", f"Shifted {sets} · protocol {protocol}", protocol, synthetic, tuple(groups), blocks,
-                _caption(train, dataset, ladders), _footnotes(ladders), text=text, wide=2)  # fmt: skip
+    title = f"Shifted {marked_sets(sets, rows)} · protocol {protocol}"
+    return Grid("shift", title, protocol, synthetic, tuple(groups), blocks, _caption(train, dataset, ladders),
+                _footnotes(ladders), text=text, wide=2)  # fmt: skip
 
 
 def _heads(ladder: Ladder, metric: Column) -> tuple[Head, ...]:
@@ -156,5 +159,5 @@ def _footnotes(ladders: Sequence[Ladder]) -> tuple[str, ...]:
     if any(r.upper_bound for r in rows):
         notes.append(f"{BOUND} upper bound: trained with pixel masks, so no weakly supervised method.")
     notes.append(f"{UNDEFINED}: not defined, because the method makes no map or classifies no image.")
-    notes += constant_notes(r for r in rows if r.shift)
+    notes += [*seen_notes(rows), *constant_notes(r for r in rows if r.shift), *normalisation_notes(rows)]
     return tuple(notes)

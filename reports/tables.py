@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..benchmark.errors import plain
 from .aggregate import SYNTHETIC, Block, Column, Line, Table, build_tables
+from .declared import SEEN
 from .escape import fit, latex_cell, latex_escape, latex_name, markdown_cell, markdown_escape, pipes, printable
 from .grid_text import terminal_grid
 from .ood import build_away
@@ -190,7 +191,7 @@ def _short(column: Column) -> str:
 
 
 def _terminal_notes(table: Table, shown: Sequence[Block]) -> list[str]:
-    notes = [n for n in table.footnotes if n[0] in "†‡!"]
+    notes = [n for n in table.footnotes if n[0] in f"†‡!{SEEN}"]
     others = [b.key for b in table.blocks if b not in shown]
     if others:
         notes.append(f"Also scored: checkpoints {', '.join(others)} (see the report).")

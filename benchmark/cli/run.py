@@ -44,6 +44,11 @@ _RUN_FLAGS = ("data_root", "results", "device", "devices", "jobs", "jobs_per_gpu
 )
 @click.option("--backbones", help="timm names, separated by commas.  [default: resnet18]")
 @click.option("--weights", help="none, imagenet, or a file (safetensors).  [default: imagenet]")
+@click.option(
+    "--weights-seen",
+    metavar="SET[:SPLIT],…",
+    help="What the starting weights were trained on: glas,my.csv:test. Rows on these sets are marked in every table.",
+)
 @click.option("--folds", help="Fold names, or `grouped` for the patient-disjoint folds.  [default: 0]")
 @click.option("--seeds", help="Random seeds, separated by commas.  [default: 0]")
 @click.option(
@@ -81,6 +86,7 @@ def run(settings: tuple[str, ...], config: Path | None, dry_run: bool, as_json: 
     """
     request = make_request({k: v for k, v in typed.items() if v is not None}, settings, config)
     _check_names(request)
+    from ..contamination import keep
     from ..plan import Planner
     from ..store import Store
 
@@ -96,6 +102,7 @@ def run(settings: tuple[str, ...], config: Path | None, dry_run: bool, as_json: 
     from ..execute import heal_scores
 
     outcome = do_plan(plan, planner, store, quiet=as_json)
+    keep(planner.weights_seen, store)
     found = collect(store, plan.rows)
     if lines := heal_scores(plan, store, {r.stage for r in found.rows}):
         for line in lines:

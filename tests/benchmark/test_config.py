@@ -30,8 +30,9 @@ def test_every_field_of_a_request_is_accounted_for():
     """A new field of Request must be thought about: does it reach the plan's identities?"""
     in_keys = {"methods", "datasets", "backbones", "weights", "folds", "seeds", "protocols", "preset", "ood"}
     in_keys |= {"overrides"}
-    # what is refused and told (test_leaks_run holds that it changes no key), and which rows there are
-    told = {"allow_leaks", "selections"}
+    # what is refused and told, what is marked (test_leaks_run and test_contamination hold that they change no key), and
+    # which rows there are
+    told = {"allow_leaks", "weights_seen", "selections"}
     assert {f.name for f in dataclasses.fields(Request)} == in_keys | told | {"run"}
 
 
