@@ -141,7 +141,8 @@ class Request:
 
 
 REQUEST_LISTS = (
-    "methods", "datasets", "backbones", "folds", "seeds", "protocols", "ood", "selections", "allow_leaks", "weights_seen",
+    "methods", "datasets", "backbones", "folds", "seeds", "protocols", "ood", "selections", "allow_leaks",
+    "weights_seen",
 )  # fmt: skip
 
 

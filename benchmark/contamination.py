@@ -55,7 +55,7 @@ def declared(plan: "Plan", planner: "Planner") -> dict[str, list[str]]:
 
 
 def _weights_of(stage: "Stage") -> str:
-    """What stands for the weights of a training: the hash of a file, the tag of ImageNet weights, nothing for random."""
+    """What stands for the weights of a training: the hash of a file, an ImageNet tag, nothing for random ones."""
     identity = stage.identity["backbone"].get("weights", {})
     return identity.get("sha256") or identity.get("tag") or ""
 

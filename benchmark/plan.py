@@ -12,8 +12,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 from ..methods.normalisation import IMAGENET, Origin, Statistics, normalisation_notice, origin_of
 from ..methods.spec import SUPERVISIONS
 from ..methods.strides import takes_preset_stride
-from ..methods.weights import imagenet_tag, weights_identity
-from ..methods.weights_hub import why_unreachable
+from ..methods.weights import offline_notice, weights_identity
 from .config import Request, TrainConfig, identity_fields, train_config, update
 from .contamination import declare
 from .errors import BenchError, did_you_mean
@@ -142,16 +141,10 @@ class Planner:
     @_once
     def weights(self, backbone: str) -> str:
         """The starting weights of a backbone: those asked for, or under `smoke` none where these cannot be had."""
-        asked = self.request.weights
-        if asked != "imagenet" or self.request.preset != "smoke":
-            return asked
-        why = why_unreachable(imagenet_tag(backbone))
-        if why:
-            self.notices.append(
-                f"{backbone}: its ImageNet weights are not on this machine and cannot be fetched ({why}). The preset "
-                "smoke goes on from random weights, recorded as such; give a file with --weights FILE for real ones."
-            )
-        return "none" if why else asked
+        if self.request.preset != "smoke" or not (notice := offline_notice(self.request.weights, backbone)):
+            return self.request.weights
+        self.notices.append(notice)
+        return "none"
 
     @_once
     def _weights_of(self, backbone: str) -> dict[str, str]:

@@ -55,7 +55,7 @@ IMAGENET = Statistics()
 HALF = Statistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-# What timm states for the published networks, that of `bench demo` and small ones: planning need not import timm then.
+# What timm states for the published networks and those of `bench demo` and tests: planning need not import timm.
 STATISTICS = {
     **{name: HALF if name.startswith(("vit_", "inception_v3")) else IMAGENET for name in IMAGENET_TAGS},
     "resnet10t": IMAGENET,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..benchmark.errors import BenchError
 from ..benchmark.store import read_json, write_json
-from .weights_hub import cached_file, imagenet_file, refuse_unreachable, sha256_of, timm_config
+from .weights_hub import cached_file, imagenet_file, refuse_unreachable, sha256_of, timm_config, why_unreachable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,6 +78,15 @@ def imagenet_tag(backbone: str) -> str:
             "Give a weights file with --weights FILE, or train from random weights with --weights none."
         )
     return f"{architecture}.{config.tag}"
+
+
+def offline_notice(weights: str, backbone: str) -> str:
+    """What is to be said where ImageNet weights are asked for and cannot be had here; else empty."""
+    why = why_unreachable(imagenet_tag(backbone)) if weights == "imagenet" else ""
+    return why and (
+        f"{backbone}: its ImageNet weights are not on this machine and cannot be fetched ({why}). The preset smoke "
+        "goes on from random weights, recorded as such; give a file with --weights FILE for real ones."
+    )
 
 
 def load_weights(backbone: "Backbone", weights: str, pins: Path | None = None) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def test_without_a_network_a_dry_run_shows_the_plan_and_what_is_missing_here(tra
     done = train("imagenet", "--preset", "quick", "--dry-run", inject=hub.inject)
     assert done.returncode == 0, done.stderr
     assert f"WARNING: not on this machine: The ImageNet weights {TAG}" in done.stderr
-    assert "1 trainings, 1 to do" in done.stdout
+    assert "1 training, 1 to do" in done.stdout
 
 
 def test_without_a_network_smoke_says_so_in_one_line_and_goes_on_from_random_weights(train, hub, tmp_path):
