@@ -21,7 +21,6 @@ BETWEEN = 0.03
 _ENDS = 1 / 16  # of the range of an 8- or 16-bit value: how far from an end "near" reaches
 _STRIP = 512  # rows compared at once, so that memory stays small
 _LABELS = 2  # values of other classes beside the declared foreground, such as a border, that raise no doubt
-_FEW = 0.5  # object numbers 1..n: at least this share of them occurs
 
 
 def check_values(
@@ -82,17 +81,21 @@ def _check_black_white(path: Path, known: np.ndarray) -> None:
 
 
 def _check_ends(path: Path, values: np.ndarray, known: np.ndarray, rule: "MaskRule") -> None:
-    """Values near 0 and near the highest at once: a lossy mask, or a value to be ignored beside real ones."""
+    """Values near 0 and near the highest at once: a lossy mask, or a value to be ignored beside real ones.
+
+    Object numbers in any order fill the range between, too; the highest value alone above a gap is no number of theirs.
+    """
     top = 255 if known[-1] <= 255 else 65535
     near = known[(known > 0) & (known < top * _ENDS)]
     far = known[known > top * (1 - _ENDS)]
-    if not len(near) or not len(far) or np.count_nonzero(known) >= _FEW * known[-1]:
+    spread = np.count_nonzero(known) - len(near) - len(far) >= len(near) + len(far)
+    if not len(near) or not len(far) or (spread and not (len(far) == 1 and far[0] == top)):
         return
     odd = int(np.isin(values, near).sum())
     raise BenchError(
         f"{path}: the mask holds values near 0 ({_some(near.tolist())}: {odd} of {values.size} pixels) and near {top} "
         f"({_some(far.tolist())}). A lossy or resized mask looks so, and so does one in which {far[-1]:g} means "
-        f"'ignore'. {_remedy(rule, f'mask_ignore: {far[-1]:g}, or mask_threshold: {top // 2}')}"
+        f"'ignore'. {_remedy(rule, f'mask_ignore: {far[-1]:g}, mask_threshold: {top // 2}, or mask_foreground: any')}"
     )
 
 

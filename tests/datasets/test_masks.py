@@ -104,6 +104,15 @@ def test_object_masks_are_read_whatever_their_count(tmp_path, count):
     assert read_mask(path).facts.foreground == 20 * count
 
 
+def test_object_numbers_in_any_order_and_with_gaps_are_read(tmp_path):
+    rng = np.random.default_rng(5)
+    for dtype, highest in ((np.uint8, 254), (np.uint16, 60000)):
+        numbers = np.zeros((60, 60), dtype)
+        for k, value in enumerate([2, highest - 1, *rng.permutation(np.arange(20, highest - 20))[:30]]):
+            numbers[k // 6 * 10 : k // 6 * 10 + 7, k % 6 * 10 : k % 6 * 10 + 8] = value
+        assert read_mask(write(tmp_path / "m.png", numbers)).facts.distinct == 33
+
+
 REFUSED = {
     "white-first.png": (lambda p: indexed(p, DISC * np.uint8(1), [255, 255, 255, 0, 0, 0]), "entry 0 .* is not black"),
     "reversed-greys.bmp": (
@@ -156,6 +165,10 @@ REFUSED = {
     "negative.npy": (lambda p: np.save(p, np.where(RING, -1, DISC * 1)), "negative value -1.*mask_ignore: -1"),
     "signed.tif": (lambda p: tifffile.imwrite(p, np.where(RING, -1, DISC * 1).astype(np.int8)), "negative value -1"),
     "ignored-ring.png": (lambda p: write(p, np.where(RING, 255, DISC).astype(np.uint8)), "mask_ignore: 255"),
+    "many-classes.png": (
+        lambda p: write(p, np.where(RING, 255, ROWS // 2 * 3).astype(np.uint8)),
+        "near 0 .*mask_ignore: 255",
+    ),
     "from-one.png": (lambda p: write(p, (1 + DISC).astype(np.uint8)), "no background.*mask_foreground: 2"),
     "no-zero.png": (lambda p: write(p, (254 + DISC).astype(np.uint8)), "no background"),
     "ends.png": (lambda p: write(p, np.where(DISC, 255, 1).astype(np.uint8)), "near 0 .*: .* pixels.* near 255"),
