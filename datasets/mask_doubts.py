@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 BETWEEN = 0.03
 _ENDS = 1 / 16  # of the range of an 8- or 16-bit value: how far from an end "near" reaches
+_CLASSES = 8  # distinct values of a mask that may still be classes
 _STRIP = 512  # rows compared at once, so that memory stays small
 _LABELS = 2  # values of other classes beside the declared foreground, such as a border, that raise no doubt
 
@@ -53,11 +54,11 @@ def check_values(
     if rule.foreground is not None:
         others = known[~np.isin(known, (0, *rule.foreground))]
         if len(others) > _LABELS:
-            _check_soft(path, values, ignored, rule)
+            _check_soft(path, values, known, ignored, rule)
         return
     if np.count_nonzero(known) > 1:
         _check_ends(path, values, known, rule)
-        _check_soft(path, values, ignored, rule)
+        _check_soft(path, values, known, ignored, rule)
         _check_start(path, known, rule)
 
 
@@ -99,15 +100,22 @@ def _check_ends(path: Path, values: np.ndarray, known: np.ndarray, rule: "MaskRu
     )
 
 
-def _check_soft(path: Path, values: np.ndarray, ignored: np.ndarray | None, rule: "MaskRule") -> None:
+def _check_soft(
+    path: Path, values: np.ndarray, known: np.ndarray, ignored: np.ndarray | None, rule: "MaskRule"
+) -> None:
+    """Values that stand between their neighbours along edges: greys, or a thin class between two others."""
     between, changes = between_neighbours(values, ignored)
-    if changes and between > BETWEEN * changes:
-        top = 255 if values.max() <= 255 else 65535
-        raise BenchError(
-            f"{path}: along its edges the mask passes through values between those of the regions ({between} of "
-            f"{changes} places), as masks do that were resized, smoothed or compressed with loss. "
-            f"{_remedy(rule, f'mask_threshold: {top // 2}')}"
-        )
+    if not changes or between <= BETWEEN * changes:
+        return
+    greys = f"mask_threshold: {255 // 2 if known[-1] <= 255 else 65535 // 2} for greys"
+    few = len(known) <= _CLASSES
+    classes = f"mask_foreground: {known[-1]:g}, or a list, where {_some(known.tolist())} are classes"
+    raise BenchError(
+        f"{path}: along its edges the mask passes through values between those of the regions ({between} of {changes} "
+        f"places), as masks do that were resized, smoothed or compressed with loss"
+        f"{', or that hold a thin class between two others' if few else ''}. "
+        f"{_remedy(rule, f'{classes}; {greys}' if few else greys)}"
+    )
 
 
 def between_neighbours(values: np.ndarray, ignored: np.ndarray | None = None) -> tuple[int, int]:

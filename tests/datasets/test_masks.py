@@ -1,6 +1,7 @@
 """What the numbers of a mask mean: files that the tests write in every way a program may have meant them."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -46,6 +47,26 @@ def enlarged(values, how):
     return np.asarray(Image.fromarray(values).resize((SIDE * 2, SIDE * 2), how))
 
 
+def voc_palette():
+    """The colours of Pascal VOC: entry 0 black, all 256 of them different."""
+    bits = np.arange(256)[:, None] >> np.arange(8)[None] & 1
+    return [
+        int(sum(bits[k, 3 * shift + channel] << (7 - shift) for shift in range(3) if 3 * shift + channel < 8))
+        for k in range(256)
+        for channel in range(3)
+    ]
+
+
+def rle_bitmap(path, values):
+    """A BMP of 8 bits with run-length encoding, which Pillow reads and does not write."""
+    height, width = values.shape
+    body = b"".join(b"".join(bytes([1, v]) for v in row) + b"\0\0" for row in values[::-1].tolist()) + b"\0\1"
+    palette = b"".join(bytes([k, k, k, 0]) for k in range(256))
+    start = 14 + 40 + len(palette)
+    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(body), 0, 0, 256, 0)
+    path.write_bytes(b"BM" + struct.pack("<IHHI", start + len(body), 0, 0, start) + info + palette + body)
+
+
 GOOD = {
     "binary.png": lambda p: write(p, DISC * np.uint8(255)),
     "binary.bmp": lambda p: write(p, DISC * np.uint8(255)),
@@ -61,6 +82,8 @@ GOOD = {
     "float.tif": lambda p: write(p, DISC.astype(np.float32)),
     "four-bits.png": lambda p: write(p, TWO, bits=4),
     "colours.png": lambda p: indexed(p, TWO, [0, 0, 0, 200, 0, 0, 0, 200, 0]),
+    "voc.png": lambda p: indexed(p, TWO, voc_palette()),
+    "rle.bmp": lambda p: rle_bitmap(p, TWO),
     "greys.bmp": lambda p: indexed(p, TWO, [0, 0, 0, 90, 90, 90, 180, 180, 180]),
     "clear-background.png": lambda p: indexed(p, TWO, [0, 0, 0, 200, 0, 0, 0, 200, 0], transparency=0),
     "bool.npy": lambda p: np.save(p, DISC),
@@ -165,6 +188,10 @@ REFUSED = {
     "negative.npy": (lambda p: np.save(p, np.where(RING, -1, DISC * 1)), "negative value -1.*mask_ignore: -1"),
     "signed.tif": (lambda p: tifffile.imwrite(p, np.where(RING, -1, DISC * 1).astype(np.int8)), "negative value -1"),
     "ignored-ring.png": (lambda p: write(p, np.where(RING, 255, DISC).astype(np.uint8)), "mask_ignore: 255"),
+    "thin-class.png": (
+        lambda p: write(p, np.where(DISC, 2, RING).astype(np.uint8)[:, ::3]),
+        "thin class between two others.*mask_foreground: 2, or a list, where 0, 1, 2 are classes; mask_threshold: 127",
+    ),
     "many-classes.png": (
         lambda p: write(p, np.where(RING, 255, ROWS // 2 * 3).astype(np.uint8)),
         "near 0 .*mask_ignore: 255",
