@@ -1,32 +1,25 @@
-"""Anybody's score maps and masks as files: finding the pairs and reading them, with nothing silently repaired."""
+"""Anybody's score maps as files, and the labels beside them, with nothing silently repaired."""
 
 import csv
-import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from ..datasets import masks
+from ..datasets.arrays import is_array_file, read_array
+from ..datasets.csv_table import GAPS, whole
 from ..datasets.decode import decode_grey
+from ..datasets.identity import one_spelling
+from ..datasets.mask_files import stored_values
+from ..datasets.masks import MaskPixels, MaskRule
+from ..datasets.masks import read_mask as read_any_mask
 from .errors import BenchError, did_you_mean
+from .mappairs import MASK_SUFFIXES, bare_name
 
-MAP_FILES = (".npz", ".png")
-MASK_FILES = (".png", ".bmp", ".tif", ".tiff", ".npz")
-MASK_SUFFIXES = ("_anno", "_mask")  # GlaS calls the mask of train_1.bmp train_1_anno.bmp
-MAX_BYTES = 1 << 30  # an npz that unpacks to more is refused before any memory is taken
-_KNOWN_SUFFIXES = {*MAP_FILES, *MASK_FILES, ".jpg", ".jpeg"}
-
-
-@dataclass(frozen=True)
-class MapPair:
-    """One image to score: its id (the stem of the map's file name), its map and its mask."""
-
-    id: str
-    map: Path
-    mask: Path
+_TOPS = {np.dtype(np.bool_): 1, np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
+_COLUMNS = ("id", "label", "prediction", "group")
+EIGHT_OF_16_BITS = 255 / 65535  # the highest value of an 8-bit map that was saved with 16 bits
 
 
 @dataclass(frozen=True)
@@ -38,139 +31,104 @@ class LabelRow:
     group: str
 
 
-def pair_files(maps: Path, masks: Path, ids: Sequence[str] | None = None) -> list[MapPair]:
-    """Maps and masks matched by file stem, sorted by id. `ids` limits both folders to these images.
-
-    The mask of `a.npz` is `a_anno.*` or `a_mask.*` if there is one (a plain `a.*` beside it is then the image), else
-    `a.*`. Raises BenchError for a missing or empty folder, two files with one stem, and a map without mask or a mask
-    without map.
-    """
-    map_files, mask_files = _stems(maps, MAP_FILES, "maps"), _stems(masks, MASK_FILES, "masks")
-    found: dict[str, Path] = {}
-    for name in map_files:
-        mask = next(
-            (mask_files[s] for s in [name + suffix for suffix in MASK_SUFFIXES] + [name] if s in mask_files), None
-        )
-        if mask:
-            found[name] = mask
-    wanted = list(map_files) if ids is None else list(ids)
-    _complain([i for i in wanted if i not in map_files], f"image has no map in {maps}", f"images have no map in {maps}")
-    _complain([i for i in wanted if i not in found], f"map has no mask in {masks}", f"maps have no mask in {masks}")
-    if ids is None:
-        used = set(found.values())
-        shadowed = {s for s in mask_files if any(s + suffix in mask_files for suffix in MASK_SUFFIXES)}
-        left = [s for s, path in mask_files.items() if path not in used and s not in shadowed]
-        advice = " To score only some of the masks, list their images with --labels."
-        _complain(left, f"mask has no map in {maps}", f"masks have no map in {maps}", advice)
-    return [MapPair(i, map_files[i], found[i]) for i in sorted(wanted)]
-
-
-def _stems(folder: Path, kinds: tuple[str, ...], what: str) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise BenchError(f"The folder of {what} {folder} does not exist.")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in kinds or path.name.startswith(".") or not path.is_file():
-            continue
-        if path.stem in found:
-            raise BenchError(f"{folder} has two {what} of one name: {found[path.stem].name} and {path.name}. Keep one.")
-        found[path.stem] = path
-    if not found:
-        raise BenchError(f"{folder} holds no {what}: they are files ending in {', '.join(kinds)}.")
-    return found
-
-
-def _complain(names: list[str], one: str, many: str, advice: str = "") -> None:
-    if names:
-        some = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-        raise BenchError(
-            f"{len(names)} {one if len(names) == 1 else many}: {some}. A map and its mask share the file stem; the "
-            f"mask may add {' or '.join(MASK_SUFFIXES)}.{advice}"
-        )
-
-
 def read_map(path: Path) -> np.ndarray:
-    """A score map as (h, w) float64: npz values as stored, 8-bit grey / 255, 16-bit grey / 65535.
+    """A score map as (h, w) float64: arrays and float TIFF as stored, 8-bit grey / 255, 16-bit grey / 65535.
 
-    An npz holds one array, or the map under `map` or `arr_0`. Raises BenchError naming the file for anything else:
-    colour or palette images, pickles, damaged files, arrays that are not 2-D, values that are NaN or infinite.
+    An npz holds one array, or the map under `map` or `arr_0`; (1, h, w) and (h, w, 1) are read as (h, w). Raises
+    BenchError naming the file for anything else: colour or palette images, lossy compression, pickles, damaged files,
+    other shapes, values that are NaN or infinite.
     """
-    if path.suffix.lower() != ".npz":
-        return decode_grey(path)
-    with _reading(path, "score map"):
-        values = _read_array(path, "map").astype(np.float64)
+    if is_array_file(path):
+        values = read_array(path, "map").astype(np.float64)
+    elif path.suffix.lower() in (".tif", ".tiff"):
+        values = _tiff(path)
+    else:
+        values = decode_grey(path)
     if not np.isfinite(values).all():
         raise BenchError(f"{path} is not finite: {int((~np.isfinite(values)).sum())} values are NaN or infinite.")
     return values
 
 
-def read_mask(path: Path) -> np.ndarray:
-    """A mask as (H, W) bool. Raises BenchError as `datasets.masks.read_mask` does."""
+def _tiff(path: Path) -> np.ndarray:
+    """ImageJ and QuPath write maps as 32-bit float TIFF; grey levels are scaled as those of a PNG."""
     try:
-        return masks.read_mask(path).foreground
+        stored = stored_values(path)
+    except BenchError as problem:
+        raise BenchError(str(problem).replace("the mask", "the map").replace("masks are", "maps are")) from None
+    if stored.dtype.kind == "f":
+        return stored.astype(np.float64)
+    if stored.dtype not in _TOPS:
+        raise BenchError(f"{path} holds {stored.dtype}: which value means 1 is open. Save floats, or 8 or 16 bits.")
+    return stored.astype(np.float64) / _TOPS[stored.dtype]
+
+
+def read_mask(path: Path, rule: MaskRule = MaskRule()) -> MaskPixels:  # noqa: B008 - frozen
+    """A mask. Raises BenchError as `datasets.masks.read_mask` does."""
+    try:
+        return read_any_mask(path, rule)
     except BenchError as problem:
         more = f"If this is the image, its mask needs the same stem, or one that adds {' or '.join(MASK_SUFFIXES)}."
         raise BenchError(f"{problem} {more}") from None
 
 
-@contextmanager
-def _reading(path: Path, what: str) -> Iterator[None]:
-    try:
-        yield
-    except BenchError:
-        raise
-    except Exception as problem:  # on damaged files zipfile and numpy raise whatever comes to pass
-        reason = " ".join(str(problem).split()) or type(problem).__name__
-        raise BenchError(f"{path} cannot be read as a {what}: {reason}. Write the file again.") from problem
+def read_labels(path: Path) -> tuple[dict[str, LabelRow], list[str]]:
+    """A CSV with the columns id and label, and perhaps prediction and group, by id; and how doubtful cells were read.
 
-
-def _read_array(path: Path, key: str) -> np.ndarray:
-    with zipfile.ZipFile(path) as archive:
-        size = sum(member.file_size for member in archive.infolist())
-    if size > MAX_BYTES:
-        raise BenchError(f"{path} unpacks to {size / 1e9:.1f} GB, too much for one map. Store one map a file.")
-    with np.load(path, allow_pickle=False) as data:
-        names = data.files
-        name = next((n for n in (key, "arr_0") if n in names), names[0] if len(names) == 1 else None)
-        if name is None:
-            raise BenchError(f"{path} holds the arrays {', '.join(names) or '(none)'}: store one, or name it '{key}'.")
-        values = data[name]
-    if values.ndim != 2 or not values.size or values.dtype.kind not in "fiub":
-        raise BenchError(f"{path}: '{name}' is {values.dtype} of shape {values.shape}, not a 2-D array of numbers.")
-    return values
-
-
-def read_labels(path: Path) -> dict[str, LabelRow]:
-    """A CSV with the columns id and label, and perhaps prediction and group, by id; an id may be given as a file name.
-
-    Raises BenchError, naming the line, for a file that cannot be read, missing or unknown columns, an empty field or an
-    id that occurs twice.
+    An id may be given as a file name. Other columns are left out, and so is the index that pandas adds. Raises
+    BenchError, naming the line, for a file that cannot be read, a missing column, an empty field or an id that occurs
+    twice.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as handle:
-            lines = [[field.strip() for field in row] for row in csv.reader(handle)]
-    except (OSError, UnicodeDecodeError, csv.Error) as problem:
-        raise BenchError(f"The labels {path} cannot be read: {problem}.") from None
-    columns = lines[0] if lines else []
-    known = ("id", "label", "prediction", "group")
-    for name in columns:
-        if name not in known:
-            raise BenchError(f"{path} has a column '{name}'.{did_you_mean(name, known)}")
-    if missing := [name for name in known[:2] if name not in columns]:
-        raise BenchError(
-            f"{path} has no column '{missing[0]}': its first line must name id,label[,prediction][,group]."
-        )
+    lines = _lines(path)
+    columns, notes = _columns(path, lines[0] if lines else [])
     rows: dict[str, LabelRow] = {}
     for number, line in enumerate(lines[1:], start=2):
         if not any(line):
             continue
-        if len(line) != len(columns) or not all(line):
-            raise BenchError(f"{path}, line {number}: needs a value in each of the columns {', '.join(columns)}.")
-        row = dict(zip(columns, line, strict=True))
-        name = Path(row["id"]).stem if Path(row["id"]).suffix.lower() in _KNOWN_SUFFIXES else row["id"]
-        if name in rows:
-            raise BenchError(f"{path}, line {number}: the id '{name}' occurs twice.")
-        rows[name] = LabelRow(row["label"], row.get("prediction"), row.get("group", name))
+        where = f"{path}, line {number}"
+        if len(line) != len(columns):
+            raise BenchError(f"{where}: {len(line)} fields, the first line has {len(columns)}.")
+        row = {name: value for name, value in zip(columns, line, strict=True) if name}
+        for name, value in row.items():
+            if value.lower() in ("", *GAPS):
+                raise BenchError(f"{where}: the {name} is {repr(value) if value else 'empty'}. Every row needs one.")
+        key = bare_name(row["id"])
+        if key in rows:
+            raise BenchError(f"{where}: the id '{key}' occurs twice.")
+        prediction = row.get("prediction")
+        rows[key] = LabelRow(whole(row["label"]), prediction and whole(prediction), row.get("group", key))
     if not rows:
         raise BenchError(f"{path} names no image.")
-    return rows
+    names, told = one_spelling(row.group for row in rows.values())
+    rows = {k: replace(row, group=names.get(row.group, row.group)) for k, row in rows.items()}
+    return rows, [*notes, *told]
+
+
+def _lines(path: Path) -> list[list[str]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as handle:
+            text = [line for line in handle if not line.startswith("#")]
+        return [[field.strip() for field in row] for row in csv.reader(text)]
+    except (OSError, UnicodeDecodeError, csv.Error) as problem:
+        raise BenchError(f"The labels {path} cannot be read: {problem}.") from None
+
+
+def _columns(path: Path, header: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names of the columns, empty for those that are not read, and what is said of them."""
+    if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
+        raise BenchError(f"{path}: the fields must be separated by commas. Export it as comma-separated.")
+    names = [name.lower() if name.lower() in _COLUMNS else name for name in header]
+    missing = [name for name in _COLUMNS[:2] if name not in names]
+    others = [name for name in names if name not in _COLUMNS]
+    for name in others:
+        near = did_you_mean(name, [*missing, *(c for c in _COLUMNS if c not in names)])
+        if near.startswith(" Did"):
+            raise BenchError(f"{path} has a column '{name}'.{near}")
+    if missing:
+        raise BenchError(
+            f"{path} has no column '{missing[0]}': its first line must name id,label[,prediction][,group]."
+        )
+    if twice := [name for name in _COLUMNS if names.count(name) > 1]:
+        raise BenchError(f"{path} has the column '{twice[0]}' twice.")
+    named = [name for name in others if name and not name.lower().startswith("unnamed")]
+    notes = [f"columns of {path.name} that are not read: {', '.join(named)}"] if named else []
+    return [name if name in _COLUMNS else "" for name in names], notes

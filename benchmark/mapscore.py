@@ -1,33 +1,66 @@
 """`bench score` without its command line: maps and masks on disk to the numbers of a table, with no model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
+from ..datasets.base import Dataset, Item
+from ..datasets.decode import image_size
+from ..datasets.mask_sets import SizedMask, Surveyed, check_masks, sized_mask, survey, vanished
+from ..datasets.mask_sizes import reduce_mask
+from ..datasets.masks import FOREGROUND, IGNORED, MaskFacts, MaskPixels, MaskRule
+from ..datasets.open import open_dataset
 from . import metrics
-from .errors import BenchError
-from .mapfiles import LabelRow, MapPair, pair_files, read_labels, read_map, read_mask
+from .errors import BenchError, many
+from .mapfiles import EIGHT_OF_16_BITS, LabelRow, read_labels, read_map, read_mask
+from .mappairs import MapPair, pair_files, pair_items
 from .maps import PROB_TOLERANCE, histogram, resize_maps, scale_maps
 from .metrics import BINS, Histograms
 
 INTERVAL_SEED = 0
+FAR_BELOW = 0.8  # PxAP as a share of chance below which the direction of the maps is doubted
+NAMED = 5
 
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """What to score. kind: `prob` or `score`; size: side in px, None for each mask's own; tau: threshold in [0, 1]."""
+    """What to score: maps against a folder of masks, or against a split of a dataset (name or CSV file).
+
+    kind: `prob` or `score`; size: side in px, None for each mask's own; reduction: how masks get there; tau: threshold
+    in [0, 1]; rule: what the numbers of the masks of a folder mean.
+    """
 
     maps: Path
-    masks: Path
+    masks: Path | None = None
     labels: Path | None = None
     kind: str = "prob"
     size: int | None = None
     tau: float = 0.5
+    reduction: str = "nearest"
+    rule: MaskRule = MaskRule()
+    dataset: str = ""
+    fold: str = ""
+    split: str = "test"
+    data_root: Path = Path("data")
+
+
+@dataclass
+class Work:
+    """The images to score, how they were found, and what is seen while they are counted."""
+
+    pairs: list[MapPair]
+    labels: dict[str, LabelRow] | None
+    notes: list[str]
+    items: dict[str, Item] = field(default_factory=dict)
+    dataset: Dataset | None = None
+    degenerate: int = 0
+    two_valued: list[str] = field(default_factory=list)
+    eight_bits: list[str] = field(default_factory=list)
+    masks: dict[str, SizedMask] = field(default_factory=dict)
 
 
 def score_folders(request: ScoreRequest) -> dict[str, Any]:
@@ -35,77 +68,177 @@ def score_folders(request: ScoreRequest) -> dict[str, Any]:
 
     Raises BenchError for whatever is wrong with the folders, a file in them, or the labels.
     """
-    rows = read_labels(request.labels) if request.labels else None
-    pairs = pair_files(request.maps, request.masks, None if rows is None else list(rows))
-    histograms, degenerate = count_pairs(pairs, request.kind, request.size)
-    groups = np.array([rows[p.id].group if rows else p.id for p in pairs])
+    work = _of_dataset(request) if request.dataset else _of_folders(request)
+    histograms = count_pairs(work, request)
+    rows = work.labels
+    groups = np.array([rows[p.id].group if rows else p.id for p in work.pairs])
     oracle = metrics.best_tau(histograms)
     fixed, best = metrics.at_tau(histograms, request.tau), metrics.at_tau(histograms, oracle)
+    positives = np.array([work.masks[p.id].facts.foreground > 0 for p in work.pairs])
     result: dict[str, Any] = {
         "pxap": metrics.pxap(histograms),
         "interval": list(metrics.pxap_interval(histograms, groups, INTERVAL_SEED)),
         "chance": metrics.chance_level(histograms),
-        "images": len(pairs),
-        "degenerate": int(degenerate.sum()),
+        "images": len(work.pairs),
+        "degenerate": work.degenerate,
         "groups": len(np.unique(groups)),
         "kind": request.kind,
         "size": request.size,
+        "reduction": request.reduction,
         "tau": request.tau,
         "dice": fixed["dice"],
         "iou": fixed["iou"],
         "tau_oracle": oracle,
         "dice_oracle": best["dice"],
         "iou_oracle": best["iou"],
-        "positives": _part(histograms, _has_foreground(histograms)),
+        "positives": _part(histograms, positives),
         "per_image": _per_image(histograms, request.tau),
     }
     if rows:
-        result |= _by_label(histograms, [rows[p.id] for p in pairs])
-    return result
+        result |= _by_label(histograms, [rows[p.id] for p in work.pairs])
+    return {**result, "notes": [*work.notes, *_notes(work, request, result)]}
 
 
-def count_pairs(pairs: Sequence[MapPair], kind: str, size: int | None) -> tuple[Histograms, np.ndarray]:
-    """Histograms of all images, int32 (N, BINS) each, and which maps are constant, bool (N,).
-
-    Maps are scaled on their own grid, then resized to the mask, or map and mask both to size x size. Raises BenchError
-    naming the file.
-    """
-    foreground, background = (np.zeros((len(pairs), BINS), np.int32) for _ in range(2))
-    degenerate = np.zeros(len(pairs), bool)
-    for i, pair in enumerate(pairs):
-        values, mask = read_map(pair.map), read_mask(pair.mask)
-        if kind == "prob":
-            _check_range(pair.map, values)
-        if size is None:
-            _check_shape(pair, values.shape, mask.shape)
-        else:
-            mask = np.asarray(Image.fromarray(mask.astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST)) > 0
-        scaled, constant = scale_maps(torch.from_numpy(values)[None], kind, "image", ids=(pair.id,))
-        height, width = mask.shape
-        counts = histogram(resize_maps(scaled, (height, width)), torch.from_numpy(mask)[None])
-        foreground[i], background[i] = (c[0].numpy() for c in counts)
-        degenerate[i] = bool(constant)
-    return Histograms(foreground, background), degenerate
+def _of_folders(request: ScoreRequest) -> Work:
+    if request.masks is None:
+        raise BenchError("Say what the maps are compared with: --masks FOLDER, or --dataset NAME or FILE.csv.")
+    rows, notes = read_labels(request.labels) if request.labels else (None, [])
+    return Work(pair_files(request.maps, request.masks, None if rows is None else list(rows)), rows, notes)
 
 
-def _check_range(path: Path, values: np.ndarray) -> None:
-    low, high = float(values.min()), float(values.max())
-    if low < -PROB_TOLERANCE or high > 1 + PROB_TOLERANCE:
+def _of_dataset(request: ScoreRequest) -> Work:
+    """The images of a split, with their masks, classes and groups; the mask of a background image is all background."""
+    if request.masks or request.labels or request.rule != MaskRule():
         raise BenchError(
-            f"{path} has values from {low:.6g} to {high:.6g}, outside [0, 1]. If they are unbounded scores, add --kind "
-            "score (min-max per image); if they are probabilities in other units, divide them first."
+            "--dataset brings its own masks, labels and meaning of mask values: leave out --masks, --labels and "
+            "--mask-foreground and the like (a CSV manifest declares them in its own lines)."
         )
+    dataset = open_dataset(request.dataset, request.data_root)
+    fold = request.fold or dataset.folds[0]
+    if fold not in dataset.folds:
+        raise BenchError(f"{request.dataset} has no fold '{fold}'. Known: {', '.join(dataset.folds)}.")
+    manifest = dataset.manifest(fold)
+    card, items = manifest.card, manifest.split(request.split)
+    if not items:
+        raise BenchError(f"{card.name}, fold {fold}: the split '{request.split}' has no images.")
+    if bare := [i.id for i in items if i.mask is None and card.region_classes[i.label]]:
+        some = ", ".join(bare[:NAMED])
+        raise BenchError(f"{card.name}: {many(len(bare), 'image')} of {request.split} without a mask: {some}.")
+    pairs, notes = pair_items(request.maps, items, f"{card.name}, fold {fold}, {request.split}")
+    labels = {i.id: LabelRow(card.classes[i.label], None, i.group) for i in items}
+    return Work(pairs, labels, [*notes, *manifest.notes], {i.id: i for i in items}, dataset)
+
+
+def count_pairs(work: Work, request: ScoreRequest) -> Histograms:
+    """Histograms of all images, int32 (N, BINS) each; what is seen on the way is left in `work`.
+
+    Maps are scaled on their own grid, then resized to the mask, or map and mask both to size x size. Ignored pixels
+    are counted nowhere. Raises BenchError naming the file.
+    """
+    foreground, background = (np.zeros((len(work.pairs), BINS), np.int32) for _ in range(2))
+    for i, pair in enumerate(work.pairs):
+        values, mask = read_map(pair.map), _mask(work, pair, request)
+        _look_at(work, pair, values, request.kind)
+        codes = mask.codes
+        if request.size is None:
+            _check_shape(pair, values.shape, codes.shape)
+        else:
+            codes = reduce_mask(codes, request.size, request.reduction)
+        work.masks[pair.id] = _sized(mask, codes, request)
+        scaled, constant = scale_maps(torch.from_numpy(values)[None], request.kind, "image", ids=(pair.id,))
+        resized = resize_maps(scaled, (codes.shape[0], codes.shape[1]))
+        inside, outside = histogram(resized, torch.from_numpy(codes == FOREGROUND)[None])
+        if (codes == IGNORED).any():
+            outside = outside - histogram(resized, torch.from_numpy(codes == IGNORED)[None])[0]
+        foreground[i], background[i] = inside[0].numpy(), outside[0].numpy()
+        work.degenerate += int(bool(constant))
+    return Histograms(foreground, background)
+
+
+def _mask(work: Work, pair: MapPair, request: ScoreRequest) -> MaskPixels:
+    if pair.mask is not None:
+        return work.dataset.read_mask(work.items[pair.id]) if work.dataset else read_mask(pair.mask, request.rule)
+    height, width = image_size(work.items[pair.id].image)
+    facts = MaskFacts((0.0,), 1, 0.0, 0.0, height * width, 0, 0)
+    return MaskPixels(np.zeros((height, width), bool), None, facts)
+
+
+def _sized(mask: MaskPixels, codes: np.ndarray, request: ScoreRequest) -> SizedMask:
+    if request.size is not None:
+        return sized_mask(mask, request.size, request.reduction)
+    return SizedMask(mask.facts, mask.facts.foreground, mask.facts.ignored, codes.size)
+
+
+def _look_at(work: Work, pair: MapPair, values: np.ndarray, kind: str) -> None:
+    """What a map's values say of how it was saved."""
+    low, high = float(values.min()), float(values.max())
+    if kind == "prob" and (low < -PROB_TOLERANCE or high > 1 + PROB_TOLERANCE):
+        raise BenchError(
+            f"{pair.map} has values from {low:.6g} to {high:.6g}, outside [0, 1]. If they are unbounded scores, add "
+            "--kind score (min-max per image); if they are probabilities in other units, divide them first."
+        )
+    if pair.map.suffix.lower() not in (".npz", ".npy") and 0 < high <= EIGHT_OF_16_BITS:
+        work.eight_bits.append(pair.id)
+    if low < high and np.isin(values, (low, high)).all():
+        work.two_valued.append(pair.id)
+
+
+def _notes(work: Work, request: ScoreRequest, result: dict[str, Any]) -> list[str]:
+    """What a reader of the numbers must know. Raises BenchError where all maps or masks are plainly meant otherwise."""
+    if request.kind == "prob" and len(work.eight_bits) == len(work.pairs):
+        raise BenchError(
+            f"All {many(len(work.pairs), 'map')} have 16 bits and no value above 255, as 8-bit maps that were saved "
+            "with 16. Save them with 8 bits, or as npz, or add --kind score."
+        )
+    notes = _mask_notes(work, request)
+    if work.two_valued:
+        some = ", ".join(work.two_valued[:NAMED])
+        notes.append(
+            f"{many(len(work.two_valued), 'map')} of {len(work.pairs)} with two values only ({some}): thresholded "
+            "already, so that PxAP is that of a single threshold"
+        )
+    if result["pxap"] < FAR_BELOW * result["chance"]:
+        below = result["chance"] - result["pxap"]
+        notes.append(
+            f"PxAP is {below:.1f} points below chance: are high values background in these maps? Nothing was inverted"
+        )
+    return notes
+
+
+def _mask_notes(work: Work, request: ScoreRequest) -> list[str]:
+    if work.dataset:
+        card = work.dataset.card
+        rules = {k: i.mask_rule or card.mask_rule for k, i in work.items.items()}
+        expected = {k: card.region_classes[i.label] for k, i in work.items.items()}
+        read = {k: m for k, m in work.masks.items() if work.items[k].mask is not None}
+    else:
+        read = work.masks
+        rules, expected = dict.fromkeys(read, request.rule), dict.fromkeys(read, False)
+    seen = [Surveyed(k, rules[k], m.facts, expected[k]) for k, m in read.items()]
+    if any(m.facts.foreground for m in read.values()):
+        check_masks(str(request.masks or request.dataset), seen)
+    notes = survey(seen)
+    if request.size is not None and (gone := vanished(read, request.size, request.reduction)):
+        notes.append(
+            gone.replace("protocol.mask_reduction=any", "--mask-reduction any").replace("protocol.size", "--size")
+        )
+    return notes
 
 
 def _check_shape(pair: MapPair, map_shape: tuple[int, ...], mask_shape: tuple[int, ...]) -> None:
     """A map may be coarser or finer than its mask if both show the same frame: equal aspect within a pixel."""
     (h, w), (height, width) = map_shape, mask_shape
-    if abs(h * width - w * height) >= max(height, width, h, w):
-        raise BenchError(
-            f"{pair.map} is {w} x {h} px and its mask {pair.mask.name} {width} x {height} px: the aspects differ, so "
-            "where the map lies on the image is unknown. Resize the map to the image, or, if it covers the whole image "
-            "squashed to a square, give --size (224 in the published evaluation)."
-        )
+    if abs(h * width - w * height) < max(height, width, h, w):
+        return
+    name = pair.mask.name if pair.mask else "image"
+    turned = abs(w * width - h * height) < max(height, width, h, w)
+    advice = (
+        "the map looks transposed, as an array of (width, height). Save it as (height, width)."
+        if turned
+        else "the aspects differ, so where the map lies on the image is unknown. Resize the map to the image, or, if "
+        "it covers the whole image squashed to a square, give --size (224 in the published evaluation)."
+    )
+    raise BenchError(f"{pair.map} is {w} x {h} px and its mask {name} {width} x {height} px: {advice}")
 
 
 def _has_foreground(histograms: Histograms) -> np.ndarray:

@@ -21,7 +21,8 @@ def is_array_file(path: Path) -> bool:
 def read_array(path: Path, key: str) -> np.ndarray:
     """The one 2-D array of numbers in an NPY or NPZ file, in its own type.
 
-    An NPZ holds one array, or the one that is meant under `key` or `arr_0`. Raises BenchError naming the file for
+    An NPZ holds one array, or the one that is meant under `key` or `arr_0`. A single channel, first or last,
+    is taken off. Raises BenchError naming the file for
     pickles, damaged files and arrays that are not 2-D, are empty or hold no numbers.
     """
     with _reading(path, key):
@@ -30,6 +31,8 @@ def read_array(path: Path, key: str) -> np.ndarray:
             name, values = key, np.load(path, allow_pickle=False)
         else:
             name, values = _from_npz(path, key)
+        if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):  # channels first or last, as networks give it
+            values = values[0] if values.shape[0] == 1 else values[..., 0]
         if values.ndim != 2 or not values.size or values.dtype.kind not in "fiub":
             raise BenchError(f"{path}: '{name}' is {values.dtype} of shape {values.shape}, not a 2-D array of numbers.")
         return values

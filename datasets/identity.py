@@ -32,16 +32,21 @@ def spellings(groups: Iterable[str]) -> dict[str, list[str]]:
     return {k: sorted(found[k], key=lambda s: (len(s), s)) for k in sorted(found) if len(found[k]) > 1}
 
 
+def one_spelling(groups: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """For every id spelt in several ways the shortest of them, and a note that names what is taken for one."""
+    several = list(spellings(groups).values())
+    if not several:
+        return {}, []
+    some = "; ".join(", ".join(f"'{s}'" for s in found) for found in several[:SHOWN])
+    more = f" (and {len(several) - SHOWN} more)" if len(several) > SHOWN else ""
+    note = f"groups spelt in several ways are taken for one each: {some}{more}"
+    return {spelling: found[0] for found in several for spelling in found}, [note]
+
+
 def unify_groups(items: Sequence[Item]) -> tuple[tuple[Item, ...], list[str]]:
-    """The rows with one spelling, the shortest, for every group, and a note that names what was taken for one.
+    """The rows with one spelling for every group, and the note on it.
 
     Rows whose groups are spelt in one way are returned as they are, so that their keys stay the same.
     """
-    several = spellings({i.group for i in items})
-    if not several:
-        return tuple(items), []
-    names = {spelling: found[0] for found in several.values() for spelling in found}
-    some = "; ".join(", ".join(f"'{s}'" for s in found) for found in list(several.values())[:SHOWN])
-    more = f" (and {len(several) - SHOWN} more)" if len(several) > SHOWN else ""
-    note = f"groups spelt in several ways are taken for one each: {some}{more}"
-    return tuple(replace(i, group=names.get(i.group, i.group)) for i in items), [note]
+    names, notes = one_spelling(i.group for i in items)
+    return tuple(replace(i, group=names.get(i.group, i.group)) for i in items) if names else tuple(items), notes

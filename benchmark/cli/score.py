@@ -6,17 +6,21 @@ from typing import Any
 
 import click
 
+from ..errors import many
+from ..protocols import MASK_REDUCTIONS
+from . import options
+
 
 @click.command()
 @click.option(
-    "--maps", required=True, type=click.Path(path_type=Path), help="Folder of score maps: npz, or 8/16-bit grey PNG."
-)
-@click.option(
-    "--masks",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Folder of masks of the same names; > 0 is foreground.",
-)
+    "--maps", required=True, type=click.Path(path_type=Path),
+    help="Folder of score maps, folders inside included: npz, npy, float TIFF, or 8/16-bit grey PNG or TIFF.",
+)  # fmt: skip
+@click.option("--masks", type=click.Path(path_type=Path), help="Folder of masks of the same names.")
+@click.option("--dataset", default="", help="Instead of --masks: the images of a dataset, by its name or CSV manifest.")
+@click.option("--fold", default="", help="Fold of --dataset.  [default: its first]")
+@click.option("--split", type=click.Choice(["test", "val", "train"]), default="test", show_default=True)
+@options.DATA_ROOT
 @click.option(
     "--labels",
     type=click.Path(path_type=Path),
@@ -27,30 +31,46 @@ import click
     help="prob: values in [0, 1] as they are. score: unbounded, min-max per image.",
 )  # fmt: skip
 @click.option("--size", type=click.IntRange(1, 16384), help="Compare at N x N px instead of at each mask's own size.")
+@click.option(
+    "--mask-reduction", "reduction", type=click.Choice(MASK_REDUCTIONS), default="nearest", show_default=True,
+    help="How masks get to --size; nearest-opencv is that of the published evaluation.",
+)  # fmt: skip
+@click.option(
+    "--mask-foreground", default="", help="Mask values that are foreground: 255 or 1-3,7.  [default: above 0]"
+)
+@click.option("--mask-ignore", default="", help="Mask values of pixels that count nowhere: 255.")
+@click.option("--mask-threshold", default="", help="Of soft masks: values above it are foreground.")
 @click.option("--tau", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Threshold of Dice and IoU.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, nothing else.")
 def score(
-    maps: Path, masks: Path, labels: Path | None, kind: str, size: int | None, tau: float, as_json: bool
+    mask_foreground: str, mask_ignore: str, mask_threshold: str, as_json: bool, **asked: Any
 ) -> None:  # fmt: skip
     """Score anybody's maps against masks, without a model.
 
-    Maps and masks are matched by file stem; a mask may add _anno or _mask (train_1_anno.bmp for train_1.npz). An npz
-    holds one array, or the map under `map`. PNG values are divided by 255 or 65535.
+    Maps and masks are matched by name, endings aside, or by their path where a name is there twice; a mask may add
+    _anno or _mask (train_1_anno.bmp for train_1.npz, or for train_1.jpg.npy). An npz holds one array, or the map under
+    `map`. Grey levels are divided by 255 or 65535. With --dataset the masks, classes and groups are those of the
+    dataset, and an image of a background class needs no mask.
 
     PxAP, its chance level and Dice are those of `bench run`: pixels of all images pooled, 1,000 thresholds. Oracle
-    numbers use the threshold that is best on these very masks and are no result.
+    numbers use the threshold that is best on these very masks and are no result. Whatever could be read in two ways
+    is refused, or told below the numbers.
     """
+    from ...datasets.masks import make_rule
     from ..errors import plain
     from ..mapscore import ScoreRequest, score_folders
     from ..store import jsonable
 
-    result = score_folders(ScoreRequest(maps, masks, labels, kind, size, tau))
+    rule = make_rule(mask_foreground, mask_ignore, mask_threshold, "bench score")
+    result = score_folders(ScoreRequest(**asked, rule=rule))
     click.echo(json.dumps(jsonable(result), indent=1) if as_json else plain("\n".join(_table(result))))
 
 
 def _table(result: dict[str, Any]) -> list[str]:
-    size = f"{result['size']} x {result['size']} px" if result["size"] else "the masks' own size"
-    lines = [f"{result['images']} images, maps of kind {result['kind']}, compared at {size}"]
+    size = "the masks' own size"
+    if result["size"]:
+        size = f"{result['size']} x {result['size']} px (mask_reduction {result['reduction']})"
+    lines = [f"{many(result['images'], 'image')}, maps of kind {result['kind']}, compared at {size}"]
     low, high = (_number(v) for v in result["interval"])
     lines += _row("PxAP", result["pxap"], f"chance {_number(result['chance'])}")
     lines += _row("", None, f"95% interval {low} to {high}, resampling {result['groups']} images or groups")
@@ -77,8 +97,9 @@ def _table(result: dict[str, Any]) -> list[str]:
     if "accuracy" in result:
         lines += _row("Accuracy", result["accuracy"], "")
     if result["degenerate"]:
-        lines.append(f"{result['degenerate']} maps are constant: they rank no pixel of their image above another.")
-    return lines
+        verb = "map is" if result["degenerate"] == 1 else "maps are"
+        lines.append(f"{result['degenerate']} {verb} constant: no pixel of the image is ranked above another.")
+    return [*lines, *(f"note: {note.removeprefix('! ')}" for note in result["notes"])]
 
 
 def _row(name: str, value: float | None, note: str) -> list[str]:

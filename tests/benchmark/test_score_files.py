@@ -11,7 +11,8 @@ from sklearn.metrics import average_precision_score
 
 from wsolbench.benchmark.cli.score import score
 from wsolbench.benchmark.errors import BenchError
-from wsolbench.benchmark.mapfiles import pair_files, read_labels, read_map, read_mask
+from wsolbench.benchmark.mapfiles import read_labels, read_map, read_mask
+from wsolbench.benchmark.mappairs import pair_files
 from wsolbench.benchmark.mapscore import ScoreRequest, score_folders
 
 SIDE = (12, 16)
@@ -34,7 +35,7 @@ def folders(tmp_path) -> tuple[Path, Path]:
 
 def arrays(folders: tuple[Path, Path]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     pairs = pair_files(*folders)
-    return [read_map(p.map) for p in pairs], [read_mask(p.mask) for p in pairs]
+    return [read_map(p.map) for p in pairs], [read_mask(p.mask).foreground for p in pairs]
 
 
 def run(folders: tuple[Path, Path], **changes) -> dict:
@@ -121,7 +122,7 @@ def test_masks_in_any_lossless_form(tmp_path, form):
         image.save(path)
     else:
         save_png(path, mask.astype(np.uint8) * (255 if kind == "binary" else 3))
-    np.testing.assert_array_equal(read_mask(path), mask)
+    np.testing.assert_array_equal(read_mask(path).foreground, mask)
 
 
 def test_ground_truth_constant_and_coarse_maps(folders, tmp_path):
@@ -255,7 +256,7 @@ def bad_map(name: str, folder: Path) -> None:
         "pickle": lambda: path.write_bytes(b"\x80\x04\x95\x00."),
         "text": lambda: np.savez(path, np.array([["a"]])),
         "complex": lambda: np.savez(path, np.zeros(SIDE, complex)),
-        "volume": lambda: np.savez(path, np.zeros((1, *SIDE))),
+        "volume": lambda: np.savez(path, np.zeros((2, *SIDE))),
         "empty array": lambda: np.savez(path, np.zeros((0, 4))),
         "two": lambda: np.savez(path, a=np.zeros(SIDE), b=np.zeros(SIDE)),
         "none": lambda: np.savez(path),
@@ -273,7 +274,7 @@ def bad_map(name: str, folder: Path) -> None:
 MAP_FAULTS = {
     "colour": "not grey", "palette": "not grey", "negative": "outside", "bytes": "--kind score", "nan": "not finite",
     "infinite": "not finite", "object": "cannot be read", "pickle": "cannot be read", "text": "not a 2-D array",
-    "complex": "not a 2-D array", "volume": r"shape \(1, 12, 16\)", "empty array": "not a 2-D array",
+    "complex": "not a 2-D array", "volume": r"shape \(2, 12, 16\)", "empty array": "not a 2-D array",
     "two": "holds the arrays a, b", "none": r"holds the arrays \(none\)", "truncated png": "cannot be read",
     "truncated npz": "cannot be read", "zero bytes": "0 bytes", "not a png": "damaged or none of PNG",
 }  # fmt: skip
@@ -303,8 +304,8 @@ def test_masks_that_cannot_be_read_are_named(folders):
 
 
 def test_an_npz_bomb_is_refused_before_it_is_unpacked(folders, monkeypatch):
-    monkeypatch.setattr("wsolbench.benchmark.mapfiles.MAX_BYTES", 1000)
-    with pytest.raises(BenchError, match="too much for one map"):
+    monkeypatch.setattr("wsolbench.datasets.arrays.MAX_BYTES", 1000)
+    with pytest.raises(BenchError, match=r"too much for one \.npz"):
         run(folders)
 
 

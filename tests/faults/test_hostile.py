@@ -156,7 +156,9 @@ def test_score_prints_labels_as_they_are(warm_bench, tmp_path):
     for folder in ("maps", "masks"):
         (tmp_path / folder).mkdir()
         for name in ("a", "b"):
-            Image.new("L", (8, 8), 9).save(tmp_path / folder / f"{name}.png")
+            image = Image.new("L", (8, 8), 9)
+            image.putpixel((0, 0), 0)
+            image.save(tmp_path / folder / f"{name}.png")
     (tmp_path / "labels.csv").write_text("id,label\na,\x1b[2Jx\nb,y\n")
     done = warm_bench("score", "--maps", tmp_path / "maps", "--masks", tmp_path / "masks", "--labels",
                       tmp_path / "labels.csv")  # fmt: skip
@@ -251,10 +253,10 @@ def test_arrays_that_claim_or_unpack_to_too_much_are_refused(tmp_path, monkeypat
     for shape in ("(200000, 1000000)", "(99999999999, 99999999999)", "(-1, 4)"):
         with pytest.raises(BenchError, match=r"lie\.npz"):
             read_map(npz_of(tmp_path / "lie.npz", shape))
-    monkeypatch.setattr("wsolbench.benchmark.mapfiles.MAX_BYTES", 1 << 20)
+    monkeypatch.setattr("wsolbench.datasets.arrays.MAX_BYTES", 1 << 20)
     large = npz_of(tmp_path / "bomb.npz", "(4096, 512)", "|u1", bytes(4096 * 512))
     assert large.stat().st_size < 10_000
-    with pytest.raises(BenchError, match="too much for one map"):
+    with pytest.raises(BenchError, match=r"too much for one \.npz"):
         read_map(large)
 
 
