@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from .csv_table import GAPS, MASK_SETTINGS, TableRow, checked, read_table, whole
 from .folds import PIXEL_VAL_PER_CLASS, choose_pixel_val
 from .masks import declared_rule
 
-_YES, _NO = ("1", "true", "yes"), ("", "0", "false", "no")
+YES, _NO = ("1", "true", "yes"), ("", "0", "false", "no")
 _UNKNOWN_GROUPS = (
     "! patients or slides are unknown (# groups: unknown): each image counts as a group of its own, so intervals may "
     "be too narrow, and nobody can tell whether a patient is in several splits"
@@ -22,34 +22,37 @@ _UNKNOWN_GROUPS = (
 class CsvDataset(Dataset):
     """A dataset declared by a CSV file: images, masks, labels, groups, splits and perhaps folds."""
 
-    def __init__(self, path: Path, data_root: Path) -> None:
-        """Reads and checks the table itself, not the files it names. Raises BenchError naming the line at fault."""
+    def __init__(self, path: Path, data_root: Path, may_lack: Collection[str] = ()) -> None:
+        """Reads and checks the table itself, not the files it names. Raises BenchError naming the line at fault.
+
+        may_lack: required columns that may be missing, for whoever fills them in (`bench data split`).
+        """
         super().__init__(data_root)
         self.path = path
         bases = (path.parent, data_root)
         self._allowed = {Path(form(base)) for base in bases for form in (os.path.abspath, os.path.realpath)}
-        table = read_table(path)
-        settings, self._rows, self._notes = table.settings, table.rows, list(table.notes)
-        self._groups_unknown = settings.get("groups") == "unknown"
+        table = read_table(path, may_lack)
+        settings, self.rows, self._notes = table.settings, table.rows, list(table.notes)
+        self.groups_unknown = settings.get("groups") == "unknown"
         # Unlike a dataset with a class of its own, this one learns its card and folds from the file.
-        self.card, notes = _card(path, settings, self._rows)  # pyright: ignore[reportAttributeAccessIssue]
+        self.card, notes = _card(path, settings, self.rows)  # pyright: ignore[reportAttributeAccessIssue]
         self._notes += notes
         self._synthetic = _flag(settings.get("synthetic", ""), f"{path}: '# synthetic'")
         self.weights_seen = tuple(w.strip() for w in settings.get("weights_seen", "").split(",") if w.strip())
-        named = sorted({r.cells["fold"] for r in self._rows} - {""})
+        named = sorted({r.cells["fold"] for r in self.rows} - {""})
         self.folds = tuple(named) or ("0",)  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
     def ignores(self) -> bool:
         """Whether the file declares values to be ignored, for all masks or for some."""
-        return super().ignores or any(r.cells["mask_ignore"] for r in self._rows)
+        return super().ignores or any(r.cells["mask_ignore"] for r in self.rows)
 
     def manifest(self, fold: str) -> Manifest:
         """The rows of a fold, sorted by id. Raises BenchError for a row, path or group that breaks a rule."""
         if fold not in self.folds:
             raise BenchError(f"{self.path} has no fold '{fold}'. Known: {', '.join(self.folds)}.")
-        rows = [r for r in self._rows if r.cells["fold"] in ("", fold)]
-        items = sorted((self._item(r) for r in rows), key=lambda i: i.id)
+        rows = [r for r in self.rows if r.cells["fold"] in ("", fold)]
+        items = sorted((self.item(r) for r in rows), key=lambda i: i.id)
         notes = list(self._notes)
         if not self.card.evaluation_only and not any(i.pixel_val for i in items):
             regions = self.card.region_classes
@@ -60,14 +63,15 @@ class CsvDataset(Dataset):
                 f"no row is marked pixel_val: masks of {len(chosen)} validation images (up to {PIXEL_VAL_PER_CLASS} a "
                 "class, chosen by a hash of their ids) serve selection and tau_val"
             )
-        about = (_UNKNOWN_GROUPS,) if self._groups_unknown else ()
+        about = (_UNKNOWN_GROUPS,) if self.groups_unknown else ()
         return check_manifest(Manifest(self.card, fold, tuple(items), self._synthetic, (*notes, *about), about))
 
-    def _item(self, row: TableRow) -> Item:
+    def item(self, row: TableRow) -> Item:
+        """The image of a row. Raises BenchError, naming the line, for a cell that breaks a rule."""
         where, cells = f"{self.path}, line {row.line}", row.cells
         if not cells["image"]:
             raise BenchError(f"{where}: the image is empty. Every row needs one.")
-        group = cells["id"] or cells["image"] if self._groups_unknown else cells["group"]
+        group = cells["id"] or cells["image"] if self.groups_unknown else cells["group"]
         if group.lower() in ("", *GAPS):
             raise BenchError(
                 f"{where}: the group is {repr(group) if group else 'empty'}. It names the patient or slide, whose "
@@ -75,7 +79,8 @@ class CsvDataset(Dataset):
                 "each image is then a group of its own, and every table says so."
             )
         if cells["split"] not in SPLITS:
-            raise BenchError(f"{where}: split '{cells['split']}' is not one of {', '.join(SPLITS)}.")
+            hint = "" if cells["split"] else " To have such rows divided: bench data split."
+            raise BenchError(f"{where}: split '{cells['split']}' is not one of {', '.join(SPLITS)}.{hint}")
         label = _label(cells["label"], self.card.classes, where)
         pixel_val = _flag(cells["pixel_val"], f"{where}: pixel_val")
         if pixel_val and cells["split"] != "val":
@@ -217,6 +222,6 @@ def _label(text: str, classes: Sequence[str], where: str) -> int:
 
 
 def _flag(text: str, where: str) -> bool:
-    if text.lower() not in _YES + _NO:
-        raise BenchError(f"{where}: '{text}' is neither of {', '.join(filter(None, _YES + _NO))}.")
-    return text.lower() in _YES
+    if text.lower() not in YES + _NO:
+        raise BenchError(f"{where}: '{text}' is neither of {', '.join(filter(None, YES + _NO))}.")
+    return text.lower() in YES

@@ -20,6 +20,7 @@ LONGEST, LONGEST_PATH = 300, 4096  # characters of a cell or setting, and of a p
 GAPS = ("nan", "none", "na", "n/a", "null", "<na>", "nat")  # what programs write for an empty cell
 MAY_BE_EMPTY = ("mask", *OPTIONAL)
 GROUP_WORDS = ("patient", "patient_id", "patientid", "case", "case_id", "slide", "slide_id", "subject", "wsi", "donor")
+_SPLIT_ADVICE = " To have the images divided, without a patient in two splits: bench data split."
 _WHOLE = re.compile(r"([0-9]+)\.0*")
 
 
@@ -41,13 +42,16 @@ class Table:
     notes: tuple[str, ...]
 
 
-def read_table(path: Path) -> Table:
-    """Reads a CSV manifest. Raises BenchError, naming the line, for whatever is not as docs/datasets.md says."""
+def read_table(path: Path, may_lack: Collection[str] = ()) -> Table:
+    """Reads a CSV manifest. Raises BenchError, naming the line, for whatever is not as docs/datasets.md says.
+
+    may_lack: required columns that this reader does without; their cells are empty.
+    """
     settings, table = _lines(path)
     groups = settings.get("groups", "")
     if groups not in ("", "unknown"):
         raise BenchError(f"{path}: '# groups: {groups}' is not known. Only 'unknown' may be declared there.")
-    header = _header(path, table[0][1], groups == "unknown")
+    header = _header(path, table[0][1], {*may_lack, *(("group",) if groups == "unknown" else ())})
     rows, gaps = [], Counter[str]()
     for number, line in table[1:]:
         where = f"{path}, line {number}"
@@ -120,7 +124,7 @@ def _add_setting(settings: dict[str, str], line: str, where: str) -> None:
     settings[key] = checked(value.strip().rstrip(","), key, where) if key != "classes" else value.strip().rstrip(",")
 
 
-def _header(path: Path, line: str, groups_unknown: bool) -> list[str]:
+def _header(path: Path, line: str, may_lack: Collection[str]) -> list[str]:
     """Names of the columns, lower case where known; empty for those that only hold a running number, or nothing."""
     typed = [n.strip() for n in split_cells(line, str(path))]
     if len(typed) == 1 and (";" in line or "\t" in line):
@@ -129,8 +133,7 @@ def _header(path: Path, line: str, groups_unknown: bool) -> list[str]:
     known = REQUIRED + OPTIONAL
     names = [n.lower() if n.lower() in known else n for n in names]
     names = ["pixel_val" if n.lower() == "valpx" else n for n in names]
-    needed = [n for n in REQUIRED if not (groups_unknown and n == "group")]
-    missing = [n for n in needed if n not in names]
+    missing = [n for n in REQUIRED if n not in names and n not in may_lack]
     _refuse_near_misses(path, names, missing)
     for name in names:
         if name and names.count(name) > 1:
@@ -140,7 +143,8 @@ def _header(path: Path, line: str, groups_unknown: bool) -> list[str]:
     if missing:
         raise BenchError(
             f"{path}: the column{'s' * (len(missing) > 1)} {', '.join(missing)} is missing."
-            f"{_group_advice(names) if 'group' in missing else ''} See docs/datasets.md."
+            f"{_group_advice(names) if 'group' in missing else ''}{_SPLIT_ADVICE if 'split' in missing else ''} See "
+            "docs/datasets.md."
         )
     return names
 

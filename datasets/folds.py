@@ -8,7 +8,7 @@ from ..benchmark.errors import BenchError
 from ..benchmark.seeds import seed_for
 
 PIXEL_VAL_PER_CLASS = 3  # as in the published GlaS folds
-_MAX_PASSES = 50
+_MAX_PASSES, _MAX_SWAPPED = 50, 400
 
 
 def deal_images(labels: Mapping[str, int], parts: int) -> dict[str, int]:
@@ -41,36 +41,48 @@ def divide_groups(rows: Iterable[tuple[int, str]], parts: int) -> dict[str, int]
     The parts come out as equal in images of each class as greedy placement and then moves and swaps can make them.
     Raises BenchError if a part cannot hold every class.
     """
+    part, complete = divide_by_weight(rows, (1,) * parts)
+    if not complete:
+        raise BenchError(
+            f"Grouped folds need {parts} sets of patients or slides with every class in each; {len(part)} groups "
+            "with these labels do not allow it. Use the image-level folds, or data of more patients."
+        )
+    return part
+
+
+def divide_by_weight(rows: Iterable[tuple[int, str]], weights: Sequence[float]) -> tuple[dict[str, int], bool]:
+    """Group to part, as `divide_groups`, with parts as large as their positive weights, and if all hold every class.
+
+    Groups of equal size are placed in the order of their names. Swaps are tried among at most 400 groups: with more,
+    greedy placement and moves leave nothing to gain by them, and their number is quadratic.
+    """
     counts: dict[str, Counter[int]] = defaultdict(Counter)
     for label, group in rows:
         counts[group][label] += 1
     classes = sorted({label for c in counts.values() for label in c})
     sizes = {group: [counts[group][label] for label in classes] for group in counts}
-    search = _Division(sizes, parts)
+    search = _Division(sizes, weights)
     search.improve()
-    if any(n == 0 for part in search.totals for n in part):
-        raise BenchError(
-            f"Grouped folds need {parts} sets of patients or slides with every class in each; {len(counts)} groups "
-            "with these labels do not allow it. Use the image-level folds, or data of more patients."
-        )
-    return search.part
+    return search.part, all(n > 0 for part in search.totals for n in part)
 
 
 class _Division:
-    """Groups placed in parts, with the cost of a placement: squared relative deviation from equal parts."""
+    """Groups placed in parts, with the cost of a placement: squared relative deviation from the parts asked for."""
 
-    def __init__(self, sizes: Mapping[str, Sequence[int]], parts: int) -> None:
-        self.sizes, self.parts = sizes, parts
-        self.goal = [sum(column) / parts for column in zip(*sizes.values(), strict=True)]
-        self.totals = [[0] * len(self.goal) for _ in range(parts)]
+    def __init__(self, sizes: Mapping[str, Sequence[int]], weights: Sequence[float]) -> None:
+        self.sizes, self.parts = sizes, len(weights)
+        columns = [sum(column) for column in zip(*sizes.values(), strict=True)]
+        self.goals = [[n * w / sum(weights) for n in columns] for w in weights]
+        self.totals = [[0] * len(columns) for _ in weights]
         self.part: dict[str, int] = {}
         for group in sorted(sizes, key=lambda g: (-sum(sizes[g]), g)):
-            best = min(range(parts), key=lambda p: (self._cost(p, self.sizes[group]) - self._cost(p), p))
+            best = min(range(self.parts), key=lambda p: (self._cost(p, self.sizes[group]) - self._cost(p), p))
             self._place(group, best)
 
     def _cost(self, part: int, change: Sequence[int] = ()) -> float:
-        change = change or [0] * len(self.goal)
-        return sum(((n + c - g) / g) ** 2 for n, c, g in zip(self.totals[part], change, self.goal, strict=True))
+        goal = self.goals[part]
+        change = change or [0] * len(goal)
+        return sum(((n + c - g) / g) ** 2 for n, c, g in zip(self.totals[part], change, goal, strict=True))
 
     def _place(self, group: str, part: int) -> None:
         for label, n in enumerate(self.sizes[group]):
@@ -89,7 +101,9 @@ class _Division:
         """Moves and swaps groups while that makes the parts more equal."""
         groups = sorted(self.sizes)
         for _ in range(_MAX_PASSES):
-            if not (self._move(groups) | self._swap(groups)):
+            moved = self._move(groups)
+            swapped = len(groups) <= _MAX_SWAPPED and self._swap(groups)
+            if not (moved or swapped):
                 return
 
     def _move(self, groups: Sequence[str]) -> bool:

@@ -1,4 +1,4 @@
-"""`bench data`: verify, describe and synthesise datasets."""
+"""`bench data`: verify, describe, divide and synthesise datasets."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ import click
 
 from ..errors import BenchError, many, plain
 from . import options
+from .data_split import split as split_table
 from .patches import patches
 
 if TYPE_CHECKING:
@@ -21,13 +22,14 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, nothin
 
 @click.group()
 def data() -> None:
-    """Verify, describe or synthesise datasets.
+    """Verify, describe, divide or synthesise datasets.
 
     DATASET is a registered name (see `bench list datasets`) or the path of a CSV manifest (docs/datasets.md).
     """
 
 
 data.add_command(patches)
+data.add_command(split_table)
 
 
 @data.command()
@@ -186,7 +188,19 @@ def _show_info(info: "Info") -> None:
             "  " + "  ".join(c.rjust(w) if k else c.ljust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True)))
         )
     _say(f"foreground     {card['foreground']} (share at 224 px; of test: the chance level of PxAP)")
-    _say(f"image sizes    {', '.join(f'{n} of {size}' for size, n in info.sizes.items())}")
+    _say(f"image sizes    {_sizes(info.sizes)}")
     _say(f"licence        {card['licence']}\ncitation       {card['citation']}")
     for note in info.notes:
         _say(f"note           {note}")
+
+
+def _sizes(sizes: dict[str, int], shown: int = 4) -> str:
+    """The most frequent sizes, and the range of the others: a set of tissue cut out by hand has one for every image."""
+    parts = [f"{n} of {size}" for size, n in list(sizes.items())[:shown]]
+    rest = list(sizes.items())[shown:]
+    if not rest:
+        return ", ".join(parts)
+    sides = [[int(side) for side in size.split(" x ")] for size, _ in rest]
+    (left, right), (top, bottom) = ((min(side), max(side)) for side in zip(*sides, strict=True))
+    others = f"{sum(n for _, n in rest)} of {len(rest)} other sizes"
+    return f"{', '.join(parts)}, and {others}, {left} to {right} px wide and {top} to {bottom} px high"

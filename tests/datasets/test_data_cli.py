@@ -46,6 +46,16 @@ def test_verify_fails_on_a_damaged_copy_and_still_reports(where, synth_copy):
     assert json.loads(result.stdout)["ok"] is False
 
 
+def test_many_image_sizes_are_one_line():
+    from wsolbench.benchmark.cli.data import _sizes
+
+    sizes = {f"{300 + 7 * k} x {200 + 5 * k}": 98 - k for k in range(98)}
+    assert _sizes(dict(list(sizes.items())[:2])) == "98 of 300 x 200, 97 of 307 x 205"
+    assert _sizes(sizes).endswith(
+        "95 of 321 x 215, and 4465 of 94 other sizes, 328 to 979 px wide and 220 to 685 px high"
+    )
+
+
 def test_info(where, tmp_path):
     out = call("info", "glas", *where).stdout
     for word in (
