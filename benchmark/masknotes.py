@@ -21,17 +21,18 @@ def notes_of_needs(manifest: Manifest, cache: ImageCache, needs: Sequence[Need])
         form = MaskForm(need.size, need.reduction)
         found = sized_masks(cache, need.items, form)
         whole.update(found)
-        scored = {i.id: found[i.id] for i in need.items if i.id in found and i.split != "train"}
-        lines.append(vanished(scored, *form))
+        for split, kind in (("val", "validation"), ("test", "test")):
+            scored = {i.id: found[i.id] for i in need.items if i.id in found and i.split == split}
+            lines.append(vanished(scored, *form, kind))
         _refuse_lost(manifest, [i for i in need.items if i.split == "test"], found, form)
     check_masks(f"{manifest.card.name}, fold {manifest.fold}", surveyed(manifest, whole, "test"))
     return [*survey(surveyed(manifest, whole)), *dict.fromkeys(filter(None, lines))]
 
 
 def notes_of_rows(manifest: Manifest, cache: ImageCache, items: Sequence[Item], form: MaskForm) -> list[str]:
-    """Notes on the masks of some rows at the size they are scored at."""
+    """Notes on the masks of some rows of a test set at the size they are scored at."""
     found = sized_masks(cache, items, form)
-    return [*survey(surveyed(manifest, found)), *filter(None, [vanished(found, *form)])]
+    return [*survey(surveyed(manifest, found)), *filter(None, [vanished(found, *form, "test")])]
 
 
 def sized_masks(cache: ImageCache, items: Sequence[Item], form: MaskForm) -> dict[str, SizedMask]:

@@ -157,7 +157,7 @@ def _write(
     facts = {
         **common["facts"],
         **extra["facts"],
-        "notes": [*common["facts"]["notes"], *desk.mask_notes(stage.work["on"], scoring_form(stage), items)],
+        "notes": [*common["facts"]["notes"], *_mask_notes(stage, desk, items)],
         "kind": spec.kind,
         "classes": list(card.classes),
         "region_classes": list(card.region_classes),
@@ -173,6 +173,13 @@ def _write(
     }
     times = {**extra["times"], "write": time.monotonic() - began}
     desk.store.finish(stage.key, {**common, **extra, "times": times, "facts": facts})
+
+
+def _mask_notes(stage: Stage, desk: Desk, items: Sequence[Item]) -> list[str]:
+    """What a reader of the row must know about its test masks."""
+    if stage.labels["split"] == "val":  # behind tau_val: told when the run began
+        return []
+    return desk.mask_notes(stage.work["on"], scoring_form(stage), items)
 
 
 def _evaluation_facts(stage: Stage, desk: Desk) -> dict[str, Any]:

@@ -49,15 +49,19 @@ def survey(masks: Sequence[Surveyed]) -> list[str]:
     return [n for n in notes if n]
 
 
-def vanished(masks: Mapping[str, "SizedMask"], size: int, reduction: str) -> str:
-    """The note on masks, by image id, whose foreground is gone at the scoring size; or nothing."""
+def vanished(masks: Mapping[str, "SizedMask"], size: int, reduction: str, kind: str = "") -> str:
+    """The note on masks, by image id, whose foreground is gone at the scoring size; or nothing.
+
+    kind: the split they are of, for the words.
+    """
     gone = [name for name, m in masks.items() if m.facts.foreground and not m.foreground]
     if not gone:
         return ""
+    counted = f"{len(gone)} of {sum(m.facts.foreground > 0 for m in masks.values())} {f'{kind} masks'.strip()}"
     return (
-        f"{len(gone)} of {sum(m.facts.foreground > 0 for m in masks.values())} masks lost all foreground at {size} px "
-        f"(mask_reduction={reduction}): {_names(gone)}. They stay images of their class, but without a region: all "
-        "their pixels count as background. protocol.mask_reduction=any keeps every region, a larger protocol.size more"
+        f"{counted} lost all foreground at {size} px (mask_reduction={reduction}): "
+        f"{_names(gone)}. They stay images of their class, but without a region: all their pixels count as background. "
+        "protocol.mask_reduction=any keeps every region, a larger protocol.size more"
     )
 
 

@@ -162,7 +162,7 @@ def test_regions_that_vanish_are_told_and_stay_positives(world, copied):
     copied.change("test_0[1-5]", dot)
     changes = {"overrides": {"protocol": {"size": 8}}}
     notes = check(world, "darkness", **changes)
-    expected = "masks lost all foreground at 8 px (mask_reduction=nearest): test_01, test_03, test_05."
+    expected = "test masks lost all foreground at 8 px (mask_reduction=nearest): test_01, test_03, test_05."
     assert any(f"blobs: 3 of 12 {expected}" in n for n in notes)
     plan, outcome = world.run("darkness", **changes)
     assert outcome.exit_code == 0
