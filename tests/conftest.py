@@ -58,6 +58,14 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def shared_imagenet() -> Path:
+    path = SHARED / "weights" / "tf_efficientnet_lite0.safetensors"
+    if not path.is_file():
+        pytest.skip("no shared/weights folder beside the checkout (outside users do not have it)")
+    return path
+
+
+@pytest.fixture(scope="session")
 def shared_weights() -> Path:
     path = SHARED / "weights" / "resnet18_ebhi.safetensors"
     if not path.is_file():

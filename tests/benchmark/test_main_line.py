@@ -5,6 +5,8 @@ from collections import Counter
 
 import pytest
 
+from tests.faults.offline import OFFLINE
+
 PAIRS = {(a, b) for a in ("glas", "camelyon16") for b in ("glas", "camelyon16")}
 TINY = (
     "--backbones", "test_resnet", "--weights", "none", "--preset", "smoke", "--device", "cpu",
@@ -77,3 +79,34 @@ def test_the_line_runs_and_every_model_is_scored_on_both_sets(line, warm_bench, 
     html = (root / "results" / "report" / "index.html").read_text(encoding="utf-8")
     assert "glas → camelyon16" in html
     assert "SYNTHETIC" in html
+
+
+@pytest.fixture
+def fresh(warm_bench, root, tmp_path):
+    """The line as a newcomer types it, on a machine without a network and without a cache of weights."""
+
+    def go(*words):
+        return warm_bench(
+            "run", "--methods", "pixelcam,negev", "--datasets", "glas,camelyon16", "--data-root", root,
+            "--preset", "smoke", "--results", tmp_path / "fresh", *words,
+            inject=OFFLINE.format(cache=str(tmp_path / "hub")),
+        )  # fmt: skip
+
+    return go
+
+
+def test_the_line_is_planned_on_a_fresh_machine(fresh):
+    found = fresh("--dry-run")
+    assert found.returncode == 0, found.stderr
+    assert found.stderr.count("smoke goes on from random weights") == 1
+    assert "WARNING" not in found.stderr
+    assert "6 trainings, 6 to do" in found.stdout
+
+
+@pytest.mark.slow
+def test_the_line_ends_in_a_table_on_a_fresh_machine(fresh):
+    found = fresh("--set=train.image_size=64", "--set=train.load_size=72", "--set=train.epochs=1", "--device", "cpu")
+    assert found.returncode == 0, found.stderr
+    assert found.stderr.count("smoke goes on from random weights") == 1
+    for word in ("pixelcam", "negev", "resnet18", "glas → camelyon16", "PxAP"):
+        assert word in found.stdout

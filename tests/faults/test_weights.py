@@ -13,17 +13,10 @@ import torch
 from safetensors.torch import save_file
 
 from tests.faults.matrix import Matrix
+from tests.faults.offline import OFFLINE
 from wsolbench.methods.backbones import create_backbone
 
 TAG = "test_resnet.r160_in1k"
-OFFLINE = """
-import socket
-def refuse(*_, **__):
-    raise OSError("Name or service not known")
-socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse
-from huggingface_hub import constants
-constants.HF_HUB_CACHE = {cache!r}
-"""
 
 
 class Hub:

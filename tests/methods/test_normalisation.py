@@ -126,3 +126,17 @@ def test_published_networks_are_known_without_torch():
     numbers, _, modules = out.strip().partition("]] ")
     assert json.loads(numbers + "]]") == [list(IMAGENET.mean), list(HALF.mean), list(IMAGENET.mean)]
     assert modules == "False False"
+
+
+def test_real_imagenet_weights_load_and_are_fed_what_they_were_made_for(shared_imagenet):
+    body = create_backbone("tf_efficientnet_lite0")
+    found = load_weights(body, str(shared_imagenet))
+    assert (found["source"], found["ignored"]) == ("file", ["classifier.bias", "classifier.weight"])
+    assert body.statistics == origin_of("tf_efficientnet_lite0", str(shared_imagenet)).statistics == HALF
+    assert origin_of("resnet18", str(shared_imagenet)).statistics == IMAGENET  # the file itself says nothing
+    body.eval()
+    grey = torch.full((1, 3, 224, 224), 0.5)
+    with torch.no_grad():
+        grid = body.grid(HALF.normalise(grey))
+    assert grid.shape[1:] == (1280, 7, 7)
+    assert torch.isfinite(grid).all()
