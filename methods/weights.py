@@ -8,29 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 from ..benchmark.errors import BenchError
 from ..benchmark.store import read_json, write_json
-from .weights_hub import cached_file, imagenet_file, refuse_unreachable, sha256_of, timm_config, why_unreachable
+from .weights_hub import (
+    IMAGENET_TAGS,
+    cached_file,
+    imagenet_file,
+    refuse_unreachable,
+    sha256_of,
+    timm_config,
+    why_unreachable,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .backbones import Backbone
 
-# The exact weights behind `imagenet` for the published backbones; a timm release may change its own default tag.
-IMAGENET_TAGS = {
-    "resnet18": "tv_in1k",
-    "resnet34": "tv_in1k",
-    "resnet50": "tv_in1k",
-    "resnet101": "tv_in1k",
-    "vgg16": "tv_in1k",
-    "vgg16_bn": "tv_in1k",
-    "inception_v3": "tv_in1k",
-    "deit_tiny_patch16_224": "fb_in1k",
-    "deit_small_patch16_224": "fb_in1k",
-    "deit_base_patch16_224": "fb_in1k",
-    "vit_tiny_patch16_224": "augreg_in21k_ft_in1k",
-    "vit_small_patch16_224": "augreg_in1k",
-    "vit_base_patch16_224": "augreg_in1k",
-}
 # Own grid stride, strides to be had, and abilities of the published backbones, for listing without torch.
 _CNN, _VIT = ("batchnorm", "grid", "pyramid"), ("attention", "grid", "pyramid", "tokens")
 PUBLISHED_SHAPES: dict[str, tuple[int, tuple[int, ...], tuple[str, ...]]] = {

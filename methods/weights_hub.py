@@ -12,6 +12,22 @@ from typing import Any
 
 from ..benchmark.errors import BenchError
 
+# The exact weights behind `imagenet` for the published backbones; a timm release may change its own default tag.
+IMAGENET_TAGS = {
+    "resnet18": "tv_in1k",
+    "resnet34": "tv_in1k",
+    "resnet50": "tv_in1k",
+    "resnet101": "tv_in1k",
+    "vgg16": "tv_in1k",
+    "vgg16_bn": "tv_in1k",
+    "inception_v3": "tv_in1k",
+    "deit_tiny_patch16_224": "fb_in1k",
+    "deit_small_patch16_224": "fb_in1k",
+    "deit_base_patch16_224": "fb_in1k",
+    "vit_tiny_patch16_224": "augreg_in21k_ft_in1k",
+    "vit_small_patch16_224": "augreg_in1k",
+    "vit_base_patch16_224": "augreg_in1k",
+}
 PATIENCE = 4.0  # seconds to wait for the hub
 
 
@@ -52,6 +68,9 @@ def why_unreachable(tag: str) -> str:
 
 
 def _hub_id(tag: str) -> str:
+    architecture, _, name = tag.partition(".")
+    if IMAGENET_TAGS.get(architecture) == name:
+        return f"timm/{tag}"  # asking timm would import torch
     hub_id = timm_config(tag).hf_hub_id
     if not hub_id:
         raise BenchError(f"timm knows no downloadable weights '{tag}'. Give a file: --weights FILE.")

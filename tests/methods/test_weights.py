@@ -55,7 +55,9 @@ def test_packaged_tags_exist_in_timm():
     for name in weights.IMAGENET_TAGS:
         config = weights_hub.timm_config(weights.imagenet_tag(name))
         assert config is not None, name
-        assert config.hf_hub_id, name
+        hub_id = config.hf_hub_id
+        tag = weights.imagenet_tag(name)
+        assert weights_hub._hub_id(tag) == (hub_id if "/" in hub_id else f"{hub_id}{tag}"), name
 
 
 def test_file_is_loaded_with_heads_ignored_halves_widened_and_prefixes_taken_off(tmp_path, state):
