@@ -19,7 +19,7 @@ from .patches_sample import Found
 from .patches_settings import PatchSettings
 from .patches_slides import NORMAL, TUMOR, LeftOut, Listing, SlideJob
 from .patches_tables import Result, notes_of, write_tables
-from .wsi_notes import tell
+from .wsi_notes import name_some, tell
 from .wsi_slide import import_openslide
 
 SETTINGS_FILE, STATE_FOLDER = "settings.json", "slides"
@@ -91,7 +91,8 @@ def preview(
     results = _parallel(jobs, inspect_slide, calls, "slides opened", progress)
     failed = tuple(sorted([*listing.problems, *(r for r in results if isinstance(r, LeftOut))]))
     notes = tell({r.slide: notes_of(r) for r in results if isinstance(r, Scan)})
-    refusals: list[str] = list(listing.refusals)
+    twins = _twins({j.name: j for j in listing.jobs}, {r.slide: r for r in results if isinstance(r, Scan)})
+    refusals = [*listing.refusals, *([twins] if twins else [])]
     for check in (lambda: _check_tumor(listing, failed), lambda: _check_out(out, settings)):
         try:
             check()
@@ -128,6 +129,8 @@ class _Run:
             unused += [LeftOut(n, self._why_unused(n, chosen, total, split)) for n in self.jobs
                        if _in(self.jobs[n], test) and n in chosen and not chosen[n].found.places]  # fmt: skip
         gone = {f.slide for f in self.failed}
+        if twins := _twins(self.jobs, chosen):
+            raise BenchError(twins)
         return {n: s for n, s in sorted(chosen.items()) if n not in gone}, tuple(
             u for u in unused if u.slide not in gone
         )
@@ -216,6 +219,25 @@ def _joined(tumor: Scan | None, normal: Scan | None) -> Scan:
     if tumor is None or normal is None:
         return tumor or normal  # pyright: ignore[reportReturnType]
     return _only(tumor, (*tumor.found.places, *normal.found.places))
+
+
+def _twins(jobs: Mapping[str, SlideJob], scans: Mapping[str, Scan]) -> str:
+    """What to say of one slide under two names in sets that must not share any; empty if there is none.
+
+    openslide's quickhash is made of a slide's directories and its smallest level.
+    """
+    by_hash: dict[str, list[SlideJob]] = {}
+    for name in sorted(scans):
+        if found := scans[name].facts["quickhash"]:
+            by_hash.setdefault(found, []).append(jobs[name])
+    twins = [" = ".join(f"{j.name} ({j.split})" for j in same) for same in by_hash.values()
+             if len({j.group for j in same}) > 1 and {j.split for j in same} != {"test"}]  # fmt: skip
+    if not twins:
+        return ""
+    return (
+        f"The same slide under several names, which may come into several splits: {name_some(twins)}. Leave out all "
+        "but one, or give them one patient in the --splits file."
+    )
 
 
 def _check_listing(listing: Listing) -> None:

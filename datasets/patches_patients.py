@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..benchmark.errors import BenchError
 from .identity import normal_group, spellings
-from .wsi_notes import name_some
+from .wsi_notes import name_some, some
 
 # Names that carry the patient by the rules of their source; another name says nothing.
 _PATIENTS = (
@@ -48,11 +48,12 @@ def group_slides(slides: Iterable[str], stated: Mapping[str, str]) -> tuple[dict
         source = "the table" if stated else "the names"
         if stated and any(patient_of(s) and not stated.get(s) for s in names):
             source = "the table and the names"
-        notes.append(f"group = patient: {len(names) - len(unknown)} slides of {len(patients)} patients, by {source}")
+        whose = some(len(patients), "patient")
+        notes.append(f"group = patient: {some(len(names) - len(unknown), 'slide')} of {whose}, by {source}")
     if unknown:
         notes.append(
-            f"group = slide: the patients of {len(unknown)} slides are not known ({name_some(unknown, 3)}), so that "
-            "two slides of one patient could stand in different splits. A column 'patient' in --splits tells them"
+            f"group = slide: the patient of {some(len(unknown), 'slide')} is not known ({name_some(unknown, 3)}), so "
+            "that two slides of one patient could stand in different splits. A column 'patient' in --splits tells them"
         )
     return {s: p or s for s, p in patient.items()}, notes
 
@@ -68,14 +69,14 @@ def shared_patients(slides: Iterable[tuple[str, str, str]]) -> str:
     shared = {g: splits for g, splits in found.items() if len(splits) > 1}
     if not shared:
         return ""
-    some = []
+    named = []
     for key, splits in list(shared.items())[:5]:
         parts = "; ".join(f"{split}: {name_some(sorted(slides), 3)}" for split, slides in sorted(splits.items()))
-        some.append(f"{names[key]} ({parts})")
+        named.append(f"{names[key]} ({parts})")
     more = f" and {len(shared) - 5} more" if len(shared) > 5 else ""
     return (
-        f"{len(shared)} patient{'s' * (len(shared) > 1)} in two splits, so that a model would be tested on patients it "
-        f"has seen: {' | '.join(some)}{more}. Keep all slides of a patient in one split of the --splits file."
+        f"{some(len(shared), 'patient')} in two splits, so that a model would be tested on patients it "
+        f"has seen: {' | '.join(named)}{more}. Keep all slides of a patient in one split of the --splits file."
     )
 
 

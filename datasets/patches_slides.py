@@ -11,6 +11,7 @@ from .folds import divide_groups
 from .patches_files import find_annotations, find_slides
 from .patches_patients import group_slides, patient_of, shared_patients
 from .patches_splits import CLASSES, NORMAL, TUMOR, Row, Table, read_splits
+from .wsi_notes import name_some
 
 UNANNOTATED = ("auto", "normal", "skip", "error")
 _CAMELYON = re.compile(r"(normal|tumor|test)_(\d{3})", re.IGNORECASE)
@@ -121,6 +122,7 @@ def list_slides(
             skipped.append(judged)
             del rows[name]
     _check_tags(jobs)
+    notes = [*notes, *_doubtful(jobs)]
     if table:
         notes = [*notes, *table.notes]
         problems += [
@@ -130,6 +132,19 @@ def list_slides(
     options = {"unannotated": unannotated, "include_bad": include_bad, "splits": splits.name if splits else None,
                "test_share": test_share}  # fmt: skip
     return Listing(tuple(jobs), tuple(skipped), tuple(problems), options, (*notes, *orphans, *more), tuple(refusals))
+
+
+def _doubtful(jobs: Iterable[SlideJob]) -> list[str]:
+    """What to say of slides that are normal by the user's word and have metastases by the challenge's reference."""
+    found = [j.name for j in jobs if j.label == NORMAL and _test_number(j.name) in TEST_TUMOR]
+    said = "taken for normal as you say, though by the reference of Camelyon16 they have metastases"
+    return [f"{said}: {name_some(found)}"] * bool(found)
+
+
+def _test_number(name: str) -> int:
+    """The number of a test slide of Camelyon16, 0 for other slides."""
+    match = _CAMELYON.fullmatch(name)
+    return int(match[2]) if match and match[1].lower() == "test" else 0
 
 
 def _check_share(splits: Path | None, table: Table | None, test_share: float) -> None:
@@ -219,8 +234,7 @@ def _without_marks(name: str, unannotated: str) -> str:
     """The class of a slide that has no annotation and no label, or `skip`."""
     if unannotated in (NORMAL, "skip"):
         return unannotated
-    match = _CAMELYON.fullmatch(name)
-    number = int(match[2]) if match and match[1].lower() == "test" else 0
+    number = _test_number(name)
     if unannotated == "auto" and 1 <= number <= _TEST_SLIDES and number != _TEST_UNKNOWN:
         return TUMOR if number in TEST_TUMOR else NORMAL
     raise BenchError(

@@ -18,6 +18,7 @@ CLASSES = (NORMAL, TUMOR)
 STAGES = {"negative": NORMAL, "itc": TUMOR, "micro": TUMOR, "macro": TUMOR}  # of a node in Camelyon17
 _COLUMNS = ("slide", "split", "label", "patient")
 _INDEX = re.compile(r"(|unnamed: \d+)")  # what pandas calls the column of its index
+_NOTHING = ("nan", "none", "null", "na", "n/a", "<na>")  # what programs write for an empty cell
 _SHOWN = 10  # faulty lines that one message names
 
 
@@ -131,6 +132,7 @@ def _row(cells: Sequence[str], header: Sequence[str], columns: Mapping[str, int]
     if len(cells) != len(header):
         raise BenchError(f"{len(cells)} fields, the header has {len(header)}")
     values = {name: cells[k].strip() for name, k in columns.items()}
+    values |= dict.fromkeys((n for n, v in values.items() if n != "slide" and v.lower() in _NOTHING), "")
     split, label = values.get("split", "").lower(), values.get("label", "").lower()
     if "split" in columns and split not in SPLITS:
         raise BenchError(f"there is no split '{split}'.{did_you_mean(split, SPLITS)}")

@@ -119,6 +119,8 @@ class _Sorter:
             self.notes[f"annotations of group '{shape.group}' counted as '{group}', in which that group lies"] += 1
         elif group != self.spelling[group_key(group)]:
             self.notes[f"annotations of group '{group}' read as '{self.spelling[group_key(group)]}'"] += 1
+        if shape.told and role != "ignored":
+            self.notes[shape.told] += 1
         if shape.kind == "Spline":
             self.notes["Spline outlines read as straight lines between their points"] += 1
 
@@ -144,11 +146,23 @@ def _geometry_notes(
         counts["outlines that reach beyond the edge of the slide, cut there"] = sum(
             _reaches_out(o, size) for o, gone in zip(both, outside, strict=True) if not gone
         )
-    islands = sum(any(lies_within(t, e) for e in excluded) for t in tumor)
+    islands = _islands(tumor, excluded)
     rule = "kept as tumour" if reading.innermost else "cut out with it (--overlaps innermost keeps them)"
     if reading.subtract:
         counts[f"tumour outlines inside an exclusion, {rule}"] = islands
     return [Note(n, what) for what, n in counts.items() if n]
+
+
+def _islands(tumor: Sequence[Outline], excluded: Sequence[Outline]) -> int:
+    """How many tumour outlines lie inside an excluded one; only those whose boxes allow it are compared."""
+    if not excluded:
+        return 0
+    low, high = np.array([o.box[0] for o in excluded]), np.array([o.box[1] for o in excluded])
+    found = 0
+    for inner in tumor:
+        around = np.flatnonzero((low <= inner.box[0]).all(axis=1) & (high >= inner.box[1]).all(axis=1)).tolist()
+        found += any(lies_within(inner, excluded[k]) for k in around)
+    return found
 
 
 def _moved(outlines: Iterable[Outline], shift: np.ndarray) -> tuple[Outline, ...]:

@@ -2,11 +2,11 @@
 
 import math
 import xml.parsers.expat
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..benchmark.errors import BenchError
-from .wsi_shapes import Shape, ShapeFile, area_shape, as_points, check_parents, group_key
+from .wsi_shapes import Shape, ShapeFile, area_shape, as_points, check_parents, group_key, is_coordinate
 
 _AREAS = ("Polygon", "Spline", "Rectangle")
 
@@ -60,7 +60,10 @@ def _shape(found: _Open) -> Shape:
     if found.kind.strip().capitalize() not in _AREAS:
         return Shape(found.name, found.kind, found.group, (), f"type {found.kind} has no area")
     points = as_points((x, y) for _, x, y in sorted(found.points, key=lambda p: p[0]))
-    return area_shape(found.name, found.kind.strip().capitalize(), found.group, [[points]])
+    shape = area_shape(found.name, found.kind.strip().capitalize(), found.group, [[points]])
+    if len({order for order, *_ in found.points}) == len(found.points):
+        return shape
+    return replace(shape, told="outlines whose points repeat a number in Order, those taken as they stand in the file")
 
 
 def _point(path: Path, shape: _Open, attributes: dict[str, str]) -> tuple[float, float, float]:
@@ -72,6 +75,6 @@ def _point(path: Path, shape: _Open, attributes: dict[str, str]) -> tuple[float,
         )
     except (KeyError, ValueError):
         point = (math.nan, math.nan, math.nan)
-    if not all(map(math.isfinite, point)):
+    if not all(map(is_coordinate, point)):
         raise BenchError(f"{path}: annotation '{shape.name}' has a point that is no pair of numbers: {attributes}.")
     return point

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import math
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..benchmark.errors import BenchError
-from .wsi_shapes import Shape, ShapeFile, area_shape, group_key
+from .wsi_shapes import Shape, ShapeFile, area_shape, group_key, is_coordinate
 
 LARGEST = 1_000_000_000  # bytes of unpacked text
 _OLD_IDS = "PathAnnotationObject"  # what QuPath 0.2 wrote where newer versions write the object's type
@@ -99,7 +98,7 @@ def _ring(rows: Any) -> np.ndarray:
 def _points(rows: Any) -> Iterator[tuple[float, float]]:
     for row in rows:
         x, y = row[0], row[1]
-        if isinstance(x, bool | str) or isinstance(y, bool | str) or not (math.isfinite(x) and math.isfinite(y)):
+        if isinstance(x, bool | str) or isinstance(y, bool | str) or not (is_coordinate(x) and is_coordinate(y)):
             raise ValueError(row)
         yield float(x), float(y)
 

@@ -18,6 +18,11 @@ class Note(NamedTuple):
         return f"{self.what}: {self.number}" if self.number else self.what
 
 
+def some(number: int, what: str) -> str:
+    """A number of things: `1 slide`, `2 slides`."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def tell(by_slide: Mapping[str, Sequence[Note]]) -> list[str]:
     """One line for each kind of note, with the slides that it holds for and how many each has."""
     found: dict[str, list[tuple[str, int]]] = {}

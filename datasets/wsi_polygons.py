@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -16,12 +17,12 @@ class Outline:
     points: np.ndarray
     holes: tuple[np.ndarray, ...] = ()
 
-    @property
+    @cached_property
     def box(self) -> tuple[np.ndarray, np.ndarray]:
         """Upper left and lower right corner."""
         return self.points.min(axis=0), self.points.max(axis=0)
 
-    @property
+    @cached_property
     def area(self) -> float:
         """Area in px² without the holes, by the shoelace formula (parts drawn over twice count twice)."""
         return _area(self.points) - sum(_area(h) for h in self.holes)

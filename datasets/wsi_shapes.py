@@ -1,5 +1,6 @@
 """What both annotation formats are read into: shapes with the group that they stand in."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,16 +10,22 @@ import numpy as np
 from ..benchmark.errors import BenchError
 from .wsi_polygons import Outline, is_flat
 
+_FARTHEST = 1e8  # px
+
 
 @dataclass(frozen=True)
 class Shape:
-    """One annotation as it stands in a file. `problem` says why it has no area to read, and is empty where it has."""
+    """One annotation as it stands in a file.
+
+    problem: why it has no area to read, empty where it has. told: how it was read where that was not clear.
+    """
 
     name: str
     kind: str
     group: str
     outlines: tuple[Outline, ...]
     problem: str = ""
+    told: str = ""
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,11 @@ class ShapeFile:
 
     shapes: tuple[Shape, ...]
     parents: Mapping[str, str] = field(default_factory=dict)
+
+
+def is_coordinate(value: float) -> bool:
+    """Whether a number can be a coordinate in px of any slide."""
+    return math.isfinite(value) and abs(value) < _FARTHEST
 
 
 def group_key(name: str) -> str:

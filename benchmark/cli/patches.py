@@ -230,15 +230,22 @@ def _show_summary(summary: dict[str, Any], out: Path) -> None:
         click.echo(f"left out: {slide['slide']}: {slide['reason']}")
     for note in summary["notes"]:
         click.echo(f"note: {note}")
-    click.echo(f"Everything is listed in {out / 'patches.csv'}. {_what_next(summary['counts'], out / 'dataset.csv')}")
+    click.echo(f"Everything is listed in {out / 'patches.csv'}. {_what_next(summary, out / 'dataset.csv')}")
 
 
-def _what_next(counts: dict[str, Any], table: Path) -> str:
-    """What the table of patches is good for as it is."""
-    filled = {split: [c["patches"] > 0 for c in classes.values()] for split, classes in counts.items()}
-    if all(map(all, filled.values())):
-        return f"Use it with --datasets {table}"
-    if any(filled["test"]) and not any(filled["train"] + filled["val"]):
-        return f"It holds test patches alone: score models of another set on it with --ood {table}"
-    lacking = ", ".join(s for s, full in filled.items() if not all(full))
-    return f"{table} cannot be run on yet: both classes are needed in every split, and {lacking} lacks one (see above)."
+def _what_next(summary: dict[str, Any], table: Path) -> str:
+    """What the table of patches is good for as it is, by the reader that `bench run` uses."""
+    from ...datasets.open import open_dataset
+
+    failed = len(summary["failed"])
+    without = f" (it lacks what {failed} failed slide{'s' * (failed > 1)} would give)" if failed else ""
+    try:
+        card = open_dataset(str(table), table.parent).manifest("0").card
+    except BenchError as problem:
+        return f"It cannot be run on yet: {problem}"
+    if card.evaluation_only:
+        return f"It holds test patches alone: score models of another set on it with --ood {table}{without}"
+    lacking = [f"{split} has no {name} patch" for split, classes in summary["counts"].items()
+               for name, c in classes.items() if not c["patches"]]  # fmt: skip
+    though = f", though {' and '.join(lacking)}: what needs them stays empty in tables" if lacking else ""
+    return f"Use it with --datasets {table}{though}{without}"

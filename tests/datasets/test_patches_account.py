@@ -156,7 +156,7 @@ def test_more_normal_slides_than_patches(tmp_path):
     """Slides that none is asked of are opened all the same, and say why they gave nothing."""
     write_slide(tmp_path / "slides" / "tumor_001.tif", 1, tumor=(180, 120, 230, 160))
     for k in range(1, 7):
-        write_slide(tmp_path / "slides" / f"normal_00{k}.tif", k)
+        write_slide(tmp_path / "slides" / f"normal_00{k}.tif", 10 + k)
     damage(tmp_path / "slides" / "normal_005.tif")
     listing = list_slides(tmp_path / "slides", tmp_path / "xml")
     outcome = make_patches(listing, SETTINGS, tmp_path / "out")
@@ -177,6 +177,28 @@ def test_dense_slides_of_which_nothing_is_drawn(tmp_path):
     ends = account(listing, outcome)
     assert sorted(ends.values()) == ["skipped", "skipped", "used"]
     assert all("all are more than half tumour" in r for r in reasons(outcome).values())
+
+
+def test_one_slide_under_two_names_is_refused_before_anything_is_cut(tmp_path):
+    write_slide(tmp_path / "slides" / "a.tif", 1, tumor=BAND)
+    write_slide(tmp_path / "slides" / "b.tif", 2)
+    for kind, suffix in (("slides", "tif"), ("xml", "xml")):
+        (tmp_path / kind / f"c.{suffix}").write_bytes((tmp_path / kind / f"a.{suffix}").read_bytes())
+    for splits, patients, refused in (("train,val", "1,2", True), ("train,train", "1,2", True),
+                                      ("train,test", "1,2", True), ("train,train", "1,1", False),
+                                      ("test,test", "1,2", False)):  # fmt: skip
+        (one, other), (p, q) = splits.split(","), patients.split(",")
+        (tmp_path / "s.csv").write_text(f"slide,split,label,patient\na,{one},tumor,{p}\nc,{other},tumor,{q}\n"
+                                        "b,train,normal,3\n")  # fmt: skip
+        listing = list_slides(tmp_path / "slides", tmp_path / "xml", tmp_path / "s.csv")
+        out = tmp_path / f"{splits}{patients}"
+        assert bool(preview(listing, SETTINGS, out).refusals) == refused
+        if refused:
+            with pytest.raises(BenchError, match=rf"a \({one}\) = c \({other}\)"):
+                make_patches(listing, SETTINGS, out)
+            assert not (out / "dataset.csv").exists()
+        else:
+            account(listing, make_patches(listing, SETTINGS, out))
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,8 @@ def test_groups_from_names_and_tables():
     told = " | ".join(notes)
     assert "spelt in several ways are taken for one: P7, p-07" in told
     assert "group = patient: 4 slides of 2 patients, by the table and the names" in told
-    assert "group = slide: the patients of 1 slides are not known (c)" in told
-    assert group_slides(["a"], {"a": "7"})[1] == ["group = patient: 1 slides of 1 patients, by the table"]
+    assert "group = slide: the patient of 1 slide is not known (c)" in told
+    assert group_slides(["a"], {"a": "7"})[1] == ["group = patient: 1 slide of 1 patient, by the table"]
 
 
 def test_a_table_may_join_patients_of_the_names_and_not_part_them():
@@ -124,6 +124,25 @@ def test_a_slide_with_a_problem_counts_for_leaks(tree):
     listing = listed(tree, text)
     assert [p.slide for p in listing.problems] == ["P7 a"]
     assert listing.refusals
+
+
+def test_cells_that_programs_leave_empty_are_empty(tree):
+    listing = listed(tree, "slide,split,label,patient\nx1,train,nan,NaN\nx2,test,,<NA>\n7,train,tumor,nan\n")
+    assert listing.refusals == ()
+    assert brief(listing) == {
+        "x1": ("tumor", "train", "x1"),
+        "x2": ("tumor", "test", "x2"),
+        "7": ("tumor", "train", "7"),
+    }
+
+
+def test_a_known_tumour_slide_taken_for_normal_is_told(tmp_path):
+    for name in ("test_001", "test_003", "mine"):
+        (tmp_path / f"{name}.tif").touch()
+    (tmp_path / "s.csv").write_text("slide,split,label\ntest_001,test,normal\ntest_003,test,normal\nmine,test,normal\n")
+    for options in ({"splits": tmp_path / "s.csv"}, {"unannotated": "normal"}):
+        (note,) = [n for n in list_slides(tmp_path, None, **options).notes if "by the reference" in n]
+        assert note.endswith("they have metastases: test_001")
 
 
 STAGES = "patient,stage\n" + "".join(

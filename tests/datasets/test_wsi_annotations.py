@@ -136,6 +136,22 @@ def test_what_is_read_in_one_of_several_ways_is_told(tmp_path, shape, note):
     assert note in told(found)
 
 
+def test_points_that_repeat_their_number_are_told(tmp_path):
+    path = asap(tmp_path / "a.xml", (box(), "Tumor", "Polygon"))
+    path.write_text(path.read_text().replace('Order="2"', 'Order="1"'))
+    found = read_annotations(path, SIZE)
+    np.testing.assert_array_equal(found.tumor[0].points, box())
+    assert "repeat a number in Order" in told(found)
+
+
+@pytest.mark.parametrize("far", [1e9, -1e12, 1e300])
+def test_coordinates_of_no_slide_are_refused(tmp_path, far):
+    for path in (asap(tmp_path / "a.xml", ([*box(), (far, 5)], "Tumor", "Polygon")),
+                 collection(tmp_path / "a.geojson", feature([*box(), (far, 5)]))):  # fmt: skip
+        with pytest.raises(BenchError, match="no pair of numbers"):
+            read_annotations(path, SIZE)
+
+
 def test_a_plain_file_has_no_notes(tmp_path):
     shapes = [(circle(200, 150, 90), "Tumor", "Polygon"), (circle(200, 150, 30), "_2", "Polygon"),
               ([*box(), box()[0]], "_0", "Polygon"), (box(0, 0, 399.5, 299), "_1", "Rectangle")]  # fmt: skip
