@@ -19,7 +19,7 @@ from .mappairs import MASK_SUFFIXES, bare_name
 
 _TOPS = {np.dtype(np.bool_): 1, np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
 _COLUMNS = ("id", "label", "prediction", "group")
-EIGHT_OF_16_BITS = 255 / 65535  # the highest value of an 8-bit map that was saved with 16 bits
+DARKEST = 1 / 255  # the highest value of 0 and 1 saved with 8 bits, and of 8 bits (255) saved with 16
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,12 @@ def _tiff(path: Path) -> np.ndarray:
     if stored.dtype not in _TOPS:
         raise BenchError(f"{path} holds {stored.dtype}: which value means 1 is open. Save floats, or 8 or 16 bits.")
     return stored.astype(np.float64) / _TOPS[stored.dtype]
+
+
+def are_grey_levels(values: np.ndarray) -> bool:
+    """Whether all values are levels of 8 or 16 bits, unlike those of a float TIFF."""
+    levels = values * 65535
+    return bool((np.abs(levels - np.rint(levels)) < 1e-6).all())
 
 
 def read_mask(path: Path, rule: MaskRule = MaskRule()) -> MaskPixels:  # noqa: B008 - frozen

@@ -1,5 +1,6 @@
 """Anybody's score maps paired with the masks of a folder or with the images of a dataset, by name or by path."""
 
+import os
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,19 +37,27 @@ def pair_files(maps: Path, masks: Path, ids: Sequence[str] | None = None) -> lis
     missing or empty folder, two files of one name, and a map without mask or a mask without map.
     """
     map_files, mask_files = find_files(maps, MAP_FILES, "maps"), find_files(masks, MASK_FILES, "masks")
-    if _all_once(map_files) and _all_once(mask_files):
+    by_name = _all_once(map_files) and _all_once(mask_files)
+    if by_name:
         map_files, mask_files = _by_name(map_files), _by_name(mask_files)
+    keys = {i: i for i in map_files} if ids is None else _keys_of_ids(ids, map_files, by_name)
     found = {name: mask for name in map_files if (mask := _mask_of(name, mask_files))}
-    wanted = list(map_files) if ids is None else list(ids)
-    _complain([i for i in wanted if i not in map_files], f"image has no map in {maps}", f"images have no map in {maps}")
-    _complain([i for i in wanted if i not in found], f"map has no mask in {masks}", f"maps have no mask in {masks}")
+    _complain([i for i, key in keys.items() if key not in map_files], ("image", "map", maps), list(map_files))
+    why = "" if by_name else " Paths are compared, because a name is there twice in one of the folders."
+    _complain([i for i, key in keys.items() if key not in found], ("map", "mask", masks), list(mask_files), why)
     if ids is None:
         used = set(found.values())
         shadowed = {s for s in mask_files if any(s + suffix in mask_files for suffix in MASK_SUFFIXES)}
         left = [s for s, path in mask_files.items() if path not in used and s not in shadowed]
-        advice = " To score only some of the masks, list their images with --labels."
-        _complain(left, f"mask has no map in {maps}", f"masks have no map in {maps}", advice)
-    return [MapPair(i, map_files[i], found[i]) for i in sorted(wanted)]
+        advice = f"{why} To score only some of the masks, list their images with --labels."
+        _complain(left, ("mask", "map", maps), list(map_files), advice)
+    return [MapPair(i, map_files[keys[i]], found[keys[i]]) for i in sorted(keys)]
+
+
+def _keys_of_ids(ids: Sequence[str], maps: Mapping[str, Path], by_name: bool) -> dict[str, str]:
+    """Id -> key of its map: the id itself, or what stands after its last slash, if no other id ends alike."""
+    ends = Counter(map(_name, ids))
+    return {i: _name(i) if by_name and i not in maps and ends[_name(i)] == 1 else i for i in ids}
 
 
 def pair_items(maps: Path, items: Sequence[Item], where: str) -> tuple[list[MapPair], list[str]]:
@@ -70,7 +79,7 @@ def pair_items(maps: Path, items: Sequence[Item], where: str) -> tuple[list[MapP
         if len(found) > len(matched):
             best, matched = way, found
     bare = [i.id for i in items if i.id not in matched]
-    _complain(bare, f"image of {where} has no map in {maps}", f"images of {where} have no map in {maps}")
+    _complain(bare, ("image", "map", maps), list(files), of=f" of {where}")
     left = sorted(set(files.values()) - set(matched.values()))
     notes = [f"maps were matched to the images of {where} by their {best}"]
     if left:
@@ -87,22 +96,34 @@ def find_files(folder: Path, kinds: tuple[str, ...], what: str) -> dict[str, Pat
     if not folder.is_dir():
         raise BenchError(f"The folder of {what} {folder} does not exist.")
     found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
+    files = _files_below(folder)
+    for path in files:
         inside = path.relative_to(folder)
         rubbish = any(p.startswith(".") or p.lower() in _RUBBISH for p in inside.parts)
-        if rubbish or path.suffix.lower() not in kinds or not path.is_file():
+        if rubbish or path.suffix.lower() not in kinds:
             continue
         key = bare_name(inside.as_posix())
         if key in found:
             raise BenchError(f"{folder} has two {what} of one name: {found[key].name} and {path.name}. Keep one.")
         found[key] = path
     if not found:
-        other = Counter(p.suffix.lower() for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+        other = Counter(p.suffix.lower() for p in files if not p.name.startswith("."))
         held = f" It holds files ending in {', '.join(sorted(other)[:NAMED])}." if other else ""
         lossy = {".jpg", ".jpeg", ".webp"} & set(other)
         blurred = " JPEG and WebP change values, so they are not read." if lossy else ""
         raise BenchError(f"{folder} holds no {what}: they are files ending in {', '.join(kinds)}.{held}{blurred}")
     return found
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """All files, those behind links to folders too, sorted by path; a link to a folder around it is not followed."""
+    found: list[Path] = []
+    for root, folders, names in os.walk(folder, followlinks=True):
+        here = Path(root)
+        above = {here.resolve(), *here.resolve().parents}
+        folders[:] = [name for name in folders if (here / name).resolve() not in above]
+        found += [here / name for name in names if (here / name).is_file()]
+    return sorted(found)
 
 
 def bare_name(name: str) -> str:
@@ -143,12 +164,21 @@ def _keys(items: Sequence[Item], key_of: Callable[[Item], str]) -> dict[str, Ite
     return {key: same[0] for key, same in found.items() if key and len(same) == 1}
 
 
-def _complain(names: list[str], one: str, several: str, advice: str = "") -> None:
-    if names:
-        raise BenchError(
-            f"{len(names)} {one if len(names) == 1 else several}: {_some(names)}. A map and its mask share the name "
-            f"(endings aside); the mask may add {' or '.join(MASK_SUFFIXES)}.{advice}"
-        )
+def _complain(
+    names: list[str], what: tuple[str, str, Path], held: Sequence[str], advice: str = "", of: str = ""
+) -> None:
+    """Raises BenchError if there are `names` of one kind without a file of the other kind among `held`."""
+    if not names:
+        return
+    have, lack, folder = what
+    lower = {_name(h).casefold() for h in held}
+    same = [n for n in names if _name(n).casefold() in lower and _name(n) not in {_name(h) for h in held}]
+    capitals = " Some names differ in capital letters only: spell them alike." if same else ""
+    verb = "has" if len(names) == 1 else "have"
+    raise BenchError(
+        f"{many(len(names), have)}{of} {verb} no {lack} in {folder}: {_some(names)}. A map and its mask share the name "
+        f"(endings aside); the mask may add {' or '.join(MASK_SUFFIXES)}.{capitals}{advice}"
+    )
 
 
 def _some(names: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
 """`bench score` without its command line: maps and masks on disk to the numbers of a table, with no model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..datasets.masks import FOREGROUND, IGNORED, MaskFacts, MaskPixels, MaskRul
 from ..datasets.open import open_dataset
 from . import metrics
 from .errors import BenchError, many
-from .mapfiles import EIGHT_OF_16_BITS, LabelRow, read_labels, read_map, read_mask
+from .mapfiles import DARKEST, LabelRow, are_grey_levels, read_labels, read_map, read_mask
 from .mappairs import MapPair, pair_files, pair_items
 from .maps import PROB_TOLERANCE, histogram, resize_maps, scale_maps
 from .metrics import BINS, Histograms
@@ -31,7 +31,8 @@ class ScoreRequest:
     """What to score: maps against a folder of masks, or against a split of a dataset (name or CSV file).
 
     kind: `prob` or `score`; size: side in px, None for each mask's own; reduction: how masks get there; tau: threshold
-    in [0, 1]; rule: what the numbers of the masks of a folder mean.
+    in [0, 1]; rule: what the numbers of the masks of a folder mean. reduction, fold and split may be empty: nearest,
+    the first fold, test.
     """
 
     maps: Path
@@ -40,11 +41,11 @@ class ScoreRequest:
     kind: str = "prob"
     size: int | None = None
     tau: float = 0.5
-    reduction: str = "nearest"
+    reduction: str = ""
     rule: MaskRule = MaskRule()
     dataset: str = ""
     fold: str = ""
-    split: str = "test"
+    split: str = ""
     data_root: Path = Path("data")
 
 
@@ -59,7 +60,8 @@ class Work:
     dataset: Dataset | None = None
     degenerate: int = 0
     two_valued: list[str] = field(default_factory=list)
-    eight_bits: list[str] = field(default_factory=list)
+    dark: list[str] = field(default_factory=list)
+    squashed: list[str] = field(default_factory=list)
     masks: dict[str, SizedMask] = field(default_factory=dict)
 
 
@@ -68,6 +70,11 @@ def score_folders(request: ScoreRequest) -> dict[str, Any]:
 
     Raises BenchError for whatever is wrong with the folders, a file in them, or the labels.
     """
+    if request.reduction and request.size is None:
+        raise BenchError("--mask-reduction says how masks get to --size: give --size, or leave it out.")
+    if (request.fold or request.split) and not request.dataset:
+        raise BenchError("--fold and --split belong to --dataset: without it, all masks of the folder are scored.")
+    request = replace(request, reduction=request.reduction or "nearest", split=request.split or "test")
     work = _of_dataset(request) if request.dataset else _of_folders(request)
     histograms = count_pairs(work, request)
     rows = work.labels
@@ -143,6 +150,7 @@ def count_pairs(work: Work, request: ScoreRequest) -> Histograms:
         if request.size is None:
             _check_shape(pair, values.shape, codes.shape)
         else:
+            _check_squashed(work, pair, values.shape, codes.shape)
             codes = reduce_mask(codes, request.size, request.reduction)
         work.masks[pair.id] = _sized(mask, codes, request)
         scaled, constant = scale_maps(torch.from_numpy(values)[None], request.kind, "image", ids=(pair.id,))
@@ -177,20 +185,30 @@ def _look_at(work: Work, pair: MapPair, values: np.ndarray, kind: str) -> None:
             f"{pair.map} has values from {low:.6g} to {high:.6g}, outside [0, 1]. If they are unbounded scores, add "
             "--kind score (min-max per image); if they are probabilities in other units, divide them first."
         )
-    if pair.map.suffix.lower() not in (".npz", ".npy") and 0 < high <= EIGHT_OF_16_BITS:
-        work.eight_bits.append(pair.id)
+    if 0 < high <= DARKEST and pair.map.suffix.lower() not in (".npz", ".npy") and are_grey_levels(values):
+        work.dark.append(pair.id)
     if low < high and np.isin(values, (low, high)).all():
         work.two_valued.append(pair.id)
 
 
 def _notes(work: Work, request: ScoreRequest, result: dict[str, Any]) -> list[str]:
     """What a reader of the numbers must know. Raises BenchError where all maps or masks are plainly meant otherwise."""
-    if request.kind == "prob" and len(work.eight_bits) == len(work.pairs):
-        raise BenchError(
-            f"All {many(len(work.pairs), 'map')} have 16 bits and no value above 255, as 8-bit maps that were saved "
-            "with 16. Save them with 8 bits, or as npz, or add --kind score."
-        )
     notes = _mask_notes(work, request)
+    if request.kind == "prob" and work.dark:
+        some = ", ".join(work.dark[:NAMED])
+        what = (
+            f"{many(len(work.dark), 'map')} of {len(work.pairs)} ({some}) with no value above 1 of 255 grey levels, or "
+            "above 255 of 65535, as 0 and 1 saved with 8 bits, or 8 bits saved with 16"
+        )
+        if len(work.dark) == len(work.pairs):
+            raise BenchError(f"{what}. Save values times 255 or 65535, or as npz, or add --kind score.")
+        notes.append(what)
+    if work.squashed:
+        some = ", ".join(work.squashed[:NAMED])
+        notes.append(
+            f"{many(len(work.squashed), 'map')} of another aspect than the mask, and not square ({some}): taken to "
+            f"cover the whole image, like the others, and squashed to {request.size} px"
+        )
     if work.two_valued:
         some = ", ".join(work.two_valued[:NAMED])
         notes.append(
@@ -227,18 +245,40 @@ def _mask_notes(work: Work, request: ScoreRequest) -> list[str]:
 
 def _check_shape(pair: MapPair, map_shape: tuple[int, ...], mask_shape: tuple[int, ...]) -> None:
     """A map may be coarser or finer than its mask if both show the same frame: equal aspect within a pixel."""
-    (h, w), (height, width) = map_shape, mask_shape
-    if abs(h * width - w * height) < max(height, width, h, w):
+    if _same_aspect(map_shape, mask_shape):
         return
-    name = pair.mask.name if pair.mask else "image"
-    turned = abs(w * width - h * height) < max(height, width, h, w)
-    advice = (
-        "the map looks transposed, as an array of (width, height). Save it as (height, width)."
-        if turned
-        else "the aspects differ, so where the map lies on the image is unknown. Resize the map to the image, or, if "
-        "it covers the whole image squashed to a square, give --size (224 in the published evaluation)."
+    _refuse_transposed(pair, map_shape, mask_shape)
+    raise BenchError(
+        f"{_sizes(pair, map_shape, mask_shape)}: the aspects differ, so where the map lies on the image is unknown. "
+        "Resize the map to the image, or, if it covers the whole image squashed to a square, give --size (224 in the "
+        "published evaluation)."
     )
-    raise BenchError(f"{pair.map} is {w} x {h} px and its mask {name} {width} x {height} px: {advice}")
+
+
+def _check_squashed(work: Work, pair: MapPair, map_shape: tuple[int, ...], mask_shape: tuple[int, ...]) -> None:
+    """With --size a map is taken to cover the whole image, as a square one does; another aspect is told."""
+    if map_shape[0] == map_shape[1] or _same_aspect(map_shape, mask_shape):
+        return
+    _refuse_transposed(pair, map_shape, mask_shape)
+    work.squashed.append(pair.id)
+
+
+def _same_aspect(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    return abs(one[0] * other[1] - one[1] * other[0]) < max(*one, *other)
+
+
+def _refuse_transposed(pair: MapPair, map_shape: tuple[int, ...], mask_shape: tuple[int, ...]) -> None:
+    if _same_aspect(map_shape[::-1], mask_shape):
+        raise BenchError(
+            f"{_sizes(pair, map_shape, mask_shape)}: the map looks transposed, as an array of (width, height). Save it "
+            "as (height, width)."
+        )
+
+
+def _sizes(pair: MapPair, map_shape: tuple[int, ...], mask_shape: tuple[int, ...]) -> str:
+    name = f"mask {pair.mask.name}" if pair.mask else "image"
+    (h, w), (height, width) = map_shape, mask_shape
+    return f"{pair.map} is {w} x {h} px and its {name} {width} x {height} px"
 
 
 def _has_foreground(histograms: Histograms) -> np.ndarray:

@@ -19,7 +19,7 @@ from . import options
 @click.option("--masks", type=click.Path(path_type=Path), help="Folder of masks of the same names.")
 @click.option("--dataset", default="", help="Instead of --masks: the images of a dataset, by its name or CSV manifest.")
 @click.option("--fold", default="", help="Fold of --dataset.  [default: its first]")
-@click.option("--split", type=click.Choice(["test", "val", "train"]), default="test", show_default=True)
+@click.option("--split", type=click.Choice(["test", "val", "train"]), help="Split of --dataset.  [default: test]")
 @options.DATA_ROOT
 @click.option(
     "--labels",
@@ -32,8 +32,8 @@ from . import options
 )  # fmt: skip
 @click.option("--size", type=click.IntRange(1, 16384), help="Compare at N x N px instead of at each mask's own size.")
 @click.option(
-    "--mask-reduction", "reduction", type=click.Choice(MASK_REDUCTIONS), default="nearest", show_default=True,
-    help="How masks get to --size; nearest-opencv is that of the published evaluation.",
+    "--mask-reduction", "reduction", type=click.Choice(MASK_REDUCTIONS),
+    help="How masks get to --size; nearest-opencv is that of the published evaluation.  [default: nearest]",
 )  # fmt: skip
 @click.option(
     "--mask-foreground", default="", help="Mask values that are foreground: 255 or 1-3,7.  [default: above 0]"
@@ -62,7 +62,7 @@ def score(
     from ..store import jsonable
 
     rule = make_rule(mask_foreground, mask_ignore, mask_threshold, "bench score")
-    result = score_folders(ScoreRequest(**asked, rule=rule))
+    result = score_folders(ScoreRequest(**{k: v for k, v in asked.items() if v is not None}, rule=rule))
     click.echo(json.dumps(jsonable(result), indent=1) if as_json else plain("\n".join(_table(result))))
 
 
@@ -84,7 +84,7 @@ def _table(result: dict[str, Any]) -> list[str]:
     lines += _row(
         "  mean per image",
         each["pxap_mean"],
-        f"median {_number(each['pxap_median'])}, {each['images']} images with foreground",
+        f"median {_number(each['pxap_median'])}, {many(each['images'], 'image')} with foreground",
     )
     lines += _row("Dice", result["dice"], f"at tau {result['tau']:.3f}; mean per image {_number(each['dice_mean'])}")
     lines += _row("IoU", result["iou"], f"at tau {result['tau']:.3f}")
@@ -108,7 +108,7 @@ def _row(name: str, value: float | None, note: str) -> list[str]:
 
 
 def _pixels(name: str, part: dict[str, Any]) -> list[str]:
-    return _row(name, part["pxap"], f"chance {_number(part['chance'])}, {part['images']} images")
+    return _row(name, part["pxap"], f"chance {_number(part['chance'])}, {many(part['images'], 'image')}")
 
 
 def _number(value: float, digits: int = 2) -> str:

@@ -155,7 +155,7 @@ def test_eight_bits_saved_with_sixteen_are_refused(tmp_path):
     def make(path, scores):
         Image.fromarray((scores * 255).astype(np.uint16)).save(f"{path}.png")
 
-    with pytest.raises(BenchError, match="no value above 255, as 8-bit maps"):
+    with pytest.raises(BenchError, match="or 8 bits saved with 16"):
         plain(tmp_path, make)
     assert plain(tmp_path, make, kind="score")["pxap"] > 30
 
