@@ -1,6 +1,9 @@
 import pickle
 import subprocess
 import sys
+import threading
+import urllib.error
+from email.message import Message
 
 import pytest
 import torch
@@ -174,6 +177,65 @@ def test_no_network_names_the_tag_and_where_to_put_the_file(monkeypatch, tmp_pat
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
     with pytest.raises(BenchError, match=r"resnet18.tv_in1k.*Name or service.*timm/resnet18.tv_in1k.*--weights PATH"):
         check_weights_fit("resnet18", "imagenet")
+
+
+class Answer:
+    """What urlopen gives."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+
+def test_the_hub_is_asked_once_and_never_waited_for(monkeypatch):
+    silence, asked = threading.Event(), []
+
+    def never(request, timeout):
+        asked.append((request.full_url, request.method, timeout))
+        silence.wait()
+        raise OSError("too late to be heard")
+
+    monkeypatch.setattr(weights_hub, "PATIENCE", 0.05)
+    monkeypatch.setattr("urllib.request.urlopen", never)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    weights_hub._ask.cache_clear()
+    said = [weights_hub.why_unreachable("resnet18.tv_in1k") for _ in range(2)]
+    silence.set()
+    weights_hub._ask.cache_clear()
+    assert said == ["no answer within 0.05 s"] * 2
+    ((url, method, timeout),) = asked
+    assert (method, timeout, "timm/resnet18.tv_in1k" in url) == ("HEAD", 0.05, True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda *_, **__: Answer(), ""),
+        (urllib.error.HTTPError("u", 404, "Not Found", Message(), None), "Not Found"),
+        (urllib.error.URLError("Name or service not known"), "Name or service not known"),
+        (ConnectionResetError(104, "Connection reset by peer"), "Connection reset by peer"),
+    ],
+)
+def test_what_the_hub_answers(monkeypatch, answer, said):
+    def fail(*_, **__):
+        raise answer
+
+    monkeypatch.setattr("urllib.request.urlopen", fail if isinstance(answer, Exception) else answer)
+    weights_hub._ask.cache_clear()
+    assert said in weights_hub._ask("https://example.org/model.safetensors")
+    assert bool(weights_hub._ask("https://example.org/model.safetensors")) is bool(said)
+    weights_hub._ask.cache_clear()
+
+
+def test_an_offline_client_is_not_asked(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(weights_hub, "_ask", lambda url: pytest.fail("asked"))
+    assert weights_hub.why_unreachable("resnet18.tv_in1k") == "HF_HUB_OFFLINE is set"
+    assert "smoke goes on from random weights" in weights.offline_notice("imagenet", "resnet18")
+    assert weights.offline_notice("none", "resnet18") == ""
 
 
 def test_cached_imagenet_file_is_used_without_network(monkeypatch, tmp_path, state):
