@@ -20,7 +20,7 @@ from wsolbench.benchmark.config import RunConfig
 from wsolbench.benchmark.engines import engine
 from wsolbench.benchmark.errors import BenchError
 
-DONE = re.compile(r"^train (\S+) .*: [\d.]+ s, ", re.MULTILINE)
+DONE = re.compile(r"^(?:\[[^\]]*\] )?train (\S+) .*: [\d.]+ s, ", re.MULTILINE)
 SLOW = pytest.mark.slow
 
 

@@ -232,7 +232,7 @@ def test_verification_names_what_changed_since(warm_bench, copy, tmp_path):
     assert "last verification" not in warm_bench(*verify).stdout
     shutil.copy(copy.parent / "train_01.png", copy.parent / "test_00.png")
     told = warm_bench(*verify).stdout
-    assert "1 images are not what the last verification found, the first: test_00" in told
+    assert "1 image changed since the last verification, the first: test_00" in told
     assert "2 problems" in told  # the copy, and its label, which is not that of the original
 
 
