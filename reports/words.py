@@ -2,8 +2,8 @@
 
 _PROTOCOLS = {
     "fair": (
-        "Nothing of the test set but its images reaches a prediction: the map of the predicted class is scored, on a "
-        "scale fixed by maps of validation images, from the checkpoint of best validation accuracy. "
+        "Predictions use the test images only, never their labels or masks: the map of the predicted class is scored, "
+        "on a scale fixed by maps of validation images, from the checkpoint of best validation accuracy. "
         "The threshold tau_val comes from the few validation masks, whose number is printed with every table."
     ),
     "paper": (
