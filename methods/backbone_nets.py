@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from ..benchmark.errors import BenchError
@@ -30,7 +31,20 @@ def grid_or_refusal(name: str) -> Iterator[None]:
 
 
 def create_net(name: str, quirk: quirks.Quirk) -> nn.Module:
-    """The network without its head; where its code refuses one of our keywords, with its own pooling and size."""
+    """The network without its head; where its code refuses one of our keywords, with its own pooling and size.
+
+    Where an older torch lacks an operation on the meta device, it is built in memory and only then without.
+    """
+    try:
+        return _create(name, quirk)
+    except NotImplementedError:
+        if torch.empty(0).device.type != "meta":
+            raise
+        with torch.device("cpu"):
+            return _create(name, quirk).to("meta")
+
+
+def _create(name: str, quirk: quirks.Quirk) -> nn.Module:
     plain: dict[str, Any] = {"pretrained": False, "num_classes": 0}
     for keywords in ({**plain, "global_pool": "", **quirk.build}, {**plain, **quirk.build}):
         with suppress(AssertionError, NotImplementedError, TypeError, ValueError):

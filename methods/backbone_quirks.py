@@ -1,6 +1,7 @@
 """What is special about some families of timm networks, found by a pattern of the name; and the removal of strides."""
 
 import fnmatch
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -70,14 +71,27 @@ def power_of_two(ratio: float) -> int:
     return 2 ** max(0, round(math.log2(ratio)))
 
 
+@functools.cache
+def _meta_knows_autocast() -> bool:
+    try:
+        torch.autocast("meta", enabled=False)
+    except RuntimeError:  # torch 2.6: unsupported scalarType
+        return False
+    return True
+
+
 def run_without_memory(module: nn.Module, size: tuple[int, int]) -> Any:
-    """Runs module(images) for one image of `size` on the meta device: shapes only, nothing computed or changed."""
+    """Runs module(images) for one image of `size` on the meta device: shapes only, nothing computed or changed.
+
+    On the oldest torch, whose meta device has no autocast (some networks switch it off), zeros on the CPU do it.
+    """
+    device = "meta" if _meta_knows_autocast() else "cpu"
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    shadows = {name: torch.empty_like(t, device="meta") for name, t in state.items()}
+    shadows = {name: torch.zeros_like(t, device=device) for name, t in state.items()}
     modes = {m: m.training for m in module.modules()}
     try:
         with torch.no_grad():
-            return functional_call(module.eval(), shadows, (torch.empty(1, 3, *size, device="meta"),))
+            return functional_call(module.eval(), shadows, (torch.zeros(1, 3, *size, device=device),))
     finally:
         for m, mode in modes.items():
             m.training = mode
