@@ -80,8 +80,8 @@ class Board:
 
 
 def bar_width(width: int) -> int:
-    """Columns of a bar on a terminal of so many: a fifth, at least 6."""
-    return max(6, min(40, width // 5))
+    """Columns of a bar on a terminal of so many: an eighth, at least 6, so that names have room."""
+    return max(6, min(40, width // 8))
 
 
 def varying(stages: Collection[Stage]) -> frozenset[str]:
