@@ -78,12 +78,14 @@ def estimate_seconds(stages: Sequence[Stage], store: Store) -> float | None:
 
 def total_seconds(rates: Rates, stages: Iterable[Stage]) -> float | None:
     """The sum over stages; None if one of them is like nothing that was measured."""
-    total = 0.0
+    total, known = 0.0, dict[tuple[str, tuple[Any, ...]], float | None]()
     for stage in stages:
-        seconds = rates.seconds(stage)
-        if seconds is None:
+        place = stage.kind, place_of(stage.kind, stage.identity)
+        if place not in known:  # asked at every epoch of a plan of thousands of stages in few places
+            known[place] = rates.of(*place)
+        if (rate := known[place]) is None:
             return None
-        total += seconds
+        total += rate * units_of(stage)
     return total
 
 
