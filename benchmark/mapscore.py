@@ -16,12 +16,12 @@ from ..datasets.masks import FOREGROUND, IGNORED, MaskFacts, MaskPixels, MaskRul
 from ..datasets.open import open_dataset
 from . import metrics
 from .errors import BenchError, many
+from .intervals import pxap_interval
 from .mapfiles import DARKEST, LabelRow, are_grey_levels, read_labels, read_map, read_mask
 from .mappairs import MapPair, pair_files, pair_items
 from .maps import PROB_TOLERANCE, histogram, resize_maps, scale_maps
 from .metrics import BINS, Histograms
 
-INTERVAL_SEED = 0
 FAR_BELOW = 0.8  # PxAP as a share of chance below which the direction of the maps is doubted
 NAMED = 5
 
@@ -84,7 +84,7 @@ def score_folders(request: ScoreRequest) -> dict[str, Any]:
     positives = np.array([work.masks[p.id].facts.foreground > 0 for p in work.pairs])
     result: dict[str, Any] = {
         "pxap": metrics.pxap(histograms),
-        "interval": list(metrics.pxap_interval(histograms, groups, INTERVAL_SEED)),
+        "interval": list(pxap_interval(histograms, groups)),
         "chance": metrics.chance_level(histograms),
         "images": len(work.pairs),
         "degenerate": work.degenerate,

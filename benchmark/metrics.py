@@ -6,9 +6,7 @@ background. Bins follow the evaluator of Choe et al. (CVPR 2020), which the hist
 metric, interval and curve is recomputed from them without a GPU or an image.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -16,9 +14,6 @@ import numpy as np
 THRESHOLDS: np.ndarray = np.append(np.arange(0, 1, 0.001), 1.0)  # left edges of the bins, ascending
 BINS = len(THRESHOLDS)
 _ROWS_AT_ONCE = 512  # rows of float64 bins in memory at once
-_EXACT = 2**24  # whole numbers below it are float32 as they are
-_ALONE = 250_000  # multiplications of a matrix product that wakes no second BLAS thread
-_KEPT_WEIGHTS = 1_000_000
 VERSION = 1
 
 
@@ -122,6 +117,21 @@ def chance_level(histograms: Histograms) -> float:
     return 100 * foreground / (foreground + background) if foreground else float("nan")
 
 
+def chance_dice(histograms: Histograms) -> float:
+    """Dice of a constant map at its best threshold in percent: with a share p of foreground, all of it called
+    foreground, 2 p / (1 + p). NaN without foreground. Its IoU is p itself, `chance_level`.
+    """
+    share = chance_level(histograms) / 100
+    return 100 * 2 * share / (1 + share)
+
+
+def end_bins(histograms: Histograms) -> tuple[float, float]:
+    """Share of all pixels, in percent, below 0.001 and from 0.999 on: where saturated maps lie; NaN without pixels."""
+    counts = sum(h.sum(0, dtype=np.float64) for h in histograms)
+    low, high = _divide(100 * np.array([counts[0], counts[-2:].sum()]), counts.sum())
+    return float(low), float(high)
+
+
 def best_tau(histograms: Histograms) -> float:
     """The threshold of highest pooled mean IoU (the lowest of equals); NaN where that is undefined.
 
@@ -146,12 +156,45 @@ def at_tau(histograms: Histograms, tau: float) -> dict[str, float]:
     return {name: 100 * float(value) for name, value in zip(names, values, strict=True)}
 
 
-def dice_rows(histograms: Histograms, tau: float) -> np.ndarray:
-    """Dice of the foreground in percent at a threshold for every row on its own, (N,); NaN without foreground."""
-    i = _tau_index(tau)
-    tp, fp = (h[:, i:].sum(1, dtype=np.float64) for h in histograms)
-    positives = histograms.foreground.sum(1, dtype=np.float64)
-    return 100 * np.where(positives > 0, _divide(2 * tp, tp + fp + positives), np.nan)
+class Confusion(NamedTuple):
+    """Pixel counts at a threshold, float64 of one shape: TP, FP, foreground and background pixels."""
+
+    tp: np.ndarray
+    fp: np.ndarray
+    positives: np.ndarray
+    negatives: np.ndarray
+
+    @property
+    def dice(self) -> np.ndarray:
+        """2 TP / (2 TP + FP + FN) in percent; NaN without foreground."""
+        found = 100 * _divide(2 * self.tp, self.tp + self.fp + self.positives)
+        return np.where(self.positives > 0, found, np.nan)
+
+    @property
+    def called(self) -> np.ndarray:
+        """Share of the pixels called foreground, in percent."""
+        return 100 * _divide(self.tp + self.fp, self.positives + self.negatives)
+
+
+def confusion(histograms: Histograms, tau: float | np.ndarray) -> Confusion:
+    """Counts of every image, (N,), at one threshold or at one an image (N,). All NaN for a NaN tau.
+
+    Raises ValueError for a tau outside [0, 1].
+    """
+    fg, bg = histograms
+    positives, negatives = (h.sum(1, dtype=np.float64) for h in (fg, bg))
+    called = [np.full(len(fg), np.nan), np.full(len(fg), np.nan)]
+    taus = np.broadcast_to(np.asarray(tau, np.float64), (len(fg),))
+    for value in np.unique(taus[~np.isnan(taus)]):
+        rows, i = taus == value, _tau_index(float(value))
+        for found, h in zip(called, (fg, bg), strict=True):
+            found[rows] = h[rows, i:].sum(1, dtype=np.float64)
+    return Confusion(called[0], called[1], positives, negatives)
+
+
+def dice_rows(histograms: Histograms, tau: float | np.ndarray) -> np.ndarray:
+    """Dice of the foreground in percent for every row on its own, (N,); NaN without foreground."""
+    return confusion(histograms, tau).dice
 
 
 def _tau_index(tau: float) -> int:
@@ -167,36 +210,6 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     return 100 * float((logits.argmax(1) == labels).mean())
 
 
-def cluster_bootstrap(
-    statistic: Callable[[np.ndarray], np.ndarray], groups: np.ndarray, seed: int, replicates: int = 1000,
-    level: float = 0.95,
-) -> tuple[float, float]:  # fmt: skip
-    """Percentile interval of a statistic when whole groups (patients, slides) are drawn with replacement.
-
-    `statistic` maps weights (replicates, number of groups), how often each group (in sorted order) was drawn, to one
-    value per replicate. NaN values are left out; the interval is NaN with fewer than two groups.
-    """
-    count = len(np.unique(groups))
-    if count < 2:
-        return float("nan"), float("nan")
-    draw = _drawn if count * replicates <= _KEPT_WEIGHTS else _drawn.__wrapped__
-    values = statistic(draw(count, seed, replicates))
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return float("nan"), float("nan")
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-@lru_cache(4)  # all rows of an evaluation set resample the same
-def _drawn(count: int, seed: int, replicates: int) -> np.ndarray:
-    """How often each of `count` groups is drawn, (replicates, count) float64; not to be written to."""
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(count, np.full(count, 1 / count), size=replicates).astype(np.float64)
-    weights.setflags(write=False)
-    return weights
-
-
 def group_sums(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Sums of the rows of each group, groups in sorted order: (N, …) -> (G, …), float64."""
     _, index = np.unique(groups, return_inverse=True)
@@ -204,54 +217,6 @@ def group_sums(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     starts = np.searchsorted(index[order], np.arange(int(index.max()) + 1))
     # in the type of the values' sum, group by group: a float64 copy of all rows would be the largest array of a report
     return np.stack([values[rows].sum(0, dtype=np.float64) for rows in np.split(order, starts[1:])])
-
-
-def pxap_interval(histograms: Histograms, groups: np.ndarray, seed: int, replicates: int = 1000) -> tuple[float, float]:
-    """95% interval of PxAP in percent, resampling groups."""
-    gain, background = (group_sums(h, groups)[:, ::-1] for h in histograms)
-    tp = np.cumsum(gain, axis=1)
-    called = tp + np.cumsum(background, axis=1)
-    return cluster_bootstrap(lambda weights: _weighted_pxap(weights, tp, called), groups, seed, replicates)
-
-
-def _weighted_pxap(weights: np.ndarray, tp: np.ndarray, called: np.ndarray) -> np.ndarray:
-    """PxAP in percent for rows of group weights; whole counts per group, cumulated from high to low threshold.
-
-    Cumulated before drawing, and in products so small that they fit the processor's cache and wake no second BLAS
-    thread: many times faster, most of all on a busy machine; the numbers are the same.
-    """
-    draws, (groups, bins) = len(weights), tp.shape
-    kind = np.float32 if (weights @ called[:, -1]).max(initial=0) < _EXACT else np.float64
-    tp, called = tp.astype(kind), called.astype(kind)
-    rows = min(32, max(4, _ALONE // max(tp.size, 1)))
-    stacked = max(1, 32 // rows)
-    products = np.zeros((-(-draws // rows), rows, groups), kind)  # the last one filled up with draws of nothing
-    products.reshape(-1, groups)[:draws] = weights
-    pixels = np.empty((2, stacked, rows, bins), kind)
-    precision, values = np.empty((stacked * rows, bins)), []
-    for k in range(0, len(products), stacked):
-        part = products[k : k + stacked]
-        found, all_called = (
-            np.matmul(part, counts, out=out[: len(part)]).reshape(-1, bins)
-            for counts, out in zip((tp, called), pixels, strict=True)
-        )
-        np.maximum(all_called, 1, out=all_called)  # 0 / 1 where nothing is called foreground
-        p = np.divide(found, all_called, out=precision[: len(found)], dtype=np.float64)
-        # sum_i P_i (TP_i - TP_{i-1}), TP_{-1} = 0
-        gained = np.einsum("ij,ij->i", p, found) - np.einsum("ij,ij->i", p[:, 1:], found[:, :-1])
-        values.append(100 * _divide(gained, found[:, -1]))
-    return np.concatenate(values)[:draws]
-
-
-def accuracy_interval(
-    logits: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int, replicates: int = 1000
-) -> tuple[float, float]:
-    """95% interval of the accuracy in percent, resampling groups."""
-    if np.isnan(logits).any():
-        return float("nan"), float("nan")
-    right = group_sums((logits.argmax(1) == labels).astype(float), groups)
-    total = group_sums(np.ones(len(labels)), groups)
-    return cluster_bootstrap(lambda w: 100 * _divide(w @ right, w @ total), groups, seed, replicates)
 
 
 def _divide(top: np.ndarray, bottom: np.ndarray | float) -> np.ndarray:

@@ -24,7 +24,7 @@ from .resolve import MethodRef, Resolver
 from .store import key_of
 
 Asked = TypeVar("Asked", bound=Callable[..., Any])
-HARNESS_VERSION = 2  # raised when training or scoring itself gives other numbers
+HARNESS_VERSION = 3  # raised when training or scoring itself gives other numbers, or a record holds more
 
 
 @dataclass(frozen=True)
@@ -206,26 +206,16 @@ class Planner:
         home = EvalSet(cell.dataset, cell.fold)
         for on in self.evaluated.sets(cell.dataset, cell.fold):
             for selection in selections:
-                for map_class in self._map_classes(method, cell, on):
-                    val = self._score(method, cell, selection, map_class, home, "val")
-                    self.plan.rows.append(self._score(method, cell, selection, map_class, on, "test", val))
-
-    def _map_classes(self, method: MethodRef, cell: Cell, on: EvalSet) -> list[str]:
-        if method.spec.kind == "none":
-            return ["-"]
-        if not method.spec.class_specific:
-            return ["any"]
-        extra = cell.protocol.also_positive and self.sources[on.dataset].dataset.card.background_class is not None
-        return list(dict.fromkeys([cell.protocol.map_class, *(["positive"] if extra else [])]))
+                val = self._score(method, cell, selection, home, "val")
+                self.plan.rows.append(self._score(method, cell, selection, on, "test", val))
 
     @_once
-    def _score(
-        self, method: MethodRef, cell: Cell, selection: str, map_class: str, on: EvalSet, split: str, val: str = ""
-    ) -> str:
+    def _score(self, method: MethodRef, cell: Cell, selection: str, on: EvalSet, split: str, val: str = "") -> str:
         """A score; val: the key of the validation score it takes threshold and scale from."""
         carrier = self._carrier(method, cell.site)
         config = self._config(carrier or method, cell.site)
         protocol, rules = self._rules(cell.protocol)
+        map_class = _map_class(method, cell.protocol)
         parents = {"val": val} if val else {}
         identity: dict[str, Any] = {
             "harness": HARNESS_VERSION,
@@ -274,6 +264,7 @@ class Planner:
             "backbone": backbone,
             "train": self.sources[cell.dataset].title,
             "fold": cell.fold,
+            "scheme": self.sources[cell.dataset].dataset.scheme_of(cell.fold),
             "seed": cell.seed,
         }
 
@@ -381,6 +372,13 @@ class Planner:
 def selecting_maps(carrier: MethodRef) -> tuple[str, ...]:
     """Whose maps pick the `loc` checkpoints of a training: declared explainers, or the method's own map."""
     return carrier.spec.selects or (carrier.label,)
+
+
+def _map_class(method: MethodRef, protocol: Protocol) -> str:
+    """The class whose map is scored: the protocol's, `any` for maps that know no class, `-` without maps."""
+    if method.spec.kind == "none":
+        return "-"
+    return protocol.map_class if method.spec.class_specific else "any"
 
 
 def _protocol(name: str, changes: Mapping[str, Any]) -> Protocol:

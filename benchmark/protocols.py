@@ -5,7 +5,7 @@ from typing import Any
 
 from .errors import BenchError, did_you_mean
 
-MAP_CLASSES = ("true", "pred", "positive")
+MAP_CLASSES = ("true", "region")
 SCALES = ("image", "validation")
 TIES = ("last", "loss")
 SELECTIONS = ("loc", "cl", "last")
@@ -21,8 +21,9 @@ class Protocol:
     mask_reduction: how masks get to that size: `nearest` (the pixel at the centre), `nearest-opencv` (the one that
         cv2.resize takes, up to half a pixel to the upper left), `area` (foreground where at least half of the area is)
         or `any` (where some part is).
-    map_class: class whose map is scored: the image's `true` label, the `pred`icted class, or the `positive` class.
-    also_positive: on sets with a background class, score the map of the positive class too.
+    map_class: class whose map is scored: the image's `true` label, or the most probable class among those with a
+        `region` of interest (GlaS: the predicted class; Camelyon: tumour). Under `region`, sets with a background class
+        have a second line, `gated`: nothing is foreground in images predicted as background.
     scale: how `score` maps get to [0, 1]: by each `image`'s own minimum and maximum, or by constants taken from the
         maps of the `validation` images. `prob` maps are used as they are.
     scale_quantiles: which quantiles of the validation map values become 0 and 1.
@@ -36,8 +37,7 @@ class Protocol:
     name: str
     version: int = 1
     size: int = 224
-    map_class: str = "pred"
-    also_positive: bool = True
+    map_class: str = "region"
     scale: str = "validation"
     scale_quantiles: tuple[float, float] = (0.001, 0.999)
     scale_images: int = 512
@@ -82,7 +82,6 @@ PAPER = Protocol(
     "paper",
     version=2,  # masks as cv2.resize squashes them; 1: by Pillow's nearest neighbour
     map_class="true",
-    also_positive=False,
     scale="image",
     selection="loc",
     ties="last",
@@ -90,7 +89,7 @@ PAPER = Protocol(
     first_epoch=0,
     mask_reduction="nearest-opencv",
 )
-FAIR = Protocol("fair")
+FAIR = Protocol("fair", version=2)  # 1: maps of the predicted class, and of the positive one beside it
 PROTOCOLS = {"fair": FAIR, "paper": PAPER}
 
 

@@ -52,7 +52,9 @@ def _score_checkpoint(stages: Sequence[Stage], desk: Desk) -> None:
     card = desk.manifest(cell).card  # of the set the model knows; the classes of the other are mapped to it
     views = tuple(dict.fromkeys(t.view for t in distinct))
     watch = Stopwatch(desk.device)
-    reader = Reader(model, views, card.positive_class, len(card.classes), cell.seed, watch)
+    # what a region is depends on the set scored: in GlaS every image has one, in Camelyon those with tumour
+    regions = tuple(sorted({first.work["label_map"][c] for c in desk.manifest(on).card.regions}))
+    reader = Reader(model, views, regions, len(card.classes), cell.seed, watch)
     items = desk.manifest(on).split(split)
     about = {"stage": first, "methods": len(reader.views), "what": _what(stages)}
     desk.report({"kind": "score", "images": len(items), **about})

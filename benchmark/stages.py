@@ -183,7 +183,7 @@ def validation(ref: MethodRef, desk: Desk, cell: Cell, config: TrainConfig) -> V
         images.frames(items, config.image_size),
         pixel_masks(items, desk, cell, SELECTION_FORMS),
         selection_tasks(ref),
-        manifest.card.positive_class,
+        manifest.card.regions,
     )
 
 
@@ -269,7 +269,7 @@ def run_maps(stages: Sequence[Stage], desk: Desk) -> None:
         model, entry = load_model(first, desk, role)
         views = tuple(View(s.work["method"], "true" if s.work["method"].spec.class_specific else "any") for s in todo)
         watch, card = Stopwatch(desk.device), manifest.card
-        reader = Reader(model, views, card.positive_class, len(card.classes), cell.seed, watch)
+        reader = Reader(model, views, card.regions, len(card.classes), cell.seed, watch)
         # the copy that trainings read, squashed to the network's size on the device: no second decoded copy
         frames = desk.images(cell).frames(manifest.split("train"), config.load_size)
         began, parts, refusals = time.monotonic(), {v.name: [] for v in views}, Refusals()

@@ -44,12 +44,13 @@ class DivergedError(Exception):
 
 @dataclass(frozen=True)
 class Validation:
-    """What is evaluated after every epoch: all validation images, masks of the few, and whose maps pick `loc`."""
+    """What is evaluated after every epoch: all validation images, masks of the few, whose maps pick `loc`, and which
+    classes have a region of interest."""
 
     frames: Frames
     masks: PixelMasks
     tasks: tuple[Task, ...]
-    positive_class: int
+    regions: tuple[int, ...]
 
 
 @dataclass(frozen=True)

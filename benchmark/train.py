@@ -151,7 +151,7 @@ def evaluate(job: Training, at: Midway) -> tuple[dict[str, float], dict[Task, di
     """
     v = job.validation
     views = tuple(dict.fromkeys(t.view for t in v.tasks))
-    reader = Reader(job.method, views, v.positive_class, job.context.num_classes)
+    reader = Reader(job.method, views, v.regions, job.context.num_classes)
     device, batch = job.context.device, job.run.score_batch
 
     def finite(logits: torch.Tensor) -> None:

@@ -20,7 +20,7 @@ from .stopwatch import Stopwatch
 
 @dataclass(frozen=True)
 class View:
-    """One map to take of every image: a method's, of a class (`true`, `pred`, `positive`, or `any`/`-` for none)."""
+    """One map to take of every image: a method's, of a class (`true`, `region`, or `any`/`-` for none)."""
 
     method: MethodRef
     map_class: str
@@ -38,6 +38,9 @@ class View:
 class Reader:
     """Reads views of one checkpoint. `model` is None for baselines; its own map comes from `predict`.
 
+    region_classes: those of the model's classes that have a region of interest in the set at hand; `region` maps are of
+    the most probable of them.
+
     watch: charged with the parts `forward` (the pass all views share), `gradient:CLASS` and `taps:CLASS` (backward to
     the last grid and to shallower levels), `read:NAME` for what the explainer of that view does by itself, and
     `predict:NAME` for all a trained method does. used: view name -> which of the shared parts it has read since the
@@ -46,7 +49,7 @@ class Reader:
 
     model: Method | None
     views: tuple[View, ...]
-    positive_class: int
+    region_classes: tuple[int, ...]
     num_classes: int
     seed: int = 0
     watch: Stopwatch | None = field(default=None, compare=False, repr=False)
@@ -74,7 +77,7 @@ class Reader:
         logits = None
         for view in own:
             with self.part(f"predict:{view.name}"), at_work(view.method.label):
-                prediction = self._predict(images, self._classes(view, None, labels))
+                prediction = self._predict(images, self._own_classes(view, images, labels))
             maps[view.name] = _checked(prediction.maps, images, view)
             self.used.setdefault(view.name, set())
             logits = prediction.logits if logits is None else logits
@@ -139,15 +142,35 @@ class Reader:
             raise BenchError(f"Method '{name}' gave its logits on {logits.device}; the images are on {images.device}.")
 
     def _classes(self, view: View, logits: Tensor | None, labels: Tensor) -> Tensor | None:
-        """The class to ask for; None leaves it to the method (its own prediction, or no class at all)."""
+        """The class to ask for; None where the method knows none, or there is no model to be asked."""
         match view.map_class:
             case "true":
                 return labels
-            case "positive":
-                return torch.full_like(labels, self.positive_class)
-            case "pred" if logits is not None:
-                return logits.argmax(1)
+            case "region" if len(self.region_classes) == 1:
+                return torch.full_like(labels, self.region_classes[0])
+            case "region" if logits is not None:
+                return likeliest(logits, self.region_classes)
         return None
+
+    def _own_classes(self, view: View, images: Tensor, labels: Tensor) -> Tensor | None:
+        """The class to ask a trained method for; None where that is its own prediction.
+
+        Where some, but not all or one of its classes have a region, its logits must be known before its map is asked
+        for, which takes a second forward pass.
+        """
+        some = 1 < len(self.region_classes) < self.num_classes
+        ahead = self._predict(images, None).logits if view.map_class == "region" and some else None
+        return self._classes(view, ahead, labels)
+
+
+def likeliest(logits: Tensor, classes: Sequence[int]) -> Tensor:
+    """(B,) the class of highest logit (B, K) among `classes`; of equals the first of them."""
+    if len(classes) == logits.shape[1]:
+        return logits.argmax(1)
+    among = torch.full_like(logits, float("-inf"))
+    for index in classes:  # an index list would make a GPU's host wait
+        among[:, index] = logits[:, index]
+    return among.argmax(1)
 
 
 def unreadable(name: str) -> str:

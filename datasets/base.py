@@ -65,6 +65,11 @@ class DatasetCard:
     mask_rule: MaskRule = MaskRule()
 
     @property
+    def regions(self) -> tuple[int, ...]:
+        """The classes whose images hold a region of interest."""
+        return tuple(i for i, region in enumerate(self.region_classes) if region)
+
+    @property
     def background_class(self) -> int | None:
         """The class whose images are all background, if there is one."""
         return next((i for i, region in enumerate(self.region_classes) if not region), None)
@@ -104,6 +109,7 @@ class Dataset(ABC):
     registered_name: str = ""
     card: ClassVar[DatasetCard]
     folds: ClassVar[tuple[str, ...]] = ("0",)
+    scheme: ClassVar[str] = "published"  # of folds without a scheme in their name
     variants: ClassVar[tuple[str, ...]] = ()
     weights_seen: tuple[str, ...] = ()  # splits of it, `all`, or other sets, that its user's starting weights have seen
 
@@ -128,6 +134,10 @@ class Dataset(ABC):
         if item.mask is None:
             raise ValueError(f"image '{item.id}' is declared maskless")
         return read_mask(item.mask, item.mask_rule or self.card.mask_rule)
+
+    def scheme_of(self, fold: str) -> str:
+        """How images are divided in a fold, e.g. `published` or `grouped`: numbers of two schemes never mix."""
+        return fold.rpartition("-")[0] or self.scheme
 
     def expand_folds(self, asked: Sequence[str]) -> list[str]:
         """Fold names from what the user typed; a scheme's name stands for all its folds."""

@@ -22,6 +22,8 @@ _UNKNOWN_GROUPS = (
 class CsvDataset(Dataset):
     """A dataset declared by a CSV file: images, masks, labels, groups, splits and perhaps folds."""
 
+    scheme = "declared"
+
     def __init__(self, path: Path, data_root: Path, may_lack: Collection[str] = ()) -> None:
         """Reads and checks the table itself, not the files it names. Raises BenchError naming the line at fault.
 

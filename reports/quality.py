@@ -7,19 +7,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..benchmark.intervals import accuracy_interval, pxap_interval
 from ..benchmark.metrics import (
     BINS,
     Histograms,
     accuracy,
-    accuracy_interval,
     at_tau,
     best_tau,
     chance_level,
     pxap,
-    pxap_interval,
     pxap_rows,
 )
-from ..benchmark.seeds import seed_for
 from ..benchmark.store import read_npz
 
 NAN = float("nan")
@@ -96,7 +94,7 @@ def map_quality(scores: Scores, positive: np.ndarray, tau: float, where: str) ->
         maps, positive = Histograms(np.zeros((1, BINS)), np.zeros((1, BINS))), np.array([True])
         interval = (NAN, NAN)
     else:
-        interval = pxap_interval(maps, scores.groups, seed_for("interval", where))
+        interval = pxap_interval(maps, scores.groups)
     maps, some = maps.pooled(), maps.select(positive)
     tau_oracle = best_tau(maps)
     val, half, oracle = (at_tau(maps, t) for t in (tau, 0.5, tau_oracle))
@@ -112,7 +110,7 @@ def map_quality(scores: Scores, positive: np.ndarray, tau: float, where: str) ->
 
 def class_quality(scores: Scores, where: str) -> dict[str, Any]:
     """Accuracy of all images with its interval."""
-    low, high = accuracy_interval(scores.logits, scores.labels, scores.groups, seed_for("interval", where))
+    low, high = accuracy_interval(scores.logits, scores.labels, scores.groups)
     return {"accuracy": accuracy(scores.logits, scores.labels), "accuracy_low": low, "accuracy_high": high}
 
 

@@ -144,7 +144,7 @@ def test_the_classes_of_another_set_are_matched(world, other):
     assert outcome.exit_code == 0, outcome.failed
     store = Store(world.results)
     home, away = (
-        next(s for s in scores(plan, train="blobs", eval=e, selection="last", map_class="pred"))
+        next(s for s in scores(plan, train="blobs", eval=e, selection="last", map_class="region"))
         for e in ("blobs", "others")
     )
     a, b = (read_npz(store.run_dir(s.key) / "scores.npz") for s in (home, away))
@@ -162,7 +162,7 @@ def test_shifted_scores_and_their_facts(world):
     preflight(list(plan.stages.values()), planner)
     assert execute(plan, request.run, planner.sources, lambda event: None).exit_code == 0
     store = Store(world.results)
-    found = {s.labels["eval"]: s for s in scores(plan, method="cam", selection="last", map_class="pred")}
+    found = {s.labels["eval"]: s for s in scores(plan, method="cam", selection="last", map_class="region")}
     assert set(found) == {"blobs", "blobs:blur-4", "blobs:restain-1"}
     same = [read_npz(store.run_dir(s.key) / "scores.npz") for s in found.values()]
     assert not np.array_equal(same[0]["logits"], same[1]["logits"])

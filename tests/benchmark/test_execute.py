@@ -217,7 +217,7 @@ def test_waves_hold_groups_that_share_a_pass(world):
 def test_the_fair_protocol_reads_no_test_label(world, monkeypatch):
     """Permuting the labels of the test images changes no map and no logit under `fair`."""
     plan, _ = world.run("layercam")
-    rows = [k for k in plan.rows if plan.stages[k].labels["map_class"] == "pred"]
+    rows = [k for k in plan.rows if plan.stages[k].labels["map_class"] == "region"]
     before = {k: scores(world.store, k) for k in rows}
     from wsolbench.benchmark import views
 
@@ -232,10 +232,10 @@ def test_the_fair_protocol_reads_no_test_label(world, monkeypatch):
             assert np.array_equal(before[key][name], after[name])
 
 
-def test_a_class_without_region_adds_the_positive_map(world):
+def test_a_class_without_region_needs_no_map_of_its_own(world):
     _, plan = world.plan("cam,unet")
     classes = {(s.labels["method"], s.labels["map_class"]) for s in plan.kinds("score")}
-    assert classes == {("cam", "pred"), ("cam", "positive"), ("unet", "any")}
+    assert classes == {("cam", "region"), ("unet", "any")}
 
 
 def test_training_leaves_torch_as_it_was(world):

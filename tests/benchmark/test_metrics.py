@@ -187,67 +187,6 @@ def test_curves_fall_with_the_threshold_and_stay_in_range(data):
     assert curve.miou.max() == pytest.approx(metrics.at_tau(count(*data), metrics.best_tau(count(*data)))["miou"] / 100)
 
 
-def test_interval_holds_the_value_repeats_and_widens_with_clusters():
-    rng = np.random.default_rng(0)
-    quality = np.repeat(rng.random(12), 10)  # the images of a patient resemble each other
-    masks = [rng.random(200) < 0.4 for _ in quality]
-    maps = [
-        np.where(rng.random(200) < q, 1000 * k, rng.integers(0, BINS, 200)) for q, k in zip(quality, masks, strict=True)
-    ]
-    histograms = count(maps, masks)
-    patients = np.repeat(np.arange(12), 10)
-    naive = metrics.pxap_interval(histograms, np.arange(len(maps)), seed=0)
-    clustered = metrics.pxap_interval(histograms, patients, seed=0)
-    for low, high in (naive, clustered):
-        assert low < metrics.pxap(histograms) < high
-    assert clustered[1] - clustered[0] > 1.5 * (naive[1] - naive[0])
-    assert metrics.pxap_interval(histograms, patients, seed=0) == clustered
-    assert metrics.pxap_interval(histograms, patients, seed=1) != clustered
-    back = Histograms(*(h[::-1] for h in histograms))
-    assert metrics.pxap_interval(back, patients[::-1], seed=0) == clustered
-
-
-@pytest.mark.parametrize("pixels", [1, 1_000_000])  # exact as float32, and not
-@pytest.mark.parametrize("patients", [2, 7, 90])
-def test_interval_is_that_of_resampled_sums(pixels, patients):
-    rng = np.random.default_rng(patients)
-    counts = rng.integers(0, 90, (2, 120, BINS)) * pixels * (rng.random((2, 120, BINS)) < 0.3)
-    counts[..., -400:] = 0  # nothing is called foreground at high thresholds
-    groups = rng.permutation(np.arange(120) % patients)
-    weights = np.random.default_rng(5).multinomial(patients, np.full(patients, 1 / patients), size=101)
-    sums = [np.stack([h[groups == g].sum(0) for g in range(patients)]) for h in counts]
-    expected = np.quantile(metrics.pxap_rows(Histograms(*(weights @ s for s in sums))), [0.025, 0.975])
-    found = metrics.pxap_interval(Histograms(*counts), groups, seed=5, replicates=101)
-    assert found == pytest.approx(expected, rel=1e-11)
-
-
-def test_interval_of_an_accuracy_matches_the_binomial():
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 2, 400)
-    logits = np.eye(2)[np.where(rng.random(400) < 0.8, labels, 1 - labels)]
-    share = metrics.accuracy(logits, labels)
-    low, high = metrics.accuracy_interval(logits, labels, np.arange(400), seed=0, replicates=4000)
-    half = 1.96 * np.sqrt(share * (100 - share) / 400)
-    assert low == pytest.approx(share - half, abs=0.6)
-    assert high == pytest.approx(share + half, abs=0.6)
-
-
-def test_interval_is_undefined_where_it_must_be():
-    histograms = count(*random_set(0))
-    assert np.isnan(metrics.pxap_interval(histograms, np.zeros(4, int), seed=0)).all()
-    empty = count([np.arange(10)] * 3, [np.zeros(10, bool)] * 3)
-    assert np.isnan(metrics.pxap_interval(empty, np.arange(3), seed=0)).all()
-    assert np.isnan(metrics.accuracy_interval(np.full((3, 2), np.nan), np.zeros(3, int), np.arange(3), seed=0)).all()
-
-
 def test_group_sums_follow_sorted_groups():
     values = np.array([[1, 2], [3, 4], [5, 6]])
     assert metrics.group_sums(values, np.array(["b", "a", "b"])).tolist() == [[3, 4], [6, 8]]
-
-
-def test_a_cluster_drawn_twice_counts_twice():
-    seen = []
-    metrics.cluster_bootstrap(lambda w: seen.append(w) or w[:, 0], np.array([3, 3, 7, 9]), seed=0, replicates=50)
-    assert seen[0].shape == (50, 3)
-    assert (seen[0].sum(1) == 3).all()
-    assert seen[0].max() >= 2

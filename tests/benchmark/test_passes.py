@@ -23,7 +23,7 @@ def test_validation_keeps_the_maps_it_needs_and_not_their_batches(blobs, tmp_pat
     monkeypatch.setattr(passes, "scale_constants", lambda maps, q: seen.extend(maps) or honest(maps, q))
     ref = Resolver({}).ref("darkness")
     task = Task(View(ref, "any"), get_protocol("fair", scale_images=3))
-    reader = Reader(None, (task.view,), 1, 2)
+    reader = Reader(None, (task.view,), (0, 1), 2)
     _, scored = validation_pass(
         reader, [task], cache.frames(items, 32), PixelMasks(), torch.device("cpu"), batch_size=16
     )

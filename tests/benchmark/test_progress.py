@@ -27,7 +27,7 @@ def training(key: str, epochs: int = 10, **labels: object) -> Stage:
 
 def score(key: str, images: int = 50, **labels: object) -> Stage:
     identity = {"eval": {"images": images}, "image_size": 224, "method": {"name": "cam"}}
-    about = {**LABELS, "eval": "glas", "split": "test", "selection": "cl", "map_class": "pred", **labels}
+    about = {**LABELS, "eval": "glas", "split": "test", "selection": "cl", "map_class": "region", **labels}
     return Stage("score", identity, {}, about, {}, key=key)
 
 

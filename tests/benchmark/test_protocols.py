@@ -10,7 +10,7 @@ from wsolbench.benchmark.protocols import FAIR, PAPER, Protocol, get_protocol
 
 
 def test_fair_takes_nothing_of_the_test_set_but_its_images():
-    assert FAIR.map_class == "pred"
+    assert FAIR.map_class == "region"
     assert FAIR.scale == "validation"
     assert (FAIR.selection, FAIR.ties, FAIR.teacher_selection) == ("cl", "loss", "cl")
     assert FAIR.first_epoch == 1
@@ -25,7 +25,7 @@ def test_paper_is_the_published_evaluation():
 def test_the_id_tells_every_change():
     assert FAIR.id == "fair"
     assert get_protocol("fair", size=112).id == "fair(size=112)"
-    assert get_protocol("paper", map_class="pred", size=64).id == "paper(size=64,map_class=pred)"
+    assert get_protocol("paper", map_class="region", size=64).id == "paper(size=64,map_class=region)"
     assert get_protocol("paper", size=224).id == "paper"
 
 

@@ -41,16 +41,16 @@ def images():
     return torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(1))
 
 
-ALL = (*(f"{n}|pred" for n in (*LAST, *SHALLOW)), "layercam:1|true", "gradcam|true", "gradcam|positive", "eigencam|any")
+ALL = (*(f"{n}|region" for n in (*LAST, *SHALLOW)), "layercam:1|true", "gradcam|true", "eigencam|any")
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit", "test_convnext"])
 def test_one_pass_gives_the_maps_of_passes_of_their_own(backbone):
     model, views, pixels = model_of(backbone=backbone), views_of(*ALL), images()
-    logits, maps = Reader(model, views, 1, 2).read(pixels, LABELS, IDS)
+    logits, maps = Reader(model, views, (0, 1), 2).read(pixels, LABELS, IDS)
     with torch.no_grad():
         torch.testing.assert_close(logits, model.classify(model.features(pixels)), atol=1e-6, rtol=1e-5)
-    asked = {"pred": logits.argmax(1), "true": LABELS, "positive": torch.ones_like(LABELS), "any": None}
+    asked = {"region": logits.argmax(1), "true": LABELS, "any": None}
     for view in views:
         alone = Evidence(pixels, asked[view.map_class], model)  # nothing announced: every level has its own pass
         wanted = load_function(view.method)(alone, options(view.method))
@@ -98,16 +98,16 @@ def test_one_forward_and_one_backward_a_class(counted):
     backward, forwards = counted
     model = model_of()
     calls = forwards(model)
-    Reader(model, views_of(*ALL), 1, 2).read(images(), LABELS, IDS)
-    # pred: the grid through the head alone, and levels 0, 2 and 3 together; true: level 1, the grid; positive: the grid
-    assert (len(calls), backward) == (1, [1, 3, 1, 1, 1])
+    Reader(model, views_of(*ALL), (0, 1), 2).read(images(), LABELS, IDS)
+    # region: the grid through the head alone, and levels 0, 2 and 3 together; true: level 1, the grid
+    assert (len(calls), backward) == (1, [1, 3, 1, 1])
 
 
 def test_without_shallow_levels_no_layer_builds_a_graph(counted):
     model, graphs = model_of(), []
     for site in (model.backbone.out, model.backbone.net.layer1):
         site.register_forward_hook(lambda _m, _i, out: graphs.append(out.requires_grad))
-    Reader(model, views_of(*(f"{n}|pred" for n in LAST), "eigencam|any"), 1, 2).read(images(), LABELS, IDS)
+    Reader(model, views_of(*(f"{n}|region" for n in LAST), "eigencam|any"), (0, 1), 2).read(images(), LABELS, IDS)
     assert graphs == [False, False]
     assert counted[0] == [1]
 
@@ -123,7 +123,7 @@ def test_the_graph_begins_at_the_shallowest_level_asked_for():
 
     for name in ("conv1", "layer1", "layer2", "layer3", "layer4"):
         model.backbone.net.get_submodule(name).register_forward_hook(note(name))
-    Reader(model, views_of("layercam:3|pred", "layercam:2|pred"), 1, 2).read(images(), LABELS, IDS)
+    Reader(model, views_of("layercam:3|region", "layercam:2|region"), (0, 1), 2).read(images(), LABELS, IDS)
     assert graphs == {"conv1": False, "layer1": False, "layer2": False, "layer3": True, "layer4": True}
 
 
@@ -150,7 +150,7 @@ def test_reading_changes_nothing_and_keeps_no_graph():
     assert len(before["tensors"]) > 20
     gc.disable()  # nothing may wait for it
     try:
-        logits, maps = Reader(model, views_of(*ALL), 1, 2).read(images(), LABELS, IDS)
+        logits, maps = Reader(model, views_of(*ALL), (0, 1), 2).read(images(), LABELS, IDS)
         assert [ref() for ref in outputs] == [None]
     finally:
         gc.enable()
@@ -160,7 +160,7 @@ def test_reading_changes_nothing_and_keeps_no_graph():
 
 def test_an_unknown_level_is_named():
     with pytest.raises(BenchError, match="levels 0 to 4, not 7"):
-        Reader(model_of(), views_of("layercam:7|pred"), 1, 2).read(images(), LABELS, IDS)
+        Reader(model_of(), views_of("layercam:7|region"), (0, 1), 2).read(images(), LABELS, IDS)
 
 
 class Log:
@@ -179,31 +179,31 @@ class Log:
 
 def test_parts_are_charged_to_what_is_shared_and_to_each_view():
     log = Log()
-    views = views_of("gradcam|pred", "layercam|pred", "eigencam|any", "darkness|any")
-    reader = Reader(model_of(), views, 1, 2, watch=log)
+    views = views_of("gradcam|region", "layercam|region", "eigencam|any", "darkness|any")
+    reader = Reader(model_of(), views, (0, 1), 2, watch=log)
     reader.read(images(), LABELS, IDS)
     one, two, three, four = (f"read:{v.name}" for v in views)
-    assert log.seen == ["forward", "forward", one, f"{one} > gradient:pred", two, three, four]
-    both, first, none = {"forward", "gradient:pred"}, {"forward"}, set()
+    assert log.seen == ["forward", "forward", one, f"{one} > gradient:region", two, three, four]
+    both, first, none = {"forward", "gradient:region"}, {"forward"}, set()
     assert reader.used == dict(zip((v.name for v in views), (both, both, first, none), strict=True))
-    assert reader == Reader(reader.model, views, 1, 2)
+    assert reader == Reader(reader.model, views, (0, 1), 2)
 
 
 def test_a_pass_with_shallow_levels_charges_the_same_parts():
     log = Log()
-    views = views_of("layercam:1|true", "layercam:2|true", "cam|positive")
-    reader = Reader(model_of(), views, 1, 2, watch=log)
+    views = views_of("layercam:1|true", "layercam:2|true", "cam|region")
+    reader = Reader(model_of(), views, (0, 1), 2, watch=log)
     reader.read(images(), LABELS, IDS)
     one, two, three = (f"read:{v.name}" for v in views)
-    assert log.seen == ["forward", one, f"{one} > taps:true", two, three, f"{three} > gradient:positive"]
-    shallow, last = {"forward", "taps:true"}, {"forward", "gradient:positive"}
+    assert log.seen == ["forward", one, f"{one} > taps:true", two, three, f"{three} > gradient:region"]
+    shallow, last = {"forward", "taps:true"}, {"forward", "gradient:region"}
     assert list(reader.used.values()) == [shallow, shallow, last]
 
 
 def test_a_trained_method_is_charged_for_all_of_its_prediction():
-    views = views_of("deepmil|true", "deepmil|positive")
+    views = views_of("deepmil|true", "deepmil|region")
     watch = Stopwatch(torch.device("cpu"))
-    reader = Reader(model_of("deepmil"), views, 1, 2, watch=watch)
+    reader = Reader(model_of("deepmil"), views, (0, 1), 2, watch=watch)
     reader.read(images(), LABELS, IDS)
     seconds = watch.seconds()
     assert list(seconds) == [f"predict:{v.name}" for v in views]

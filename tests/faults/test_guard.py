@@ -186,7 +186,7 @@ ASKING = {
 
 def short():
     """One epoch, one map a selection."""
-    return {"train": {"epochs": "1"}, "protocol": {"also_positive": "no"}}
+    return {"train": {"epochs": "1"}}
 
 
 @pytest.mark.slow  # a few of them in test_plugins.py
@@ -217,7 +217,7 @@ def test_methods_get_no_id_that_tells_a_class_or_a_patient(tmp_path):
     """Names of files say `normal_001`; what a method is told is the same for the same image, and says nothing."""
     METHODS.load_file(Path(explainer(tmp_path, "tells", "evidence.images.seen = evidence.ids; return m")))
     model = build_method(Resolver({}).ref("classifier"), "test_resnet", TrainConfig(stride=0), 2, 0).eval()
-    reader, told = Reader(model, (View(Resolver({}).ref("tells"), "pred"),), 1, 2), []
+    reader, told = Reader(model, (View(Resolver({}).ref("tells"), "region"),), (0, 1), 2), []
     for names in (["normal_001", "tumor_002"], ["tumor_002", "normal_001"]):
         images = torch.zeros(2, 3, 32, 32)
         reader.read(images, torch.tensor([0, 1]), names)

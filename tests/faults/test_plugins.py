@@ -25,7 +25,7 @@ from wsolbench.reports.rows import load_rows
 
 def short():
     """One epoch is enough to misbehave."""
-    return {"train": {"epochs": "1"}, "protocol": {"also_positive": "no"}}
+    return {"train": {"epochs": "1"}}
 
 
 IN_A_RUN = {  # explainers: what they do -> what is said of it
@@ -90,7 +90,7 @@ def test_misbehaviour_is_seen_at_the_first_batch_and_undone(name, tmp_path):
     body, expected = AT_ONCE[name]
     METHODS.load_file(Path(explainer(tmp_path, f"once_{name}", body)))
     model = build_method(Resolver({}).ref("classifier"), "test_resnet", TrainConfig(stride=0), 2, 0).eval()
-    reader = Reader(model, (View(Resolver({}).ref(f"once_{name}"), "pred"),), 1, 2)
+    reader = Reader(model, (View(Resolver({}).ref(f"once_{name}"), "region"),), (0, 1), 2)
     before = process()
     with pytest.raises(BenchError, match=re.escape(expected)) as caught, model_unchanged(model):
         reader.read(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]), ["a", "b"])

@@ -81,7 +81,7 @@ class Task:
 
     def read(self, views: tuple[View, ...]) -> Callable[[], dict[str, torch.Tensor]]:
         """Maps of the views, as scoring reads them."""
-        reader = Reader(self.model, views, 1, 2)
+        reader = Reader(self.model, views, (0, 1), 2)
         return lambda: reader.read(self.images, self.labels, self.ids)[1]
 
     def forward(self) -> None:
