@@ -37,7 +37,7 @@ OTHER_RUN = {
     "scheduler": "tcp://node:8786", "score_batch": 7, "snapshot_seconds": 99.0, "deterministic": True, "compile": True,
 }  # fmt: skip
 OTHER_PROTOCOL = {
-    "name": "other", "version": 2, "size": 112, "map_class": "true", "scale": "image",
+    "name": "other", "version": 99, "size": 112, "map_class": "true", "scale": "image",
     "scale_quantiles": (0.01, 0.99), "scale_images": 8, "selection": "loc", "ties": "last", "teacher_selection": "last",
     "first_epoch": 0, "mask_reduction": "area",
 }  # fmt: skip
