@@ -77,9 +77,9 @@ def _spread(estimate: np.ndarray, without: np.ndarray, count: np.ndarray) -> np.
     and carried to the logit by its slope, 1 / (p (1 - p)).
     """
     ends = (without <= 0) | (without >= 1)
-    straight = ends.any(-1)
+    straight = np.any(ends, axis=-1)
     slope = np.where(straight, 1 / (estimate * (1 - estimate)), 1)
-    values = np.where(straight[..., None], without, logit(np.where(ends, 0.5, without)))
+    values = np.where(np.expand_dims(straight, -1), without, logit(np.where(ends, 0.5, without)))
     mean = np.nansum(values, -1, keepdims=True) / np.maximum(count, 1)[..., None]
     squares = np.nansum((values - mean) ** 2, -1)
     return np.sqrt((count - 1) / np.maximum(count, 1) * squares) * slope

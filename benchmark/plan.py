@@ -22,9 +22,9 @@ from .ood import Evaluated
 from .protocols import PROTOCOLS, SELECTIONS, Protocol, get_protocol
 from .resolve import MethodRef, Resolver
 from .store import key_of
+from .versions import HARNESS_VERSION
 
 Asked = TypeVar("Asked", bound=Callable[..., Any])
-HARNESS_VERSION = 3  # raised when training or scoring itself gives other numbers, or a record holds more
 
 
 @dataclass(frozen=True)

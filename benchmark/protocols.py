@@ -1,5 +1,6 @@
 """The evaluation protocols: the rules that turn score maps into numbers, as frozen, named, versioned values."""
 
+import re
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -91,6 +92,11 @@ PAPER = Protocol(
 )
 FAIR = Protocol("fair", version=2)  # 1: maps of the predicted class, and of the positive one beside it
 PROTOCOLS = {"fair": FAIR, "paper": PAPER}
+
+
+def named_protocol(protocol: str) -> str:
+    """The name in a protocol's id, without its changes and versions: `fair` of `fair(size=112)`."""
+    return re.split(r" ?[(\[]", protocol, maxsplit=1)[0]
 
 
 def get_protocol(name: str, /, **changes: Any) -> Protocol:

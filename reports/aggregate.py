@@ -1,90 +1,36 @@
 """From rows to tables: runs of one kind averaged, protocols and data sets kept apart, every number formatted once."""
 
 import math
-import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ..benchmark.protocols import PROTOCOLS
-from .declared import SEEN, normalisation_notes, seen_notes
+from ..benchmark.protocols import PROTOCOLS, named_protocol
+from .captions import caption_of, footnotes_of
+from .cells import COLUMNS, UNDEFINED, Cell, Column, beats_chance, make_cell, mean_cell
+from .declared import BOUND, SEEN, SYNTHETIC
 from .rows import Row, sort_key
 
-UNDEFINED = "n/a"
-SYNTHETIC = "SYNTHETIC DATA"
-ORACLE, BOUND = "†", "‡"
-POSITIVE = " (positive class)"
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of numbers.
-
-    key: field of Row. title, tex: heading as plain text and as LaTeX. digits: decimals. scale: factor for display.
-    interval: prefix of the fields that bound a single run, empty without. sd: whether the spread over runs is shown.
-    best: whether the highest value is bold. oracle: whether the number has seen what it is judged on.
-    optional: left out where it says nothing new. brief: heading where room is scarce, empty to leave it out there.
-    """
-
-    key: str
-    title: str
-    hint: str
-    tex: str = ""
-    digits: int = 1
-    scale: float = 1.0
-    interval: str = ""
-    sd: bool = True
-    best: bool = False
-    oracle: bool = False
-    optional: bool = False
-    brief: str = ""
-
-
-COLUMNS = (
-    Column("pxap", "PxAP", "Pixel average precision in percent, the pixels of all images pooled.", interval="pxap",
-           best=True),
-    Column("chance", "chance", "PxAP of a constant map: the share of foreground pixels, in percent.", sd=False),
-    Column("pxap_positives", "PxAP pos.", "PxAP of the images whose class has a region.", best=True, optional=True),
-    Column("chance_positives", "chance pos.", "Chance level of those images.", sd=False, optional=True),
-    Column("accuracy", "Accuracy", "Share of images classified right, in percent.", interval="accuracy", best=True),
-    Column("dice_tau_val", "Dice", "Dice of the foreground in percent at tau_val, pixels pooled.", best=True),
-    Column("iou_tau_val", "IoU", "Intersection over union of the foreground in percent at tau_val.", best=True),
-    Column("tau_val", "tau_val", "Threshold chosen on the validation masks, in [0, 1].", r"$\tau_\mathrm{val}$",
-           digits=3, sd=False),
-    Column("dice_oracle", f"Dice {ORACLE} oracle", "Dice at the threshold chosen on the test masks: no fair number.",
-           r"Dice$^\dagger$ oracle", oracle=True),
-    Column("iou_oracle", f"IoU {ORACLE} oracle", "IoU at the threshold chosen on the test masks: no fair number.",
-           r"IoU$^\dagger$ oracle", oracle=True),
-    Column("seconds_train", "Train [s]", "Seconds of the training whose checkpoint is scored.", sd=False),
-    Column("seconds_parents", "Parents [s]", "Seconds of all that training builds on: its teacher and that one's maps.",
-           sd=False, optional=True),
-    Column("seconds_score", "Score [s]", "Seconds to score the test set.", sd=False),
-    Column("parameters", "Params [M]", "Parameters of the scored model in millions.", scale=1e-6, sd=False),
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A formatted number: `value` and `spread` are what every format prints, `number` is what sorting uses."""
-
-    value: str
-    spread: str = ""
-    number: float = math.nan
-    best: bool = False
-
-    @property
-    def text(self) -> str:
-        """Value and spread."""
-        return f"{self.value} {self.spread}".rstrip()
+__all__ = [
+    "COLUMNS", "SYNTHETIC", "UNDEFINED", "Block", "Cell", "Column", "Line", "Settings", "Table", "build_tables",
+    "make_cell", "mean_cell", "tables_of",
+]  # fmt: skip
+GATED = " (gated)"
+USUAL = ("published", "declared")  # schemes that no title needs to name
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a table: runs that differ in fold and seed only."""
+    """A line of a table: runs that differ in fold and seed only.
+
+    estimates: what its numbers are the mean of: a row a run, or one for all folds of a seed whose images are pooled.
+    extra: what tells it from a line of the same name.
+    """
 
     runs: tuple[Row, ...]
+    estimates: tuple[Row, ...]
     cells: dict[str, Cell]
-    extra: str = ""  # what tells it from a line of the same name
+    extra: str = ""
 
     @property
     def first(self) -> Row:
@@ -109,8 +55,18 @@ class Line:
 
     @property
     def label(self) -> str:
-        """The name in a figure, where no column tells the extra map of the positive class from the other."""
-        return self.marked + (POSITIVE if self.first.map_class == "positive" else "")
+        """The name in a figure, where no column tells a gated line from the other."""
+        return self.marked + (GATED if self.first.gated else "")
+
+    @property
+    def map(self) -> str:
+        """Whose map is scored."""
+        return self.first.map_class + (", gated" if self.first.gated else "")
+
+    @property
+    def evidence(self) -> str:
+        """The key of what figures that show pixels need: of all folds of the first seed, or of the first run."""
+        return self.estimates[0].evidence
 
 
 @dataclass(frozen=True)
@@ -124,10 +80,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Table:
-    """All rows of one evaluation set under one protocol, of models trained on one data set."""
+    """All runs on one evaluation set under one protocol, of models trained on one data set, folds of one scheme.
+
+    rows: the runs. estimates: rows behind the numbers, as of `Line`.
+    """
 
     train: str
     eval: str
+    scheme: str
     protocol: str
     synthetic: bool
     columns: tuple[Column, ...]
@@ -135,6 +95,11 @@ class Table:
     caption: str
     footnotes: tuple[str, ...]
     rows: tuple[Row, ...] = field(repr=False)
+
+    @property
+    def estimates(self) -> list[Row]:
+        """The rows behind the numbers of all lines."""
+        return [row for line in self.lines for row in line.estimates]
 
     @property
     def lines(self) -> list[Line]:
@@ -154,12 +119,13 @@ class Table:
 
     @property
     def sets(self) -> str:
-        """The evaluation set; for models trained on another one, both."""
-        return self.eval if self.train == self.eval else f"{self.train} → {self.eval}"
+        """The evaluation set; for models trained on another one, both. A scheme of folds that is not the usual one."""
+        scheme = "" if self.scheme in USUAL else f" ({self.scheme} folds)"
+        return f"{self.eval}{scheme}" if self.train == self.eval else f"{self.train}{scheme} → {self.eval}"
 
 
 Settings = Mapping[str, Mapping[str, str]]
-_Place = tuple[str, int, str, str, bool, str]
+_Place = tuple[str, int, str, str, str, bool, str]
 
 
 def build_tables(rows: Iterable[Row], settings: Settings | None = None) -> list[Table]:
@@ -171,24 +137,27 @@ def build_tables(rows: Iterable[Row], settings: Settings | None = None) -> list[
 
 
 def tables_of(rows: Iterable[Row], settings: Settings | None = None) -> list[Table]:
-    """One table per evaluation set, data set trained on and protocol, whatever the evaluation sets are."""
+    """One table per evaluation set, data set trained on, scheme of folds and protocol, whatever the sets are."""
     found: dict[_Place, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=sort_key):
         # The shift and its level come before the name, so that level 10 does not stand before level 2.
-        found[f"{row.dataset}:{row.shift}", row.level, row.eval, row.train, row.synthetic, row.protocol].append(row)
+        about = (row.train, row.scheme, row.synthetic, row.protocol)
+        found[f"{row.dataset}:{row.shift}", row.level, row.eval, *about].append(row)
     return [_table(place[2:], tuple(members), settings or {}) for place, members in sorted(found.items())]
 
 
-def _table(place: tuple[str, str, bool, str], rows: tuple[Row, ...], settings: Settings) -> Table:
-    evaluated, trained, synthetic, protocol = place
-    columns = tuple(c for c in COLUMNS if not c.optional or _says_something(c, rows))
-    lines = [Line(runs, _cells(runs, columns)) for runs in _groups(rows)]
+def _table(place: tuple[str, str, str, bool, str], rows: tuple[Row, ...], settings: Settings) -> Table:
+    evaluated, trained, scheme, synthetic, protocol = place
+    runs = tuple(r for r in rows if not r.pooled_of)
+    columns = tuple(c for c in COLUMNS if not c.optional or _says_something(c, runs))
+    lines = [Line(own, found, _cells(own, found, columns)) for own, found in _groups(rows)]
     by_selection: dict[str, list[Line]] = defaultdict(list)
     for line in _told_apart(lines, settings):
         by_selection["-" if line.first.baseline else line.first.selection].append(line)
     blocks = tuple(_block(s, by_selection[s], columns) for s in block_order(by_selection, protocol))
-    caption, notes = _caption(evaluated, synthetic, protocol, rows), _footnotes(rows)
-    return Table(trained, evaluated, protocol, synthetic, columns, blocks, caption, notes, rows)
+    caption = caption_of(f"Evaluated on {evaluated}, protocol {protocol}", runs, [(x.runs, x.estimates) for x in lines])
+    notes = footnotes_of(runs, [row for line in lines for row in line.estimates])
+    return Table(trained, evaluated, scheme, protocol, synthetic, columns, blocks, caption, notes, runs)
 
 
 def block_order(selections: Iterable[str], protocol: str) -> list[str]:
@@ -198,26 +167,35 @@ def block_order(selections: Iterable[str], protocol: str) -> list[str]:
 
 
 def _own_selection(protocol: str) -> str:
-    known = PROTOCOLS.get(protocol.partition("(")[0])
+    known = PROTOCOLS.get(named_protocol(protocol))
     return known.selection if known else ""
 
 
 def _says_something(column: Column, rows: Iterable[Row]) -> bool:
     if column.key == "seconds_parents":
         return any(r.seconds_parents > 0 for r in rows)
+    if column.key == "ap":
+        return any(not math.isnan(r.ap) for r in rows)
     return any(r.images_positive != r.images for r in rows)
 
 
-def _groups(rows: Iterable[Row]) -> list[tuple[Row, ...]]:
-    """Runs that differ in fold and seed only; where those do not tell runs apart, each run stands alone."""
+def _groups(rows: Iterable[Row]) -> list[tuple[tuple[Row, ...], tuple[Row, ...]]]:
+    """Runs that differ in fold and seed only, with their estimates; where those do not tell runs apart, each run
+    stands alone."""
     found: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    pooled: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for r in rows:
-        place = (r.train, r.backbone, r.method, r.options, r.settings, r.map_class, r.selection, r.supervision)
-        found[place].append(r)
-    groups: list[tuple[Row, ...]] = []
-    for runs in found.values():
+        what = (r.train, r.backbone, r.method, r.options, r.settings, r.map_class, str(r.gated), r.selection)
+        (pooled if r.pooled_of else found)[*what, r.supervision].append(r)
+    groups: list[tuple[tuple[Row, ...], tuple[Row, ...]]] = []
+    for place, runs in found.items():
         repeated = len({(r.fold, r.seed) for r in runs}) < len(runs)
-        groups += [(r,) for r in runs] if repeated else [tuple(runs)]
+        if repeated:
+            groups += [((r,), (r,)) for r in runs]
+            continue
+        inside = {run for row in pooled[place] for run in row.pooled_of}
+        alone = [r for r in runs if r.run not in inside]
+        groups.append((tuple(runs), tuple(sorted([*pooled[place], *alone], key=lambda r: r.seed))))
     return groups
 
 
@@ -226,7 +204,7 @@ def _told_apart(lines: Sequence[Line], settings: Settings) -> list[Line]:
     by_name: dict[tuple[str, ...], list[Line]] = defaultdict(list)
     for line in lines:
         r = line.first
-        by_name[r.train, r.backbone, line.name, r.map_class, r.selection].append(line)
+        by_name[r.train, r.backbone, line.name, line.map, r.selection].append(line)
     out = []
     for twins in by_name.values():
         if len(twins) == 1:
@@ -238,7 +216,7 @@ def _told_apart(lines: Sequence[Line], settings: Settings) -> list[Line]:
         if len(set(said)) < len(twins):
             said = [f"run {line.first.stage[:8]}" for line in twins]
         out += [replace(line, extra=text) for line, text in zip(twins, said, strict=True)]
-    return sorted(out, key=lambda line: (line.first.backbone, line.first.upper_bound, line.name, line.first.map_class))
+    return sorted(out, key=lambda line: (line.first.backbone, line.first.upper_bound, line.name, line.map))
 
 
 BLOCK_TITLES = {  # in the order of the table, but for the protocol's own selection, which comes first
@@ -253,7 +231,7 @@ def _block(selection: str, lines: Sequence[Line], columns: Sequence[Column]) -> 
     marked = list(lines)
     for column in columns:
         if column.best and selection != "-":
-            marked = _mark_best(marked, column.key)
+            marked = _mark_best(marked, column)
     return Block(selection, block_title(selection), tuple(marked))
 
 
@@ -262,15 +240,18 @@ def block_title(selection: str) -> str:
     return BLOCK_TITLES.get(selection, f"Checkpoint {selection}")
 
 
-def _mark_best(lines: list[Line], key: str) -> list[Line]:
+def _mark_best(lines: list[Line], column: Column) -> list[Line]:
     """Marks the highest defined value of the lines trained without masks, unless all are equal as printed.
 
-    Lines whose weights had seen the images are left out.
+    Lines whose weights had seen the images are left out, and so is what a constant map or answer reaches as well.
     """
+    key = column.key
     clean = [line for line in lines if not any(r.weights_seen for r in line.runs)]
     fair = [line for line in clean if not line.first.upper_bound and not math.isnan(line.cells[key].number)]
-    values = {line.cells[key].value for line in fair}
-    if len(values) < 2:
+    if len({line.cells[key].value for line in fair}) < 2:
+        return lines
+    fair = [line for line in fair if beats_chance(line.estimates, column, line.cells[key])]
+    if not fair:
         return lines
     top = max(fair, key=lambda line: line.cells[key].number).cells[key].value
     return [
@@ -281,107 +262,8 @@ def _mark_best(lines: list[Line], key: str) -> list[Line]:
     ]
 
 
-def _cells(runs: Sequence[Row], columns: Iterable[Column]) -> dict[str, Cell]:
-    return {c.key: make_cell(runs, c) for c in columns}
+_OF_RUNS = frozenset({"seconds_train", "seconds_parents", "seconds_score", "parameters"})
 
 
-def make_cell(runs: Sequence[Row], column: Column) -> Cell:
-    """Mean over the runs where it is defined; a single run has its interval instead of a standard deviation."""
-    cell = mean_cell([float(getattr(r, column.key)) * column.scale for r in runs], column)
-    if len(runs) == 1 and column.interval and not math.isnan(cell.number):
-        low, high = (getattr(runs[0], f"{column.interval}_{end}") for end in ("low", "high"))
-        if not math.isnan(low):
-            return replace(cell, spread=f"[{_number(low, column)}, {_number(high, column)}]")
-    return cell
-
-
-def mean_cell(values: Sequence[float], column: Column) -> Cell:
-    """Mean over the defined values, as many as there are runs, with their standard deviation."""
-    defined = [v for v in values if not math.isnan(v)]
-    if not defined:
-        return Cell(UNDEFINED)
-    mean = statistics.fmean(defined)
-    spread = f"± {_number(statistics.stdev(defined), column)}" if len(defined) > 1 and column.sd else ""
-    if len(defined) < len(values):
-        spread = f"{spread} ({len(defined)} of {len(values)})".strip()
-    return Cell(_number(mean, column), spread, mean)
-
-
-def _number(value: float, column: Column) -> str:
-    if not column.key.startswith(("seconds", "parameters")):
-        text = f"{value:.{column.digits}f}"
-        return text.removeprefix("-") if float(text) == 0 else text  # no minus before a zero
-    # Amounts span many orders of magnitude, and a plain 0 says that there is nothing, not that there is little.
-    return f"{value:.{0 if value == 0 or value >= 100 else 1 if value >= 10 else 2}f}"
-
-
-def _caption(evaluated: str, synthetic: bool, protocol: str, rows: Sequence[Row]) -> str:
-    trained = sorted({r.train for r in rows})
-    masks = span(r.validation_masks for r in rows if r.kind != "none")
-    group = rows[0].group or "group"
-    text = f"{SYNTHETIC}. " if synthetic else ""
-    text += f"Evaluated on {evaluated}, protocol {protocol}, trained on {', '.join(trained)}: "
-    text += f"{span(r.images for r in rows)} test images of {span(r.groups for r in rows)} {group}s. "
-    text += f"tau_val was chosen on {masks} validation masks. " if masks else ""
-    spread = {len(runs) for runs in _groups(rows)}
-    if 1 in spread:
-        text += f"[low, high]: 95% interval of one run, resampling {group}s. "
-    if spread - {1}:
-        text += "Mean ± standard deviation over the n runs (folds and seeds). "
-    return text.rstrip()
-
-
-def span(numbers: Iterable[int]) -> str:
-    """One number, or the lowest and the highest; nothing without any."""
-    found = sorted(set(numbers))
-    if not found:
-        return ""
-    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
-
-
-def _footnotes(rows: Sequence[Row]) -> tuple[str, ...]:
-    notes = [
-        f"{ORACLE} oracle: tau of the best mean IoU on the test masks themselves, only for comparison with papers."
-    ]
-    if any(r.upper_bound for r in rows):
-        notes.append(f"{BOUND} upper bound: trained with pixel masks, so no weakly supervised method.")
-    if any(math.isnan(r.pxap) or math.isnan(r.accuracy) for r in rows):
-        notes.append(f"{UNDEFINED}: not defined, because the method makes no map or classifies no image.")
-    seen = {r.foreground for r in rows if r.foreground}
-    notes += [f"Foreground: {text}." if not text.endswith(".") else f"Foreground: {text}" for text in sorted(seen)]
-    notes += seen_notes(rows)
-    notes += constant_notes(rows)
-    notes += _effort_notes(rows)
-    notes += normalisation_notes(rows)
-    return (*notes, *dict.fromkeys(note for r in rows for note in r.notes))
-
-
-def constant_notes(rows: Iterable[Row]) -> list[str]:
-    """How many maps say the same everywhere, one sentence a method and evaluation set; baselines are meant to."""
-    found: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for r in rows:
-        if r.degenerate and not r.baseline:
-            found[r.eval, r.method].append(r)
-    return [
-        f"{method}: {span(r.degenerate for r in runs)} of {span(r.images for r in runs)} maps are constant{_on(runs)}."
-        for (_, method), runs in sorted(found.items())
-    ]
-
-
-def _on(runs: Sequence[Row]) -> str:
-    """The set, where it is not the one trained on."""
-    return f" on {runs[0].eval}" if runs[0].ood else ""
-
-
-def _effort_notes(rows: Sequence[Row]) -> list[str]:
-    """Which runs were trained otherwise than asked, or on several devices; one sentence a method and kind."""
-    found: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for r in rows:
-        if r.micro_batch:
-            asked = str(r.micro_batch_asked) if r.micro_batch_asked else "whole batches"
-            text = f"in parts of {r.micro_batch} images instead of {asked} after memory ran out (same effective batch)"
-            found[r.method, text].add(r.stage_train)
-        if r.devices > 1:
-            found[r.method, f"on {r.devices} devices at once (same effective batch)"].add(r.stage_train)
-    of = {m: len({r.stage_train for r in rows if r.method == m}) for m, _ in found}
-    return [f"{m}: {len(runs)} of {of[m]} trainings went {text}." for (m, text), runs in sorted(found.items())]
+def _cells(runs: Sequence[Row], estimates: Sequence[Row], columns: Iterable[Column]) -> dict[str, Cell]:
+    return {c.key: make_cell(runs if c.key in _OF_RUNS else estimates, c) for c in columns}

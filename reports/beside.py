@@ -4,7 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .aggregate import Cell, Column, Line, Table, mean_cell
+from .aggregate import Line, Table
+from .cells import Cell, Column, mean_cell
 from .grid import BLANK, Grid, GridBlock, GridLine, Group, Head
 from .published import FOLD, METRIC, PROTOCOL, SELECTION, Number, verdict
 

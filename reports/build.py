@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 
 from ..benchmark.errors import BenchError, did_you_mean
 from ..benchmark.store import Store, write_text
-from .aggregate import SYNTHETIC, tables_of
+from .aggregate import tables_of
 from .art import Art, Pictures, make_art, no_art
 from .contents import Contents
 from .cost import costed_rows
+from .declared import SYNTHETIC
 from .escape import markdown_escape
 from .grid_text import latex_grid, markdown_grid
 from .rows import collect, need_rows
-from .tables import latex_table, markdown_table, rows_csv
+from .tables import latex_table, lines_csv, markdown_table, rows_csv
 from .words import protocol_sentences
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ _NO_FIGURES = frozenset({"csv", "tex"})
 
 
 def build_report(store: Store, out: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
-    """Writes `report.md`, `report.tex`, `rows.csv`, `index.html` and `figures/`; returns the paths written.
+    """Writes `report.md`, `report.tex`, `rows.csv`, `lines.csv`, `index.html` and `figures/`; returns their paths.
 
     formats: which of FORMATS; figures come with md and html. Every file is written atomically. Raises BenchError if
     there is nothing to report, if a format is unknown, or if `out` cannot be written.
@@ -64,6 +65,10 @@ def _write(store: Store, out: Path, formats: Sequence[str], contents: Contents) 
         file, make = writers[name]
         write_text(out / file, make())
         paths.append(out / file)
+        if name == "csv":
+            found = contents.findings
+            write_text(out / "lines.csv", lines_csv(tables_of(found.rows, found.settings)))
+            paths.append(out / "lines.csv")
     return paths
 
 
@@ -76,13 +81,13 @@ def _version() -> str:
 def _markdown(contents: Contents, art: Pictures) -> str:
     findings = contents.findings
     intro = (
-        f"{len(findings.rows)} runs, wsolbench {_version()}. Tables of different protocols are never to be compared."
+        f"{len(findings.runs)} runs, wsolbench {_version()}. Tables of different protocols are never to be compared."
     )
     parts = ["# wsolbench report", intro]
-    each = zip(contents.tables, contents.classes, contents.costs, art.tables, strict=True)
-    for table, classes, costs, drawn in each:
+    each = zip(contents.tables, contents.beside, art.tables, strict=True)
+    for table, grids, drawn in each:
         parts += [markdown_table(table).rstrip(), f"Protocol: {markdown_escape(protocol_sentences(table.protocol))}"]
-        parts += [markdown_grid(grid, 3).rstrip() for grid in (classes, *costs) if grid]
+        parts += [markdown_grid(grid, 3).rstrip() for grid in grids]
         parts += _markdown_figures(drawn, table.synthetic)
     for chapter, drawn in zip(contents.chapters, art.chapters, strict=True):
         parts += [markdown_grid(grid, 2 if k == 0 else 3).rstrip() for k, grid in enumerate(chapter.grids)]
@@ -102,14 +107,13 @@ def _markdown_figures(drawn: Art, synthetic: bool) -> list[str]:
 
 def _csv(contents: Contents) -> str:
     found = contents.findings
-    return rows_csv(costed_rows(found.rows, found.records), found.unfinished)
+    return rows_csv(costed_rows(found.runs, found.records), found.unfinished)
 
 
 def _latex(contents: Contents) -> str:
     head = "% Written by wsolbench. Needs \\usepackage{booktabs} and \\usepackage{graphicx}; \\input this file.\n"
     out = [latex_table(table, number) for number, table in enumerate(contents.tables, 1)]
-    beside = zip(contents.classes, contents.costs, strict=True)
-    grids = [g for classes, costs in beside for g in (classes, *costs) if g]
+    grids = [grid for beside in contents.beside for grid in beside]
     grids += [g for c in contents.chapters for g in c.grids if g.groups]
     out += [latex_grid(grid, f"{number}") for number, grid in enumerate(grids, len(out) + 1)]
     return head + "\n".join(out)
@@ -128,9 +132,9 @@ def _html(contents: Contents, art: Pictures, gallery: "Gallery") -> str:
     findings = contents.findings
     made = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     sections = [
-        Section(f"table-{number}", table, drawn.pictures, drawn.missing, classes, costs)
-        for number, (table, classes, costs, drawn) in enumerate(
-            zip(contents.tables, contents.classes, contents.costs, art.tables, strict=True), 1
+        Section(f"table-{number}", table, drawn.pictures, drawn.missing, grids)
+        for number, (table, grids, drawn) in enumerate(
+            zip(contents.tables, contents.beside, art.tables, strict=True), 1
         )
     ]
     chapters = [

@@ -7,6 +7,7 @@ from functools import cached_property
 from .aggregate import Table, build_tables
 from .beside import build_beside
 from .cost import cost_grids
+from .detail import detail_grid
 from .grid import Grid
 from .ood import Away, build_away
 from .perclass import class_grid
@@ -43,14 +44,15 @@ class Contents:
         return [with_unfinished(table, self.findings.unfinished) for table in tables]
 
     @cached_property
-    def classes(self) -> list[Grid | None]:
-        """Beside every in-domain table, the same class by class; None where no class was ever named."""
-        return [class_grid([table], f"{table.sets} class by class") for table in self.tables]
-
-    @cached_property
-    def costs(self) -> list[tuple[Grid, ...]]:
-        """Beside every in-domain table, what its lines cost and, where records say it, where the time went."""
-        return [cost_grids(table, self.findings.records) for table in self.tables]
+    def beside(self) -> list[tuple[Grid, ...]]:
+        """Beside every in-domain table: its lines class by class, where their maps are saturated, what they cost and,
+        where records say it, where the time went."""
+        found = []
+        for table in self.tables:
+            by_class = class_grid([table], f"{table.sets} class by class")
+            grids = (by_class, detail_grid(table), *cost_grids(table, self.findings.records))
+            found.append(tuple(grid for grid in grids if grid))
+        return found
 
     @cached_property
     def chapters(self) -> list[Chapter]:

@@ -212,7 +212,7 @@ def cost_grids(table: Table, records: Records) -> tuple[Grid, ...]:
 def _cost_line(line: Line, cost: LineCost) -> GridLine:
     first = line.first
     look = "bound" if first.upper_bound else "baseline" if first.baseline else ""
-    names = (line.marked, first.backbone, first.map_class, cost.places, str(len(line.runs)))
+    names = (line.marked, first.backbone, line.map, cost.places, str(len(line.runs)))
     trained = [cost.cell(name) if first.stage_train or name.startswith("seconds") else BLANK for name, *_ in _TRAINING]
     return GridLine(names, (line.cells["pxap"], *trained, cost.cell("ms_per_image")), look)
 
@@ -330,7 +330,7 @@ def _alike(table: Table, records: Records) -> Iterator[tuple[tuple[str, ...], li
             which = f" (settings {number} of {len(settings)})" if len(settings) > 1 else ""
             yield (name[0], name[1] + which, *name[2:]), members
     for line in table.shown:
-        name = ("score", line.marked, line.first.backbone, line.first.map_class)
+        name = ("score", line.marked, line.first.backbone, line.map)
         yield name, [records.get(run.stage, {}) for run in line.runs]
 
 

@@ -3,9 +3,10 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from .rows import Row
+from .row import Row
 
-SEEN = "§"
+SEEN, BOUND, COLLAPSED = "§", "‡", "¶"
+SYNTHETIC = "SYNTHETIC DATA"
 _IMAGENET = "mean 0.485 0.456 0.406, std 0.229 0.224 0.225"
 
 

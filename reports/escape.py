@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 
 from ..benchmark.errors import plain
-from .aggregate import Cell
+from .cells import Cell
 
 
 def pipes(cells: Iterable[str]) -> str:
@@ -14,7 +14,7 @@ def pipes(cells: Iterable[str]) -> str:
 
 def markdown_cell(cell: Cell) -> str:
     """A number as Markdown, the best in bold."""
-    value = f"**{cell.value}**" if cell.best else cell.value
+    value = f"**{cell.value}**{cell.mark}" if cell.best else cell.marked
     return f"{value} {cell.spread}".rstrip()
 
 
@@ -28,7 +28,7 @@ _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", "\"": "''{}", "±": r"$\pm$", "†": r"$^\dagger$", "‡": r"$^\ddagger$", "·": r"$\cdot$",
-    "§": r"\S{}", "×": r"$\times$",
+    "§": r"\S{}", "¶": r"\P{}", "×": r"$\times$",
     "≥": r"$\geq$", "≤": r"$\leq$", "τ": r"$\tau$", "µ": r"$\mu$", "→": r"$\rightarrow$", "…": r"\dots{}",
 }  # fmt: skip
 
@@ -54,6 +54,7 @@ def latex_cell(cell: Cell) -> str:
     """A number as LaTeX, the best in bold, its spread in small type."""
     value = latex_escape(cell.value)
     value = rf"\textbf{{{value}}}" if cell.best and value else value
+    value += latex_escape(cell.mark)
     return value + (rf" {{\scriptsize {latex_escape(cell.spread)}}}" if cell.spread else "")
 
 

@@ -181,7 +181,7 @@ class _Builder:
             for order, block in enumerate(table.blocks):
                 for line in block.lines:
                     own = line.first.stage in shown
-                    if line.first.kind != "none":
+                    if line.first.kind != "none" and not line.first.gated:  # a gated map is the same, or nothing
                         tiers.setdefault((0 if own else order, line.first.ood), []).append((line, own))
         for tier in sorted(tiers):
             self._place(sorted(self._candidates(tiers[tier]), key=lambda c: (c.rank, c.line)))
@@ -342,7 +342,7 @@ def _line_facts(line: Line, own: bool) -> dict[str, Any]:
     return {
         "method": line.marked, "backbone": r.backbone, "selection": r.selection, "own": own, "protocol": r.protocol,
         "train": r.train, "eval": r.eval, "synthetic": r.synthetic, "tau": taus, "run": f"fold {r.fold}, seed {r.seed}",
-        "map": r.map_class, "classes": list(r.classes),
+        "map": line.map, "classes": list(r.classes),
     }  # fmt: skip
 
 

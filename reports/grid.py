@@ -5,14 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from .aggregate import POSITIVE, SYNTHETIC, Cell, Line, block_order, block_title, span
+from .aggregate import GATED, SYNTHETIC, Cell, Line, block_order, block_title
+from .captions import span
 
 BLANK = Cell("")  # not asked for, where UNDEFINED means asked for and not defined
 NAMES = ("Method", "Backbone", "Map", "n")
 
 
 class Head(NamedTuple):
-    """One column. best: the highest value of a block is bold. text: words, no number. brief: its title in a terminal.
+    """One column. best: the highest value of a block is bold, unless it is no more than `chance`. text: words, no
+    number. brief: its title in a terminal.
 
     A column without a brief title is left out there.
     """
@@ -22,6 +24,7 @@ class Head(NamedTuple):
     best: bool = False
     text: bool = False
     brief: str = ""
+    chance: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -128,19 +131,19 @@ class Place(NamedTuple):
     backbone: str
     bound: bool
     marked: str
-    map_class: str
+    map: str
 
     @property
     def label(self) -> str:
         """The name in a figure, as of a line."""
-        return self.marked + (POSITIVE if self.map_class == "positive" else "")
+        return self.marked + (GATED if self.map.endswith("gated") else "")
 
 
 def place_of(line: Line) -> Place:
     """The place of a line of a table."""
     first = line.first
     block = "-" if first.baseline else first.selection
-    return Place(block, first.backbone, first.upper_bound, line.bounded, first.map_class)
+    return Place(block, first.backbone, first.upper_bound, line.bounded, line.map)
 
 
 def make_blocks(
@@ -165,19 +168,25 @@ def make_blocks(
                 for cell in found.get(place, (BLANK,) * len(group))
             ]
             look = "bound" if place.bound else "baseline" if key == "-" else ""
-            names = (place.marked, place.backbone, place.map_class, span(runs[place]))
+            names = (place.marked, place.backbone, place.map, span(runs[place]))
             rows.append(GridLine(names, tuple(cells), look))
         blocks.append(GridBlock(key, block_title(key), mark_best(rows, flat) if key != "-" else tuple(rows)))
     return tuple(blocks)
 
 
 def mark_best(lines: Sequence[GridLine], heads: Sequence[Head]) -> tuple[GridLine, ...]:
-    """Marks the highest value a column among lines trained without masks, unless all are equal as printed."""
+    """Marks the highest value a column among lines trained without masks, unless all are equal as printed.
+
+    A value that a constant map or answer reaches as well is not marked.
+    """
     out = [list(line.cells) for line in lines]
     for column, head in enumerate(heads):
         fair = [k for k, line in enumerate(lines) if not line.look and not math.isnan(line.cells[column].number)]
         values = {lines[k].cells[column].value for k in fair}
         if not head.best or len(values) < 2:
+            continue
+        fair = [k for k in fair if math.isnan(head.chance) or lines[k].cells[column].number > head.chance]
+        if not fair:
             continue
         top = max((lines[k].cells[column] for k in fair), key=lambda c: c.number).value
         for k in fair:

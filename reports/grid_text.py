@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from .aggregate import POSITIVE, Cell
+from .aggregate import GATED, Cell
 from .declared import SEEN
 from .escape import fit, latex_cell, latex_escape, latex_name, markdown_cell, markdown_escape, pipes, printable
 from .grid import Grid, GridLine, Group, Head
@@ -109,8 +109,8 @@ def terminal_grid(grid: Grid, width: int) -> str:
 
 
 def _named(line: GridLine) -> tuple[str, str]:
-    """Method and backbone; the map stands in no column of its own, so the extra one is told by the name."""
-    return line.names[0] + (POSITIVE if "positive" in line.names[2:3] else ""), line.names[1]
+    """Method and backbone; the map stands in no column of its own, so a gated line is told by the name."""
+    return line.names[0] + (GATED if "gated" in "".join(line.names[2:3]) else ""), line.names[1]
 
 
 def _name_widths(grid: Grid, width: int) -> list[int]:
@@ -159,7 +159,7 @@ def _terminal_line(line: GridLine, first: int, groups: Sequence[Group], names: S
     said = False
     for group in groups:
         widths = _cell_widths(group)
-        values = [line.cells[at + k].value for k in range(len(widths))]
+        values = [line.cells[at + k].marked for k in range(len(widths))]
         said = said or any(values)
         text = "  ".join(fit(v, w, False) for v, w in zip(values, widths, strict=True))
         cells.append(text.ljust(_room(group)))

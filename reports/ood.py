@@ -3,37 +3,50 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from .aggregate import (
-    BOUND,
-    UNDEFINED,
-    Cell,
-    Column,
-    Settings,
-    Table,
-    constant_notes,
-    make_cell,
-    mean_cell,
-    span,
-    tables_of,
-)
-from .declared import marked_sets, normalisation_notes, seen_notes
+from .aggregate import Settings, Table, tables_of
+from .captions import constant_notes, saturation_notes, spread_sentences, tested
+from .cells import UNDEFINED, Cell, Column, make_cell, mean_cell
+from .declared import BOUND, COLLAPSED, marked_sets, normalisation_notes, seen_notes
 from .grid import NAMES, Grid, GridBlock, GridLine, Group, Head, Place, make_blocks, place_of
-from .rows import Row
+from .row import Row
 
-CHANCE = "Chance level: a constant map"
+CHANCE = "Chance level: a constant map, or the largest class always"
 COLUMNS = (
     Column("pxap", "PxAP", "Pixel average precision in percent, the pixels of all images pooled.", interval="pxap",
-           best=True, brief="PxAP"),
-    Column("pxap_positives", "PxAP pos.", "PxAP of the images whose class has a region.", best=True, optional=True),
+           best=True, chance="chance", brief="PxAP"),
+    Column("pxap_positives", "PxAP pos.", "PxAP of the images whose class has a region.", best=True,
+           chance="chance_positives", optional=True),
+    Column("dice_tau_val", "Dice", "Dice in percent at tau_val, the threshold chosen on the set trained for.",
+           interval="dice_tau_val", best=True, chance="chance_dice", brief="Dice"),
+    Column("dice_oracle", "Dice † oracle", "Dice at the threshold of best mean IoU on these masks: no fair number.",
+           oracle=True, brief="Dice†"),
+    Column("false_area", "false area", "Share of the pixels called foreground at tau_val in images of classes without "
+           "a region.", optional=True),
     Column("accuracy", "Accuracy", "Share of images classified right, in percent.", interval="accuracy", best=True,
-           brief="Acc."),
+           chance="majority", brief="Acc."),
+    Column("balanced_accuracy", "bal. Acc.", "Mean of the shares classified right of each class."),
+    Column("predicted_positive", "called pos.", "Share of all images that were predicted as positive.", sd=False),
     Column("drop_pxap", "drop PxAP", "Percentage points of PxAP lost against the set trained for.", brief="drop"),
     Column("drop_skill", "drop skill", "Points lost of PxAP above chance, in percent of what chance leaves."),
     Column("drop_accuracy", "drop Acc.", "Percentage points of accuracy lost against the set trained for."),
 )  # fmt: skip
-_CHANCE_OF = {"pxap": "chance", "pxap_positives": "chance_positives"}
+_CHANCE_OF = {
+    "pxap": "chance", "pxap_positives": "chance_positives", "dice_tau_val": "chance_dice", "dice_oracle": "chance_dice",
+    "accuracy": "majority",
+}  # fmt: skip
+_LOST = 0.5  # share of the oracle's Dice below which a threshold has not survived
+
+
+def collapsed(rows: Sequence[Row]) -> bool:
+    """Whether the threshold of the set trained for fails here: its Dice is below that of a constant map, and less than
+    half of what the maps reach at the threshold of these masks."""
+    found = [(r.dice_tau_val, r.dice_oracle, r.chance_dice) for r in rows]
+    if not found or any(math.isnan(v) for values in found for v in values):
+        return False
+    dice, oracle, chance = (sum(v) / len(found) for v in zip(*found, strict=True))
+    return dice < chance and dice < _LOST * oracle
 
 
 @dataclass(frozen=True)
@@ -68,10 +81,10 @@ def _grid(protocol: str, synthetic: bool, tables: Sequence[Table], home: Mapping
     for table, own in zip(tables, columns, strict=True):
         cells = {}
         for line in table.lines:
-            cells[place_of(line)] = tuple(make_cell(line.runs, c) for c in own)
+            cells[place_of(line)] = tuple(_cell(line.estimates, c) for c in own)
             runs[place_of(line)].add(len(line.runs))
         lines.append(cells)
-    chance = tuple(cell for t, own in zip(tables, columns, strict=True) for cell in _chance(t.rows, own))
+    chance = tuple(cell for t, own in zip(tables, columns, strict=True) for cell in _chance(t.estimates, own))
     blocks = make_blocks(lines, runs, [g.heads for g in groups], protocol)
     title = f"Out of domain · protocol {protocol}"
     text = "Models as they were trained, scored on the test set of other data: train → evaluated on."
@@ -87,13 +100,25 @@ def _columns(table: Table) -> tuple[Column, ...]:
 
 def _heads(table: Table, columns: Iterable[Column]) -> tuple[Head, ...]:
     """Headings of one pair of sets; nothing is the best where starting weights had seen the images."""
-    heads = heads_of(columns)
+    heads = heads_of(columns, table.estimates)
     return tuple(h._replace(best=False) for h in heads) if any(r.weights_seen for r in table.rows) else heads
 
 
-def heads_of(columns: Iterable[Column]) -> tuple[Head, ...]:
-    """Columns as headings of a grid."""
-    return tuple(Head(c.title, c.hint, c.best, brief=c.brief) for c in columns)
+def heads_of(columns: Iterable[Column], rows: Sequence[Row] = ()) -> tuple[Head, ...]:
+    """Columns as headings of a grid; rows: those of a set, which know what is had there for nothing."""
+    return tuple(Head(c.title, c.hint, c.best, brief=c.brief, chance=_level(rows, c.chance)) for c in columns)
+
+
+def _level(rows: Sequence[Row], key: str) -> float:
+    defined = [v for r in rows if not math.isnan(v := float(getattr(r, key)))] if key else []
+    return sum(defined) / len(defined) if defined else math.nan
+
+
+def _cell(rows: Sequence[Row], column: Column) -> Cell:
+    """A number; a Dice whose threshold has not survived is marked."""
+    cell = make_cell(rows, column)
+    lost = column.key == "dice_tau_val" and not rows[0].baseline and collapsed(rows)
+    return replace(cell, mark=f" {COLLAPSED}") if lost else cell
 
 
 def chance_block(cells: tuple[Cell, ...]) -> GridBlock:
@@ -116,24 +141,27 @@ def chance_cell(rows: Sequence[Row], key: str) -> Cell:
 
 
 def _caption(tables: Sequence[Table]) -> str:
-    sizes = [f"{t.sets} ({span(r.images for r in t.rows)} test images)" for t in tables]
-    text = f"Trained on one data set, scored on another: {', '.join(sizes)}. "
+    sizes = [f"{t.sets} ({tested(t.estimates)})" for t in tables]
+    text = f"Trained on one data set, scored on another: {'; '.join(sizes)}. "
     text += "tau_val and the scale of the maps come from the validation images of the set trained on. "
-    counts = {len(line.runs) for t in tables for line in t.lines}
-    if 1 in counts:
-        text += "[low, high]: 95% interval of one run, resampling patients or slides. "
-    if counts - {1}:
-        text += "Mean ± standard deviation over the n runs (folds and seeds). "
-    return text.rstrip()
+    lines = [(line.runs, line.estimates) for t in tables for line in t.lines]
+    return f"{text}{spread_sentences(lines)}".rstrip()
 
 
 def _footnotes(tables: Sequence[Table], home: Mapping[str, str]) -> tuple[str, ...]:
+    rows, estimates = [r for t in tables for r in t.rows], [r for t in tables for r in t.estimates]
+    lost = any(not r.baseline and collapsed([r]) for r in estimates)
     notes = [
         "drop: percentage points lost against the same checkpoint on the set it was trained for; negative: gained.",
+        *([f"{COLLAPSED} collapse: at tau_val, chosen at home, the Dice is below that of a constant map and less than "
+           "half of the oracle's: the maps may still rank pixels, but the threshold did not survive."] if lost else []),
         "Chance levels differ between sets, so drops of PxAP mix what a model lost with what a set gives away: skill "
         "is 100 (PxAP - chance) / (100 - chance), 0 for a constant map and 100 for a perfect one on any set.",
-    ]
-    rows = [r for t in tables for r in t.rows]
+        "Accuracy moves with the share of each class: beside it stand the mean over classes, how many images were "
+        "called positive, and, as its chance level, always saying the largest class.",
+        "Bold: the highest value of a block, if it is above the chance level.",
+    ]  # fmt: skip
+    notes += saturation_notes(estimates)
     for table in tables:
         notes += _pair_notes(table, home.get(table.train, ""))
     if any(r.images_positive != r.images for r in rows):

@@ -49,14 +49,13 @@ class Card(NamedTuple):
 
 @dataclass(frozen=True)
 class Section:
-    """One in-domain table of the page with its figures. classes: the same class by class; costs: what it took."""
+    """One in-domain table of the page with its figures. grids: what stands beside it, such as its cost."""
 
     anchor: str
     table: Table
     pictures: Sequence[Picture]
     missing: Sequence[str]
-    classes: Grid | None = None
-    costs: Sequence[Grid] = ()
+    grids: Sequence[Grid] = ()
 
     @property
     def protocol_text(self) -> str:
@@ -107,7 +106,7 @@ class Page:
     def environments(self) -> list[tuple[dict[str, str], int]]:
         """Distinct environments with the number of rows made in each."""
         counts: dict[tuple[tuple[str, str], ...], int] = {}
-        for row in self.findings.rows:
+        for row in self.findings.runs:
             place = tuple(sorted((k, str(v)) for k, v in row.versions.items()))
             counts[place] = counts.get(place, 0) + 1
         return [(dict(place), n) for place, n in counts.items()]

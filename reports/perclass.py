@@ -4,7 +4,8 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from .aggregate import UNDEFINED, Cell, Column, Line, Table, mean_cell, span
+from .aggregate import UNDEFINED, Cell, Column, Line, Table, mean_cell
+from .captions import span
 from .grid import Grid, Group, Place, make_blocks, place_of
 from .ood import chance_block, heads_of
 
@@ -26,7 +27,7 @@ def class_grid(tables: Sequence[Table], title: str) -> Grid | None:
         for line in table.shown:
             runs[place_of(line)].add(len(line.runs))
         for index, name in enumerate(table.rows[0].classes):
-            images = span(r.by_class[index].images for r in table.rows)
+            images = span(r.by_class[index].images for r in table.estimates)
             head = name if len(tables) == 1 else f"{table.sets}: {name}"
             groups.append(Group(f"{head} ({images} images)", heads_of(COLUMNS)))
             lines.append({place_of(line): _cells(line, index) for line in table.shown})
@@ -44,8 +45,8 @@ def class_grid(tables: Sequence[Table], title: str) -> Grid | None:
 
 
 def class_values(line: Line, index: int, key: str) -> list[float]:
-    """`pxap`, `accuracy` or `chance` of one class, a value a run."""
-    return [float(getattr(run.by_class[index], key)) for run in line.runs]
+    """`pxap`, `accuracy` or `chance` of one class, a value an estimate."""
+    return [float(getattr(run.by_class[index], key)) for run in line.estimates]
 
 
 def _cells(line: Line, index: int) -> tuple[Cell, ...]:
@@ -53,5 +54,5 @@ def _cells(line: Line, index: int) -> tuple[Cell, ...]:
 
 
 def _chance(table: Table, index: int) -> Cell:
-    values = [v for r in table.rows if not math.isnan(v := r.by_class[index].chance)]
+    values = [v for r in table.estimates if not math.isnan(v := r.by_class[index].chance)]
     return mean_cell(values, Column("chance", "", "", sd=False)) if values else Cell(UNDEFINED)

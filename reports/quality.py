@@ -1,24 +1,30 @@
 """Every quality of one scored set, from its per-image histograms and logits alone; undefined is NaN."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from ..benchmark.intervals import accuracy_interval, pxap_interval
+from ..benchmark.intervals import foreground_images, pxap_without_each, without_each
 from ..benchmark.metrics import (
     BINS,
+    Confusion,
     Histograms,
     accuracy,
-    at_tau,
     best_tau,
+    chance_dice,
     chance_level,
+    confusion,
+    end_bins,
+    group_sums,
     pxap,
     pxap_rows,
 )
 from ..benchmark.store import read_npz
+from .spreads import Clusters
 
 NAN = float("nan")
 _PART = 1024  # images at a time where each needs float64 curves of its own
@@ -29,8 +35,9 @@ class DamageError(Exception):
 
 
 class Scores(NamedTuple):
-    """The arrays of a score stage: labels and groups (N,), logits (N, classes), histograms of N rows or of none."""
+    """The arrays of a score stage: ids, labels, groups (N,), logits (N, classes), histograms of N rows or of none."""
 
+    ids: np.ndarray
     labels: np.ndarray
     groups: np.ndarray
     logits: np.ndarray
@@ -65,53 +72,155 @@ class Evidence(NamedTuple):
 def read_scores(folder: Path) -> Scores:
     """The arrays of a score stage's folder. Raises DamageError for a file that is missing, damaged or of odd shape."""
     path = folder / "scores.npz"
-    names = ("labels", "groups", "logits", "foreground", "background")
+    names = ("ids", "labels", "groups", "logits", "foreground", "background")
     try:
         arrays = read_npz(path, names)
     except Exception as problem:  # noqa: BLE001 - on damaged files zipfile and numpy raise whatever comes to pass
         raise DamageError(f"{path} is missing or damaged ({problem}); remove {folder}.") from None
-    labels, groups, logits, fg, bg = (arrays[name] for name in names)
+    ids, labels, groups, logits, fg, bg = (arrays[name] for name in names)
     if fg.shape != bg.shape or fg.shape not in ((len(labels), BINS), (len(labels), 0), (0, 0)):
         raise DamageError(f"{path} has histograms of shape {fg.shape} and {bg.shape} for {len(labels)} images.")
-    if not len(labels) == len(groups) == len(logits) or logits.ndim != 2:
-        raise DamageError(f"{path} has labels, groups and logits of different lengths.")
+    if not len(ids) == len(labels) == len(groups) == len(logits) or logits.ndim != 2:
+        raise DamageError(f"{path} has ids, labels, groups and logits of different lengths.")
     if not labels.ndim == groups.ndim == 1 or any(a.dtype.kind not in kinds for a, kinds in (
         (labels, "iu"), (logits, "f"), (fg, "iuf"), (bg, "iuf"),
     )):  # fmt: skip
         raise DamageError(f"{path} has arrays of an unknown type or shape; remove {folder}.")
     maps = Histograms(fg, bg) if fg.shape[1] else Histograms(np.zeros((0, BINS)), np.zeros((0, BINS)))
-    return Scores(labels, groups, logits, maps)
+    return Scores(ids, labels, groups, logits, maps)
 
 
-def map_quality(scores: Scores, positive: np.ndarray, tau: float, where: str) -> dict[str, Any]:
-    """Everything told by the histograms; all NaN for a method without maps.
+def gated(scores: Scores, regions: Sequence[bool]) -> Scores:
+    """The scores with nothing as foreground in images predicted as a class without a region: their maps are all 0.
 
-    positive: (N,) bool, whether the image's class has a region. tau: tau_val. where: names the random draws.
-    `skill` is 100 (PxAP - chance) / (100 - chance): 0 for a constant map and 100 for a perfect one on any set.
+    regions: per class, whether its images hold a region.
     """
-    maps = scores.maps
+    if not len(scores.maps.foreground):
+        return scores
+    off = ~np.asarray(regions, bool)[scores.logits.argmax(1)]
+    maps = []
+    for counts in scores.maps:
+        counts = counts.copy() if counts.dtype.itemsize > 2 else counts.astype(np.uint32)
+        counts[off, 0] = counts[off].sum(1, dtype=np.int64)
+        counts[off, 1:] = 0
+        maps.append(counts)
+    return scores._replace(maps=Histograms(*maps))
+
+
+def can_be_gated(scores: Scores, regions: Sequence[bool]) -> bool:
+    """Whether there are maps to gate, a class that is all background, and predictions for every image."""
+    return bool(len(scores.maps.foreground)) and not all(regions) and not np.isnan(scores.logits).any()
+
+
+def pooled(parts: Sequence[Scores]) -> Scores:
+    """The images of several folds as those of one set. Raises ValueError where two folds share an image."""
+    ids = np.concatenate([p.ids for p in parts])
+    if len(np.unique(ids)) < len(ids):
+        raise ValueError("the folds share test images")
+    names = ("ids", "labels", "groups", "logits")
+    arrays = {name: np.concatenate([getattr(p, name) for p in parts]) for name in names}
+    return Scores(**arrays, maps=Histograms(*(np.concatenate(h) for h in zip(*(p.maps for p in parts), strict=True))))
+
+
+def map_quality(scores: Scores, positive: np.ndarray, taus: np.ndarray) -> tuple[dict[str, float], Clusters]:
+    """Everything told by the histograms, and what intervals need; all NaN for a method without maps.
+
+    positive: (N,) bool, whether the image's class has a region. taus: (N,) tau_val, of each image's own fold.
+    `skill` is 100 (PxAP - chance) / (100 - chance): 0 for a constant map and 100 for a perfect one on any set.
+    `*_image`: mean over patients of the mean over their images of the image's own value.
+    """
+    maps, groups = scores.maps, scores.groups
     if not len(maps.foreground):
-        maps, positive = Histograms(np.zeros((1, BINS)), np.zeros((1, BINS))), np.array([True])
-        interval = (NAN, NAN)
-    else:
-        interval = pxap_interval(maps, scores.groups)
-    maps, some = maps.pooled(), maps.select(positive)
-    tau_oracle = best_tau(maps)
-    val, half, oracle = (at_tau(maps, t) for t in (tau, 0.5, tau_oracle))
-    found, chance = pxap(maps), chance_level(maps)
-    return {
-        "pxap": found, "pxap_low": interval[0], "pxap_high": interval[1], "chance": chance,
-        "skill": 100 * (found - chance) / (100 - chance) if chance < 100 else NAN,
-        "pxap_positives": pxap(some), "chance_positives": chance_level(some), "tau_oracle": tau_oracle,
+        return dict.fromkeys(MAP_VALUES, NAN), Clusters.of(groups)
+    whole = maps.pooled()
+    tau_oracle = best_tau(whole)
+    counts = {"tau_val": confusion(maps, taus), "half": confusion(maps, 0.5), "oracle": confusion(maps, tau_oracle)}
+    val, half, oracle = (summed(c) for c in counts.values())
+    found, chance = pxap(whole), chance_level(whole)
+    each = {"pxap_image": _image_pxap(maps), "dice_image": counts["tau_val"].dice}
+    outside = np.where(positive, NAN, counts["tau_val"].called)
+    low, high = end_bins(whole)
+    values = {
+        "pxap": found, "chance": chance, "skill": 100 * (found - chance) / (100 - chance) if chance < 100 else NAN,
+        "pxap_positives": pxap(maps.select(positive)), "chance_positives": chance_level(maps.select(positive)),
+        "chance_dice": chance_dice(whole), "end_low": low, "end_high": high, "tau_oracle": tau_oracle,
         "dice_half": half["dice"], **{f"{k}_tau_val": val[k] for k in ("dice", "iou", "miou")},
         **{f"{k}_oracle": oracle[k] for k in ("dice", "iou", "miou")},
+        **{name: mean_over_groups(of, groups) for name, of in each.items()},
+        "false_area": mean_over_groups(outside, groups),
     }  # fmt: skip
+    without = {
+        "pxap": pxap_without_each(maps, groups),
+        "dice_tau_val": Confusion(*(without_each(group_sums(c, groups)) for c in counts["tau_val"])).dice,
+        **{name: _mean_without_each(of, groups) for name, of in each.items()},
+    }
+    return values, Clusters.of(groups, foreground_images(maps, groups), without)
 
 
-def class_quality(scores: Scores, where: str) -> dict[str, Any]:
-    """Accuracy of all images with its interval."""
-    low, high = accuracy_interval(scores.logits, scores.labels, scores.groups)
-    return {"accuracy": accuracy(scores.logits, scores.labels), "accuracy_low": low, "accuracy_high": high}
+MAP_VALUES = (
+    "pxap", "chance", "skill", "pxap_positives", "chance_positives", "chance_dice", "end_low", "end_high", "tau_oracle",
+    "dice_half", "dice_tau_val", "iou_tau_val", "miou_tau_val", "dice_oracle", "iou_oracle", "miou_oracle",
+    "pxap_image", "dice_image", "false_area",
+)  # fmt: skip
+
+
+def summed(counts: Confusion) -> dict[str, float]:
+    """Pooled `dice`, `iou` and `miou` in percent of counts (N,); NaN where undefined."""
+    tp, fp, positives, negatives = (float(c.sum()) for c in counts)
+    nothing = math.isnan(tp)
+    dice = 200 * tp / (tp + fp + positives) if positives and not nothing else NAN
+    iou = 100 * tp / (fp + positives) if positives and not nothing else NAN
+    rest = negatives - fp + fp + positives - tp  # background, and what of the foreground was missed
+    outer = 100 * (negatives - fp) / rest if negatives and not nothing else NAN
+    return {"dice": dice, "iou": iou, "miou": (iou + outer) / 2}
+
+
+def mean_over_groups(values: np.ndarray, groups: np.ndarray) -> float:
+    """Mean over groups of the mean over their defined values (N,); NaN where none is defined."""
+    means = group_means(values, groups)
+    means = means[~np.isnan(means)]
+    return float(means.mean()) if len(means) else NAN
+
+
+def group_means(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Mean of the defined values (N,) of every group, (G,); NaN for a group without one."""
+    defined = ~np.isnan(values)
+    total, count = (group_sums(np.where(defined, v, 0), groups) for v in (values, np.ones(len(values))))
+    return np.divide(total, count, out=np.full(len(total), NAN), where=count > 0)
+
+
+def _mean_without_each(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """The mean over groups without each of them, (G,); NaN for a group that takes no part in it."""
+    means = group_means(values, groups)
+    count = (~np.isnan(means)).sum()
+    return (np.nansum(means) - means) / (count - 1) if count > 1 else np.full(len(means), NAN)
+
+
+def class_quality(scores: Scores, positive_class: int) -> tuple[dict[str, float], np.ndarray | None]:
+    """What is told by the logits, in percent, and the right images of each group (G,); NaN and None without logits.
+
+    balanced_accuracy: mean recall of the classes there are. predicted_positive: share of images predicted as
+    positive_class. majority: share of the largest class, the accuracy of always saying it.
+    """
+    shares = np.bincount(scores.labels) / len(scores.labels)
+    values = {"majority": 100 * float(shares.max())}
+    if np.isnan(scores.logits).any():
+        names = ("accuracy", "balanced_accuracy", "predicted_positive")
+        return {**dict.fromkeys(names, NAN), **values}, None
+    guess = scores.logits.argmax(1)
+    right = guess == scores.labels
+    recalls = [right[scores.labels == c].mean() for c in np.unique(scores.labels)]
+    values["accuracy"] = 100 * float(right.mean())
+    values["balanced_accuracy"] = 100 * float(np.mean(recalls))
+    values["predicted_positive"] = 100 * float((guess == positive_class).mean())
+    return values, group_sums(right.astype(np.float64), scores.groups)
+
+
+def _image_pxap(maps: Histograms) -> np.ndarray:
+    """PxAP of every image on its own, (N,)."""
+    every = np.arange(len(maps.foreground))
+    parts = [pxap_rows(maps.select(every[k : k + _PART])) for k in range(0, len(every), _PART)]
+    return np.concatenate(parts)
 
 
 def by_class(scores: Scores, classes: Sequence[str]) -> tuple[ClassResult, ...]:
@@ -137,7 +246,5 @@ def evidence_of(maps: Histograms, labels: np.ndarray) -> Evidence:
             (weight[k : k + _PART] @ counts[k : k + _PART] for k in range(0, len(counts), _PART)), np.zeros(BINS)
         )
         typical.append(sums / some if some else np.full(BINS, NAN))
-    pooled = Histograms(*(h.sum(0, dtype=np.float64) for h in maps))
-    every = np.arange(len(labels))
-    parts = [pxap_rows(maps.select(every[k : k + _PART])) for k in range(0, len(labels), _PART)]
-    return Evidence(pooled, Histograms(*typical), np.concatenate([np.empty(0), *parts]), labels)
+    whole = Histograms(*(h.sum(0, dtype=np.float64) for h in maps))
+    return Evidence(whole, Histograms(*typical), _image_pxap(maps), labels)

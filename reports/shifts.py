@@ -5,22 +5,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .aggregate import (
-    BOUND,
-    UNDEFINED,
-    Cell,
-    Column,
-    Line,
-    Settings,
-    Table,
-    constant_notes,
-    make_cell,
-    mean_cell,
-    tables_of,
-)
-from .declared import marked_sets, normalisation_notes, seen_notes
+from .aggregate import USUAL, Line, Settings, Table, tables_of
+from .captions import constant_notes
+from .cells import UNDEFINED, Cell, Column, make_cell, mean_cell
+from .declared import BOUND, marked_sets, normalisation_notes, seen_notes
 from .grid import BLANK, Grid, Group, Head, Place, make_blocks, place_of
-from .rows import Row
+from .row import Row
 
 METRICS = (
     Column("pxap", "PxAP", "Pixel average precision in percent, the pixels of all images pooled.", sd=False, best=True),
@@ -56,6 +46,7 @@ class Shifted:
 
     train: str
     dataset: str
+    scheme: str
     protocol: str
     synthetic: bool
     ladders: tuple[Ladder, ...]
@@ -64,22 +55,30 @@ class Shifted:
     @property
     def sets(self) -> str:
         """The data set; for models trained on another one, both."""
-        return self.dataset if self.train == self.dataset else f"{self.train} → {self.dataset}"
+        return _sets(self.train, self.dataset, self.scheme)
 
 
 def build_shifted(rows: Iterable[Row], settings: Settings | None = None) -> list[Shifted]:
     """One `Shifted` per training set, data set, protocol and kind of data."""
-    tables: dict[tuple[str, str, str, bool], dict[tuple[str, int], Table]] = defaultdict(dict)
+    tables: dict[tuple[str, str, str, str, bool], dict[tuple[str, int], Table]] = defaultdict(dict)
     for table in tables_of(rows, settings):
         first = table.rows[0]
-        tables[table.train, first.dataset, table.protocol, table.synthetic][first.shift, first.level] = table
+        tables[table.train, first.dataset, table.scheme, table.protocol, table.synthetic][first.shift, first.level] = (
+            table
+        )
     out = []
-    for (train, dataset, protocol, synthetic), found in sorted(tables.items()):
+    for (train, dataset, scheme, protocol, synthetic), found in sorted(tables.items()):
         ladders = tuple(_ladder(shift, found) for shift in sorted({s for s, _ in found} - {""}))
         if ladders:
-            grid = _grid(train, dataset, protocol, synthetic, ladders)
-            out.append(Shifted(train, dataset, protocol, synthetic, ladders, grid))
+            grid = _grid(train, dataset, scheme, protocol, synthetic, ladders)
+            out.append(Shifted(train, dataset, scheme, protocol, synthetic, ladders, grid))
     return out
+
+
+def _sets(train: str, dataset: str, scheme: str) -> str:
+    """What was trained on and scored, with a scheme of folds that is not the usual one."""
+    folds = "" if scheme in USUAL else f" ({scheme} folds)"
+    return f"{dataset}{folds}" if train == dataset else f"{train}{folds} → {dataset}"
 
 
 def _ladder(shift: str, found: Mapping[tuple[str, int], Table]) -> Ladder:
@@ -88,7 +87,7 @@ def _ladder(shift: str, found: Mapping[tuple[str, int], Table]) -> Ladder:
     return Ladder(shift, axis, levels)
 
 
-def _grid(train: str, dataset: str, protocol: str, synthetic: bool, ladders: Sequence[Ladder]) -> Grid:
+def _grid(train: str, dataset: str, scheme: str, protocol: str, synthetic: bool, ladders: Sequence[Ladder]) -> Grid:
     groups: list[Group] = []
     lines: list[Mapping[Place, tuple[Cell, ...]]] = []
     runs: dict[Place, set[int]] = defaultdict(set)
@@ -102,7 +101,7 @@ def _grid(train: str, dataset: str, protocol: str, synthetic: bool, ladders: Seq
             lines.append({place: _cells(ladder, place, metric) for place in places})
     blocks = make_blocks(lines, runs, [g.heads for g in groups], protocol)
     rows = [row for ladder in ladders for table in ladder.levels.values() for row in table.rows]
-    sets = dataset if train == dataset else f"{train} → {dataset}"
+    sets = _sets(train, dataset, scheme)
     text = (
         "The same test images, changed on purpose and ever more from level to level; level 0 is the images as they are."
     )
@@ -125,7 +124,7 @@ def _heads(ladder: Ladder, metric: Column) -> tuple[Head, ...]:
 def _cells(ladder: Ladder, place: Place, metric: Column) -> tuple[Cell, ...]:
     levels = sorted({0, *ladder.levels})
     found = [ladder.lines(level).get(place) for level in levels]
-    cells = [make_cell(line.runs, metric) if line else BLANK for line in found]
+    cells = [make_cell(line.estimates, metric) if line else BLANK for line in found]
     shifted = [cell.number for cell, level in zip(cells, levels, strict=True) if level]
     return (*cells, mean_cell(shifted, metric))
 

@@ -3,26 +3,31 @@
 import csv
 import io
 import json
+import math
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..benchmark.errors import plain
-from .aggregate import SYNTHETIC, Block, Column, Line, Table, build_tables
-from .declared import SEEN
+from .aggregate import Block, Line, Table, build_tables
+from .cells import Column
+from .declared import SEEN, SYNTHETIC
 from .escape import fit, latex_cell, latex_escape, latex_name, markdown_cell, markdown_escape, pipes, printable
 from .grid_text import terminal_grid
 from .ood import build_away
-from .rows import Row
+from .row import Row
 from .shifts import build_shifted
 from .unfinished import Unfinished
 from .unfinished_shown import terminal_unfinished
 
-_FIRST_TO_GO = ("seconds_score", "seconds_train", "dice_oracle", "iou_tau_val", "tau_val", "dice_tau_val", "accuracy")
+_FIRST_TO_GO = (
+    "seconds_score", "seconds_train", "iou_tau_val", "tau_val", "dice_oracle", "dice_image", "chance_dice",
+    "dice_tau_val", "accuracy",
+)  # fmt: skip
 _WIDE = 120  # columns from which on the backbone has one of its own
 _TERMINAL_COLUMNS = (
-    "pxap", "chance", "accuracy", "dice_tau_val", "iou_tau_val", "tau_val", "dice_oracle", "seconds_train",
-    "seconds_score",
+    "pxap", "chance", "accuracy", "dice_tau_val", "chance_dice", "dice_image", "iou_tau_val", "tau_val", "dice_oracle",
+    "seconds_train", "seconds_score",
 )  # fmt: skip
 
 
@@ -31,7 +36,7 @@ LABEL_TITLES = ("Method", "Backbone", "Map", "n")
 
 def label_values(line: Line) -> list[str]:
     """What names a line, in the order of LABEL_TITLES."""
-    return [line.marked, line.first.backbone, line.first.map_class, str(len(line.runs))]
+    return [line.marked, line.first.backbone, line.map, str(len(line.runs))]
 
 
 # -- Markdown --------------------------------------------------------------------------------------------------------
@@ -92,6 +97,36 @@ def rows_csv(rows: Iterable[Row], unfinished: Iterable[Unfinished] = ()) -> str:
     for value in values:
         writer.writerow({k: _csv_value(v) for k, v in value.items()})
     return out.getvalue()
+
+
+def lines_csv(tables: Iterable[Table]) -> str:
+    """Every line of every table: what its cells print, in full precision, from the same cells.
+
+    Of each column the value, of those with an interval its ends (`_low`, `_high`), and of several runs their standard
+    deviation (`_sd`); undefined is empty.
+    """
+    values = [_line_values(table, block, line) for table in tables for block in table.blocks for line in block.lines]
+    fields = list(dict.fromkeys(name for value in values for name in value))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=fields, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(values)
+    return out.getvalue()
+
+
+def _line_values(table: Table, block: Block, line: Line) -> dict[str, object]:
+    found: dict[str, object] = {
+        "train": table.train, "eval": table.eval, "scheme": table.scheme, "protocol": table.protocol,
+        "selection": block.key, "method": line.marked, "backbone": line.first.backbone, "map": line.map,
+        "runs": len(line.runs), "groups": max(r.groups for r in line.estimates),
+        "groups_effective": max(r.groups_effective for r in line.estimates), "synthetic": table.synthetic,
+    }  # fmt: skip
+    for column in table.columns:
+        cell = line.cells[column.key]
+        ends = ("low", "high", "sd") if column.interval else ("sd",)
+        numbers = {column.key: cell.number, **{f"{column.key}_{end}": getattr(cell, end) for end in ends}}
+        found |= {name: "" if math.isnan(number) else number for name, number in numbers.items()}
+    return {name: _csv_value(value) for name, value in found.items()}
 
 
 def _unfinished_values(u: Unfinished) -> dict[str, object]:
@@ -176,7 +211,7 @@ def _columns_that_fit(
 
 def _number(line: Line, column: Column) -> str:
     cell = line.cells[column.key]
-    return cell.text if column.key == "pxap" else cell.value
+    return cell.text if column.key == "pxap" else cell.marked
 
 
 def _wrapped(note: str, width: int) -> str:
@@ -184,10 +219,14 @@ def _wrapped(note: str, width: int) -> str:
     return textwrap.fill(note, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
+_SHORT = {
+    "dice_oracle": "Dice†", "chance_dice": "chance D.", "seconds_train": "train s", "seconds_score": "score s",
+    "tau_val": "tau",
+}  # fmt: skip
+
+
 def _short(column: Column) -> str:
-    return {"dice_oracle": "Dice†", "seconds_train": "train s", "seconds_score": "score s", "tau_val": "tau"}.get(
-        column.key, column.title
-    )
+    return _SHORT.get(column.key, column.title)
 
 
 def _terminal_notes(table: Table, shown: Sequence[Block]) -> list[str]:

@@ -1,9 +1,12 @@
 """The sentences that explain a protocol wherever its numbers are shown."""
 
+from ..benchmark.protocols import named_protocol
+
 _PROTOCOLS = {
     "fair": (
-        "Predictions use the test images only, never their labels or masks: the map of the predicted class is scored, "
-        "on a scale fixed by maps of validation images, from the checkpoint of best validation accuracy. "
+        "Predictions use the test images only, never their labels or masks: of the classes that have a region of "
+        "interest, the map of the most probable one is scored, on a scale fixed by maps of validation images, from the "
+        "checkpoint of best validation accuracy. "
         "The threshold tau_val comes from the few validation masks, whose number is printed with every table."
     ),
     "paper": (
@@ -19,6 +22,6 @@ _CHANGED = (
 
 def protocol_sentences(protocol: str) -> str:
     """Two sentences on what a protocol id stands for, and one more where settings of a named protocol were changed."""
-    name, bracket, _ = protocol.partition("(")
+    name = named_protocol(protocol)
     text = _PROTOCOLS.get(name, "A protocol of the user's own. Its settings stand in the records of its stages.")
-    return f"{text} {_CHANGED}" if bracket else text
+    return f"{text} {_CHANGED}" if "(" in protocol.partition(" [")[0] else text

@@ -51,8 +51,8 @@ def draw(scene: AwayScene) -> list[Drawn]:
             axes.set_ylim(0, 104)
         legend_beside(row[columns - 1], entries=legend_entries(row))
     how = (
-        "The first set is the one trained on (in domain); the others were never seen. Bars: 95% interval of a single "
-        "run, or one standard deviation over runs. Black ticks: what a constant map reaches; where they differ between "
+        "The first set is the one trained on (in domain); the others were never seen. Bars: 95% interval over "
+        "patients or slides. Black ticks: what a constant map reaches; where they differ between "
         "sets, PxAP does not compare from set to set, only from method to method."
     )
     alt = "PxAP and accuracy of every method in domain and on other sets."
@@ -80,7 +80,7 @@ def _panel(axes: Any, tables: Sequence[Table], places: Sequence[Place], key: str
         bars = {"markersize": 3 if crowded else 4, "linewidth": 0.7 if crowded else 1.1, "label": place.label}
         axes.errorbar(x, y, (below, above), fmt=mark, color=look.color, **bars)
     for x, table in enumerate(tables):
-        levels = [r.chance for r in table.rows if not math.isnan(r.chance)]
+        levels = [r.chance for r in table.estimates if not math.isnan(r.chance)]
         if key == "pxap" and levels:
             axes.hlines(sum(levels) / len(levels), x - 0.42, x + 0.42, color="#000000", linewidth=1.2)
     names = [table.eval for table in tables]

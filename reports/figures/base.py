@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ...benchmark.store import Store
-from ..aggregate import SYNTHETIC, Line, Table
+from ..aggregate import SYNTHETIC, USUAL, Line, Table
 from ..ood import Away
 from ..rows import Evidence
 from ..shifts import Shifted
+from ..spreads import spread_over_groups
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -133,11 +134,12 @@ class Scene:
         """What the names of this table's figure files end with."""
         table = self.table
         sets = (table.eval,) if table.train == table.eval else (table.train, table.eval)
-        return (*sets, table.protocol, *(["synthetic"] if table.synthetic else []))
+        scheme = () if table.scheme in USUAL else (table.scheme,)
+        return (*sets, *scheme, table.protocol, *(["synthetic"] if table.synthetic else []))
 
     def with_maps(self) -> list[Line]:
-        """The lines shown whose first run has score histograms. Raises NoFigureError without any."""
-        lines = [line for line in self.table.shown if line.first.stage in self.evidence]
+        """The lines shown that have score histograms. Raises NoFigureError without any."""
+        lines = [line for line in self.table.shown if line.evidence in self.evidence]
         if not lines:
             raise NoFigureError("no method of this table makes score maps")
         return lines
@@ -190,6 +192,7 @@ class ShiftScene:
         """What the names of the figure files end with."""
         s = self.shifted
         sets = (s.dataset,) if s.train == s.dataset else (s.train, s.dataset)
+        sets = sets if s.scheme in USUAL else (*sets, s.scheme)
         return (*sets, s.protocol, *(["synthetic"] if s.synthetic else []))
 
 
@@ -205,19 +208,17 @@ class Drawn:
 
 
 def spread_of(line: Line, key: str) -> tuple[float, float, float]:
-    """Mean, and the ends of its bar: the interval of a single run, one standard deviation of several. NaN if undefined.
+    """Mean over the estimates of a line, and the ends of its 95% interval over patients or slides.
 
-    key: `pxap` or `accuracy`, the fields of a row that have an interval.
+    Both ends are the mean itself where no interval is claimed; all are NaN without a value. key: a field that has an
+    interval, such as `pxap` or `accuracy`.
     """
-    values = [v for r in line.runs if not math.isnan(v := getattr(r, key))]
+    values = [v for r in line.estimates if not math.isnan(v := getattr(r, key))]
     if not values:
         return math.nan, math.nan, math.nan
     mean = statistics.fmean(values)
-    if len(line.runs) == 1:
-        low, high = (getattr(line.first, f"{key}_{end}") for end in ("low", "high"))
-        return (mean, mean, mean) if math.isnan(low) else (mean, low, high)
-    half = statistics.stdev(values) if len(values) > 1 else 0.0
-    return mean, mean - half, mean + half
+    low, high = spread_over_groups(line.estimates, key)
+    return (mean, mean, mean) if math.isnan(low) else (mean, low, high)
 
 
 def by_backbone(lines: Iterable[Line]) -> dict[str, list[Line]]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ...benchmark.protocols import named_protocol
 from ...benchmark.store import Store
 from ..rows import Row
 from .base import Drawn, NoFigureError, Palette, Scene, new_figure, settle, slug
@@ -19,13 +20,13 @@ def draw(scene: Scene) -> list[Drawn]:
         raise NoFigureError("no training of this table left a history")
     columns = min(COLUMNS, len(models))
     rows = -(-len(models) // columns)
-    title = f"Training curves · {scene.table.eval}, protocol {scene.table.protocol}"
+    title = f"Training curves · {scene.table.sets}, protocol {scene.table.protocol}"
     figure = new_figure(scene, title, (max(3.3 * columns, 6.9), 0.6 + 4.3 * rows))
     panels = figure.subplots(2 * rows, columns, squeeze=False, sharex="col", height_ratios=[1.6, 1] * rows)
     for index, (name, (runs, history)) in enumerate(models.items()):
         row, column = divmod(index, columns)
         top, bottom = panels[2 * row, column], panels[2 * row + 1, column]
-        _quality(top, runs, history, scene.palette, scene.table.protocol.partition("(")[0])
+        _quality(top, runs, history, scene.palette, named_protocol(scene.table.protocol))
         _losses(bottom, history)
         settle(top, "", "validation [%]" if column == 0 else "", name)
         settle(bottom, "epoch", "training loss" if column == 0 else "")

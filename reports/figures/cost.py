@@ -107,8 +107,8 @@ def _how(lines: Sequence[Line], costs: Mapping[int, LineCost], measures: Sequenc
         "Further up is better, further left is cheaper; both axes of cost are logarithmic. In the grey strip stands "
         f"what costs nothing, or less than 1/{FAR:.0f} of the cheapest trained method. Training counts everything "
         "behind a method, each stage once: the classifier it explains or starts from, its teacher and that one's maps. "
-        "Scoring leaves out reading pixels and writing. Bars: 95% interval of a single run, or one standard deviation "
-        "over runs. The grey steps join the methods that no other beats at the same cost or less; "
+        "Scoring leaves out reading pixels and writing. Bars: 95% interval over patients or slides, "
+        "where it is defined. The grey steps join the methods that no other beats at the same cost or less; "
         f"{BOUND} upper bounds, which saw masks, are left out of them. "
     )
     text += where(devices_of(costs.values()), "one marker each")

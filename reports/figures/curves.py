@@ -15,16 +15,16 @@ def draw(scene: Scene) -> list[Drawn]:
     groups = by_backbone(scene.with_maps())
     columns = min(2, len(groups))
     rows = -(-len(groups) // columns)
-    title = f"Precision and recall of pixels · {scene.table.eval}, protocol {scene.table.protocol}"
+    title = f"Precision and recall of pixels · {scene.table.sets}, protocol {scene.table.protocol}"
     figure = new_figure(scene, title, (6.9 * columns, 4.1 * rows))
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for axes, (backbone, lines) in zip(panels, groups.items(), strict=False):
         for line in sorted(lines, key=lambda one: -np.nan_to_num(one.cells["pxap"].number, nan=-1)):
             cell = line.cells["pxap"]
             label = f"{cell.text if '±' in cell.spread else cell.value}  {line.label}"
-            for run in line.runs:
-                points = pooled_curve(scene.evidence[run.stage])
-                look = {**scene.palette.look(line).line, "alpha": 1.0 if len(line.runs) == 1 else 0.65}
+            for run in line.estimates:
+                points = pooled_curve(scene.evidence[run.evidence])
+                look = {**scene.palette.look(line).line, "alpha": 1.0 if len(line.estimates) == 1 else 0.65}
                 lonely = int(np.isfinite(points.precision).sum()) == 1  # a constant map has one point, no line
                 look["marker"] = "o" if lonely else ""
                 axes.plot(100 * points.recall, 100 * points.precision, label=label, **look)
@@ -36,15 +36,16 @@ def draw(scene: Scene) -> list[Drawn]:
     for axes in list(panels):
         axes.set_axis_off()
     how = (
-        "Every threshold on the map is a point; pixels of all images are pooled, one line a run. A curve further up "
-        "and to the right is better. PxAP is the area under it; the dotted line is what a constant map reaches."
+        "Every threshold on the map is a point; pixels of all images are pooled, one line a run (or a seed, whose "
+        "folds are pooled). A curve further up and to the right is better. PxAP is the area under it; the dotted line is "
+        "what a constant map reaches."
     )
     alt = "Precision against recall of pixels for every method."
     return [Drawn(slug("pr", *scene.stem), "Precision and recall", how, alt, figure)]
 
 
 def _chance(axes: Any, lines: list[Line]) -> None:
-    levels = [run.chance for line in lines for run in line.runs if run.chance == run.chance]
+    levels = [run.chance for line in lines for run in line.estimates if run.chance == run.chance]
     if levels:
         chance = sum(levels) / len(levels)
         axes.axhline(chance, color="#000000", linewidth=0.8, linestyle=":")

@@ -72,8 +72,8 @@ def _figure(
     how = (
         "From left to right the test images are changed more, level by level; the number under each level is its place "
         "on the axis named below it. Level 0 is the images as they are. The masks never change, so the chance level "
-        "(the constant map, where it is drawn) does not either. Bars: 95% interval of a single run, or one standard "
-        f"deviation over runs (left out for more than {FEW} methods)."
+        "(the constant map, where it is drawn) does not either. Bars: 95% interval over patients or slides "
+        f"(left out for more than {FEW} methods)."
     )
     alt = "PxAP and accuracy of every method by level of each shift."
     name = " · ".join(["Performance by shift", *labels])

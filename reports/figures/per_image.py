@@ -11,12 +11,12 @@ from .base import Drawn, NoFigureError, Scene, by_backbone, new_figure, settle, 
 
 def draw(scene: Scene) -> list[Drawn]:
     """One panel a backbone: each image's own PxAP, by method and class. Raises NoFigureError without foreground."""
-    lines = [line for line in scene.with_maps() if not np.isnan(scene.evidence[line.first.stage].by_image).all()]
+    lines = [line for line in scene.with_maps() if not np.isnan(scene.evidence[line.evidence].by_image).all()]
     if not lines:
         raise NoFigureError("no image of this set has foreground")
     panels = by_backbone(lines)
     longest = max(len(group) for group in panels.values())
-    title = f"Image by image · {scene.table.eval}, protocol {scene.table.protocol}"
+    title = f"Image by image · {scene.table.sets}, protocol {scene.table.protocol}"
     figure = new_figure(scene, title, (max(6.9, 1.2 + 0.85 * longest), 0.8 + 3.0 * len(panels)))
     all_axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for axes, (backbone, group) in zip(all_axes, panels.items(), strict=True):
@@ -37,7 +37,7 @@ def _panel(axes: Any, scene: Scene, lines: Sequence[Line]) -> None:
 
     parts = []
     for line in lines:
-        found, row = scene.evidence[line.first.stage], line.first
+        found, row = scene.evidence[line.evidence], line.first
         classes = scene.records[row.stage]["facts"]["classes"]
         names = [classes[k] for k in found.labels]
         parts.append(pd.DataFrame({"method": line.label, "PxAP": found.by_image, "class": names}))

@@ -24,6 +24,11 @@ class _Examples(NamedTuple):
     labels: np.ndarray
 
 
+def _ungated(scene: Scene) -> list[Line]:
+    """The lines whose maps are shown: a gated map is the same as the line's other one, or nothing."""
+    return [line for line in scene.with_maps() if not line.first.gated]
+
+
 def draw(scene: Scene, images: int = MAX_IMAGES, first_only: bool = False) -> list[Drawn]:
     """One figure a kind of image, backbone and dozen methods; the first backbone alone where those are too many.
 
@@ -31,7 +36,7 @@ def draw(scene: Scene, images: int = MAX_IMAGES, first_only: bool = False) -> li
     no example images are stored.
     """
     drawn = []
-    groups = list(by_backbone(scene.with_maps()).items())
+    groups = list(by_backbone(_ungated(scene)).items())
     many = sum(-(-len(lines) // METHODS_PER_FIGURE) for _, lines in groups) * len(_kinds(scene)) > MAX_FIGURES
     for backbone, lines in groups[:1] if first_only or many else groups:
         found = [(line, maps) for line in lines if (maps := _maps(scene, line)) is not None]
@@ -55,7 +60,7 @@ def draw(scene: Scene, images: int = MAX_IMAGES, first_only: bool = False) -> li
 
 def _kinds(scene: Scene) -> dict[str, list[int]]:
     """Figures by kind of image: those with and without a region, or one a class where every class has a region."""
-    facts = scene.records[scene.with_maps()[0].first.stage]["facts"]
+    facts = scene.records[_ungated(scene)[0].first.stage]["facts"]
     names, regions = facts["classes"], facts["region_classes"]
     if not all(regions):
         with_region = [k for k, region in enumerate(regions) if region]

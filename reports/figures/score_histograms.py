@@ -14,13 +14,13 @@ def draw(scene: Scene) -> list[Drawn]:
     several = len({line.first.backbone for line in lines} - {"-"}) > 1
     columns = min(4, len(lines))
     rows = -(-len(lines) // columns)
-    title = f"Score values · {scene.table.eval}, protocol {scene.table.protocol}"
+    title = f"Score values · {scene.table.sets}, protocol {scene.table.protocol}"
     figure = new_figure(scene, title, (max(2.6 * columns, 6.4), 0.9 + 1.7 * rows))
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     edges = np.linspace(0, 1, BARS + 1)
     for index, line in enumerate(lines):
         axes = panels.flat[index]
-        foreground, background = (rebin(h) for h in scene.evidence[line.first.stage].typical)
+        foreground, background = (rebin(h) for h in scene.evidence[line.evidence].typical)
         axes.stairs(np.maximum(background, FLOOR), edges, color=BACKGROUND, fill=True, alpha=0.35, baseline=FLOOR)
         axes.stairs(
             np.maximum(background, FLOOR), edges, color=BACKGROUND, linewidth=1.0, label="background", baseline=FLOOR

@@ -17,13 +17,15 @@ SELECTIONS = (
 
 def draw(scene: Scene) -> list[Drawn]:
     """One panel a backbone, one dot a run. Raises NoFigureError without weakly supervised maps."""
-    runs = [r for r in scene.table.rows if r.epoch is not None and not math.isnan(r.pxap) and not r.upper_bound]
+    runs = [
+        r for r in scene.table.rows if r.epoch is not None and not math.isnan(r.pxap) and not (r.upper_bound or r.gated)
+    ]
     if not runs:
         raise NoFigureError("no weakly supervised method with maps is in this table")
     backbones = sorted({r.backbone for r in runs})
     columns = min(3, len(backbones))
     rows = -(-len(backbones) // columns)
-    title = f"Checkpoint selection · {scene.table.eval}, protocol {scene.table.protocol}"
+    title = f"Checkpoint selection · {scene.table.sets}, protocol {scene.table.protocol}"
     figure = new_figure(scene, title, (max(4.4 * columns, 6.9), 0.7 + 3.4 * rows))
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for axes, backbone in zip(panels.flat, backbones, strict=False):

@@ -9,12 +9,12 @@ METRICS = (("dice", "Dice [%]"), ("miou", "mean IoU of foreground and background
 def draw(scene: Scene) -> list[Drawn]:
     """Two panels a backbone; the first run of every line. Raises NoFigureError without maps."""
     groups = by_backbone(scene.with_maps())
-    title = f"Quality against threshold · {scene.table.eval}, protocol {scene.table.protocol}"
+    title = f"Quality against threshold · {scene.table.sets}, protocol {scene.table.protocol}"
     figure = new_figure(scene, title, (10.4, 3.9 * len(groups)))
     panels = figure.subplots(len(groups), 2, squeeze=False, sharey=True)
     for pair, (backbone, lines) in zip(panels, groups.items(), strict=True):
         for line in lines:
-            points, look, run = pooled_curve(scene.evidence[line.first.stage]), scene.palette.look(line), line.first
+            points, look, run = pooled_curve(scene.evidence[line.evidence]), scene.palette.look(line), line.first
             for axes, (name, _) in zip(pair, METRICS, strict=True):
                 values = 100 * getattr(points, name)
                 axes.plot(points.tau, values, label=line.label, **look.line)
