@@ -9,14 +9,14 @@ from ..benchmark.protocols import PROTOCOLS, named_protocol
 from .captions import caption_of, footnotes_of
 from .cells import COLUMNS, UNDEFINED, Cell, Column, beats_chance, make_cell, mean_cell
 from .declared import BOUND, SEEN, SYNTHETIC
-from .rows import Row, sort_key
+from .row import USUAL, Row
+from .rows import sort_key
 
 __all__ = [
-    "COLUMNS", "SYNTHETIC", "UNDEFINED", "Block", "Cell", "Column", "Line", "Settings", "Table", "build_tables",
-    "make_cell", "mean_cell", "tables_of",
+    "COLUMNS", "SYNTHETIC", "UNDEFINED", "USUAL", "Block", "Cell", "Column", "Line", "Settings", "Table",
+    "build_tables", "make_cell", "mean_cell", "tables_of",
 ]  # fmt: skip
 GATED = " (gated)"
-USUAL = ("published", "declared")  # schemes that no title needs to name
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Table:
 
 
 Settings = Mapping[str, Mapping[str, str]]
-_Place = tuple[str, int, str, str, str, bool, str]
+_Place = tuple[str, int, bool, str, str, str, bool, str]
 
 
 def build_tables(rows: Iterable[Row], settings: Settings | None = None) -> list[Table]:
@@ -142,8 +142,8 @@ def tables_of(rows: Iterable[Row], settings: Settings | None = None) -> list[Tab
     for row in sorted(rows, key=sort_key):
         # The shift and its level come before the name, so that level 10 does not stand before level 2.
         about = (row.train, row.scheme, row.synthetic, row.protocol)
-        found[f"{row.dataset}:{row.shift}", row.level, row.eval, *about].append(row)
-    return [_table(place[2:], tuple(members), settings or {}) for place, members in sorted(found.items())]
+        found[f"{row.dataset}:{row.shift}", row.level, row.scheme not in USUAL, row.eval, *about].append(row)
+    return [_table(place[3:], tuple(members), settings or {}) for place, members in sorted(found.items())]
 
 
 def _table(place: tuple[str, str, str, bool, str], rows: tuple[Row, ...], settings: Settings) -> Table:

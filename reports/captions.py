@@ -4,7 +4,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from ..benchmark.errors import many
 from ..benchmark.intervals import MIN_GROUPS
 from .cells import ORACLE, UNDEFINED
 from .declared import BOUND, SYNTHETIC, normalisation_notes, seen_notes
@@ -65,10 +64,10 @@ def spread_sentences(lines: _Lines) -> str:
 
 def _varied(lines: _Lines) -> str:
     """What differs between the estimates of a line."""
-    seeds = span(len({e.seed for e in found}) for _, found in lines if len(found) > 1)
-    folds = span(len({str(e.fold) for e in found if not e.pooled_of}) for _, found in lines if len(found) > 1)
-    said = [f"{seeds} seed{'s' * (seeds != '1')}"] if seeds != "1" else []
-    said += [f"{folds} folds"] if folds not in ("0", "1") else []
+    several = [found for _, found in lines if len(found) > 1]
+    seeds = max(len({e.seed for e in found}) for found in several)
+    folds = max(len({str(e.fold) for e in found if not e.pooled_of}) for found in several)
+    said = [f"{count} {what}" for count, what in ((seeds, "seeds"), (folds, "folds")) if count > 1]
     return " and ".join(said) or "the runs of a line"
 
 
@@ -161,4 +160,4 @@ def _effort_notes(rows: Sequence[Row]) -> list[str]:
         if r.devices > 1:
             found[r.method, f"on {r.devices} devices at once (same effective batch)"].add(r.stage_train)
     of = {m: len({r.stage_train for r in rows if r.method == m}) for m, _ in found}
-    return [f"{m}: {len(runs)} of {many(of[m], 'training')} went {text}." for (m, text), runs in sorted(found.items())]
+    return [f"{m}: {len(runs)} of {of[m]} trainings went {text}." for (m, text), runs in sorted(found.items())]

@@ -304,7 +304,7 @@ def parts_grid(table: Table, records: Records) -> Grid | None:
     if any(MIXED in line.cells[-1].spread for b in blocks for line in b.lines):
         notes.append(f"{MIXED} adds up seconds of different devices.")
     return Grid(
-        "cost", f"Where the time went · {table.sets} · protocol {table.protocol}", table.protocol, table.synthetic,
+        "time", f"Where the time went · {table.sets} · protocol {table.protocol}", table.protocol, table.synthetic,
         (Group("", (*heads, total)),), tuple(blocks),
         "Shares of the seconds summed over the stages of a line; n is their number. Empty: no such part.",
         tuple(notes), ("Stage of", "Backbone", "Map", "Device", "n"),

@@ -34,14 +34,13 @@ class Reader:
         for key, record in scores.items():
             with contextlib.suppress(*UNUSABLE):
                 if record["labels"]["split"] == "test" and record["parents"]["val"] in self.found.records:
-                    tests[key] = record
                     taus.update(dict.fromkeys(self._tau_asked(record, gated) for gated in _gates(record)))
+                    tests[key] = record
         self.measures.prepare(taus)
         asked = []
         for key, record in tests.items():
-            for gated in _gates(record):
-                with contextlib.suppress(DamageError, *UNUSABLE):
-                    asked.append(self._question(key, record, gated))
+            with contextlib.suppress(DamageError, *UNUSABLE):
+                asked += [self._question(key, record, gated) for gated in _gates(record)]
         self.measures.prepare(asked)
 
     def rows(self, key: str, record: dict[str, Any]) -> Iterator[Row]:

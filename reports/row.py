@@ -9,6 +9,7 @@ from .quality import NAN, ClassResult
 from .spreads import Clusters
 
 NO_CLUSTERS = Clusters((), (), ())
+USUAL = ("published", "declared")  # schemes of folds that no title needs to name
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from .measures import UNUSABLE, EvidenceOf
 from .pooling import foldwise
 from .quality import ClassResult, DamageError, Evidence
 from .reader import Reader
-from .row import Row
+from .row import USUAL, Row
 from .stored import ignored_words, read_stored
 from .unfinished import Unfinished, unfinished_of
 
@@ -82,7 +82,7 @@ def collect(store: Store, keys: Iterable[str] | None = None, keep: bool = True) 
     for key, record in scores.items():
         try:
             if record["labels"]["split"] == "test":
-                found.rows += reader.rows(key, record)
+                found.rows += list(reader.rows(key, record))
         except DamageError as problem:
             found.problems.append(f"A row is left out: {problem} Run the same `bench run` again.")
         except UNUSABLE as problem:
@@ -123,6 +123,7 @@ def sort_key(row: Row) -> tuple[Any, ...]:
         row.shift,
         row.level,
         row.eval,
+        row.scheme not in USUAL,
         row.scheme,
         row.protocol,
         row.synthetic,

@@ -38,6 +38,6 @@ def _earlier(identity: Mapping[str, Any]) -> Iterator[str]:
 
 def _earlier_protocol(protocol: Any) -> Iterator[str]:
     if isinstance(protocol, Mapping) and protocol.get("name") in PROTOCOLS:
-        version = protocol.get("version")
+        version = protocol.get("version", PROTOCOLS[protocol["name"]].version)
         if version != PROTOCOLS[protocol["name"]].version:
             yield f"{protocol['name']} {version}"

@@ -36,9 +36,9 @@ def draw(scene: Scene) -> list[Drawn]:
     for axes in list(panels):
         axes.set_axis_off()
     how = (
-        "Every threshold on the map is a point; pixels of all images are pooled, one line a run (or a seed, whose "
-        "folds are pooled). A curve further up and to the right is better. PxAP is the area under it; the dotted line is "
-        "what a constant map reaches."
+        "Every threshold on the map is a point; pixels of all images are pooled, one line a run, or a seed whose folds "
+        "are pooled. A curve further up and to the right is better. PxAP is the area under it; the dotted line is what "
+        "a constant map reaches."
     )
     alt = "Precision against recall of pixels for every method."
     return [Drawn(slug("pr", *scene.stem), "Precision and recall", how, alt, figure)]

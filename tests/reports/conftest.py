@@ -202,7 +202,7 @@ class Writer:
             if kind == "none"
             else "any"
             if kind == "prob" or not trained
-            else {"fair": "pred"}.get(protocol, "true")
+            else {"fair": "region"}.get(protocol, "true")
         )
         labels = {
             "method": name, "options": "", "backbone": backbone, "train": r.dataset, "eval": target.name,
@@ -231,11 +231,11 @@ class Writer:
         epoch = {"loc": 3, "cl": 6, "last": r.epochs, "-": None}[selection]
         self.store.finish(key, {
             "kind": "score", "parents": parents, "labels": labels, "environment": ENVIRONMENT, "seconds": 3.1,
-            "identity": {"method": {"name": name, "version": 1}, "protocol": {"name": protocol}, "seed": seed},
+            "identity": {"method": {"name": name, "version": 1}, "protocol": rules_of(protocol), "seed": seed},
             "facts": {
                 "synthetic": r.synthetic, "supervision": supervision(name, trained), "kind": kind,
                 "classes": list(target.classes), "region_classes": list(target.regions),
-                "foreground": target.foreground, "group": "patient", "evaluation": {
+                "positive_class": 1, "foreground": target.foreground, "group": "patient", "evaluation": {
                     "dataset": target.dataset, "shift": target.shift, "level": target.level,
                     "severity": target.severity, "axis": target.axis,
                 },
@@ -247,6 +247,11 @@ class Writer:
             },
         })  # fmt: skip
         return key
+
+
+def rules_of(protocol: str) -> dict[str, str]:
+    """What a report reads of a protocol in a record."""
+    return {"name": protocol, "map_class": "region" if protocol == "fair" else "true"}
 
 
 def supervision(name: str, trained: str) -> str:

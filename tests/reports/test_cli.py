@@ -19,7 +19,7 @@ def call(capsys, *words: object) -> tuple[int, str, str]:
 def test_writes_beside_the_results(capsys, small):
     code, out, _ = call(capsys, "--results", small.root, "--format", "csv,tex")
     assert code == 0
-    assert out.split() == [str(small.root / "report" / n) for n in ("rows.csv", "report.tex")]
+    assert out.split() == [str(small.root / "report" / n) for n in ("rows.csv", "lines.csv", "report.tex")]
     assert (small.root / "report" / "rows.csv").is_file()
 
 

@@ -292,8 +292,8 @@ def test_the_report_holds_costs_and_escapes_names(small, tmp_path, monkeypatch):
         write_json(small.run_dir(key) / "record.json", record)
     build_report(small, tmp_path)
     html, text, tex = ((tmp_path / n).read_text(encoding="utf-8") for n in ("index.html", "report.md", "report.tex"))
-    assert '<table id="table-1-cost-1-1"' in html
-    assert '<table id="table-1-cost-2-1"' in html
+    for number in (1, 2, 3, 4):  # class by class, saturation, cost, and where the time went
+        assert f'<table id="table-1-beside-{number}-1"' in html
     assert "figures/cost_glas_fair_synthetic.pdf" in html
     assert "<script>alert" not in html + text
     assert "&lt;script&gt;alert(1)" in html

@@ -140,7 +140,8 @@ def test_a_table_of_words():
     assert r"\cmidrule" not in tex
 
 
-def test_terminal_tells_the_map_of_the_positive_class_apart(wide_found):
+def test_terminal_tells_gated_lines_apart(wide_found):
     rows = [r for r in wide_found.rows if r.method == "cam" and not r.shift and r.train == "glas"]
-    text = terminal_table([*rows, *(replace(r, map_class="positive", stage=f"p{r.stage}") for r in rows)])
-    assert text.count("cam (positive class)") == 2
+    text = terminal_table(rows)
+    assert text.count("cam (gated)") == 1  # in the tables of the other sets, which have a background class
+    assert text.count("cam ") > 2

@@ -75,7 +75,13 @@ def html(built):
 
 def test_everything_is_written(built):
     paths, out = built
-    assert {p.name for p in paths if p.parent == out} == {"report.md", "report.tex", "rows.csv", "index.html"}
+    assert {p.name for p in paths if p.parent == out} == {
+        "report.md",
+        "report.tex",
+        "rows.csv",
+        "lines.csv",
+        "index.html",
+    }
     figures = [p for p in paths if p.parent == out / "figures"]
     assert len(figures) == 2 * 2 * (len(FIGURES) + 1)  # maps are two figures, malignant and benign
     assert all(p.stat().st_size > 1000 for p in paths)
@@ -177,9 +183,9 @@ def test_page_of_other_sets_holds_the_numbers_of_their_tables(wide, wide_found, 
     labels = re.findall(r"\\label\{(.*?)\}", (tmp_path / "report.tex").read_text(encoding="utf-8"))
     assert len(labels) == len(set(labels)) > 6
     with (tmp_path / "rows.csv").open(encoding="utf-8", newline="") as handle:
-        rows = {row["stage"]: row for row in csv.DictReader(handle)}
+        rows = {(row["stage"], row["gated"]): row for row in csv.DictReader(handle)}
     for row in wide_found.rows:
-        line = rows[row.stage]
+        line = rows[row.stage, str(row.gated)]
         assert (line["dataset"], line["shift"], line["level"]) == (row.dataset, row.shift, str(row.level))
         assert line["drop_pxap"] == ("" if math.isnan(row.drop_pxap) else repr(row.drop_pxap))
         assert [c["name"] for c in json.loads(line["by_class"])] == list(row.classes)
@@ -198,7 +204,11 @@ def test_failures_and_left_out_rows_are_told(tmp_path, small, monkeypatch):
 
 
 def test_formats_and_errors(results, tmp_path):
-    assert [p.name for p in build_report(results, tmp_path / "a", ["csv", "tex"])] == ["rows.csv", "report.tex"]
+    assert [p.name for p in build_report(results, tmp_path / "a", ["csv", "tex"])] == [
+        "rows.csv",
+        "lines.csv",
+        "report.tex",
+    ]
     assert not (tmp_path / "a" / "figures").exists()
     with pytest.raises(BenchError, match="Did you mean html"):
         build_report(results, tmp_path / "b", ["htm"])

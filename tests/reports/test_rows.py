@@ -277,9 +277,8 @@ def test_results_by_class(wide, wide_found):
 
 def test_a_class_without_images(found):
     row = pick(found.rows, method="cam", selection="cl", protocol="fair", seed=0)
-    scores = Scores(
-        np.zeros(3, int), np.array(["a", "b", "b"]), np.eye(2)[[0, 0, 1]], Histograms(*np.ones((2, 3, 1001)))
-    )
+    names, maps = np.array(["a", "b", "b"]), Histograms(*np.ones((2, 3, 1001)))
+    scores = Scores(np.array(["x", "y", "z"]), np.zeros(3, int), names, np.eye(2)[[0, 0, 1]], maps)
     filled, empty = by_class(scores, row.classes)
     assert (filled.images, empty.images) == (3, 0)
     assert filled.accuracy == pytest.approx(200 / 3)

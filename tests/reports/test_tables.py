@@ -13,6 +13,7 @@ import pytest
 from wsolbench.benchmark.store import Store
 from wsolbench.reports.aggregate import COLUMNS, build_tables, make_cell
 from wsolbench.reports.rows import collect, load_rows
+from wsolbench.reports.spreads import spread_over_groups
 from wsolbench.reports.tables import (
     label_values,
     latex_escape,
@@ -70,7 +71,10 @@ def test_mean_and_deviation(rows, tables):
     assert [r.seed for r in runs] == [0, 1]
     values = [r.pxap for r in runs]
     cell = line_of(tables[0], "cam").cells["pxap"]
-    assert cell.text == f"{sum(values) / 2:.1f} ± {statistics.stdev(values):.1f}"
+    ends = spread_over_groups(runs, "pxap")
+    between = f"[{ends.low:.1f}, {ends.high:.1f}]"
+    assert cell.text == f"{sum(values) / 2:.1f} {between} ± {statistics.stdev(values):.1f}"
+    assert ends.low < cell.number < ends.high
     assert cell.number == pytest.approx(sum(values) / 2)
 
 
@@ -83,7 +87,7 @@ def test_a_single_run_has_its_interval(tables):
 def test_undefined_runs_are_counted_out(rows):
     column = next(c for c in COLUMNS if c.key == "accuracy")
     runs = [replace(rows[0], accuracy=v) for v in (80.0, math.nan, 90.0)]
-    assert make_cell(runs, column).text == "85.0 ± 7.1 (2 of 3)"
+    assert make_cell(runs, column).text == "85.0 [n/a] ± 7.1 (2 of 3)"
     assert make_cell([replace(rows[0], accuracy=math.nan)], column).text == "n/a"
 
 
@@ -131,7 +135,8 @@ def test_columns(tables):
 def test_positives_have_their_columns_where_they_differ(tmp_path, write_results, recipe):
     store = write_results(tmp_path, recipe(seeds=(0,), protocols=("fair",), region_classes=(False, True)))
     keys = [c.key for c in build_tables(load_rows(store))[0].columns]
-    assert keys[:4] == ["pxap", "chance", "pxap_positives", "chance_positives"]
+    assert keys[:5] == ["pxap", "chance", "pxap_image", "pxap_positives", "chance_positives"]
+    assert "false_area" in keys
 
 
 # -- formats ---------------------------------------------------------------------------------------------------------
@@ -263,8 +268,9 @@ def test_terminal_table_fits_and_cuts_no_number(rows, width):
     assert max(map(len, shown)) <= width
     value = line_of(table, "pixelcam").cells["pxap"].text
     assert any(line.startswith("pixelcam") and value in line for line in shown)
-    gone = {"Accuracy", "Dice", "IoU", "tau", "train s", "score s"} - set(re.split(r"  +", shown[1]))
-    assert bool(gone) == (width < 100)
+    names = {"Accuracy", "Dice", "chance D.", "Dice/image", "IoU", "tau", "train s", "score s"}
+    gone = names - set(re.split(r"  +", shown[1]))
+    assert bool(gone) == (width < 150)
     if gone:
         told = " ".join(" ".join(shown).partition("No room here for ")[2].split())
         assert all(name in told for name in gone)
