@@ -127,7 +127,8 @@ def chance_dice(histograms: Histograms) -> float:
 
 def end_bins(histograms: Histograms) -> tuple[float, float]:
     """Share of all pixels, in percent, below 0.001 and from 0.999 on: where saturated maps lie; NaN without pixels."""
-    counts = sum(h.sum(0, dtype=np.float64) for h in histograms)
+    foreground, background = (h.sum(0, dtype=np.float64) for h in histograms)
+    counts = foreground + background
     low, high = _divide(100 * np.array([counts[0], counts[-2:].sum()]), counts.sum())
     return float(low), float(high)
 

@@ -220,7 +220,7 @@ def test_inputs_that_say_nothing(small, change):
                 data["labels"] if change == "all right" else 1 - data["labels"]
             ]
         elif change == "one class":
-            data["logits"] = np.tile(np.float32([1, 0]), (count, 1))
+            data["logits"] = np.tile(np.array([1, 0], np.float32), (count, 1))
         elif change == "nan logits":
             data["logits"] = np.full((count, 2), np.nan, np.float32)
         else:
