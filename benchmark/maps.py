@@ -5,6 +5,8 @@ The scoring loop of the harness and `bench score` both go through these function
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,27 +25,46 @@ REFUSALS = {
 _COUNTERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cpu": count_on_cpu, "cuda": GPU.count}
 
 
+LEVELS = 1001  # quantiles of validation maps under binning `validation`, as many as there are bins
+_VALUES = 4_000_000  # map values that quantiles are taken from, evenly spread over all there are
+
+
+class MapScale(NamedTuple):
+    """What validation maps say of how scores get to [0, 1].
+
+    low, high: what becomes 0 and 1. levels: LEVELS rising quantiles of the values, of which a value becomes its rank;
+    empty under linear binning.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    levels: tuple[float, ...] = ()
+
+
 @dataclass(frozen=True)
 class Scaled:
     """Maps brought to [0, 1], with what is known of them, all still on their device: nothing has waited for it.
 
     maps: (B, h, w) float32; 0 everywhere where a map is refused. degenerate: (B,) bool. refused: (B,) uint8, 0 or the
-    number of a reason in REFUSALS, for `Refusals` to raise.
+    number of a reason in REFUSALS, for `Refusals` to raise. unclipped: (B, h, w) as maps, but with the order of values
+    beyond 0 and 1, or between two ranks, still in them.
     """
 
     maps: Tensor
+    unclipped: Tensor
     degenerate: Tensor
     refused: Tensor
 
 
 def scale_maps(
-    maps: Tensor, kind: str, scale: str, constants: tuple[float, float] | None = None, ids: Sequence[str] = ()
+    maps: Tensor, kind: str, scale: str, constants: Sequence[Any] | None = None, ids: Sequence[str] = ()
 ) -> tuple[Tensor, Tensor]:
     """Brings maps (B, h, w) of any float type to [0, 1]; returns them as float32, and which images are degenerate.
 
     kind `prob`: used as they are. kind `score` with scale `image`: (m - min) / (max - min) of each image on its native
     grid, before any resizing, as in the published evaluation; with scale `validation`: (m - lo) / (hi - lo) clipped,
-    `constants` = (lo, hi).
+    `constants` = (lo, hi) or a MapScale. With levels, a value of either kind becomes its rank among them: k / 1000 for
+    the k-th level, the middle between two levels, or of several equal ones.
 
     A map of one value is degenerate: (B,) bool. It says nothing, so that per-image scaling makes it 0 everywhere; the
     other two keep its value. If lo >= hi, the method's validation maps were constant: there is no scale, so every map
@@ -58,7 +79,7 @@ def scale_maps(
     return scaled.maps, scaled.degenerate
 
 
-def scale_later(maps: Tensor, kind: str, scale: str, constants: tuple[float, float] | None = None) -> Scaled:
+def scale_later(maps: Tensor, kind: str, scale: str, constants: Sequence[Any] | None = None) -> Scaled:
     """What scale_maps does, except that maps it would refuse become 0 and are marked, for `Refusals` to raise."""
     if kind not in ("prob", "score"):
         raise BenchError(f"Maps of kind '{kind}' cannot be scaled; the kinds are score and prob.")
@@ -69,19 +90,53 @@ def scale_later(maps: Tensor, kind: str, scale: str, constants: tuple[float, flo
     if kind == "prob":
         outside = (low < -PROB_TOLERANCE) | (high > 1 + PROB_TOLERANCE)
         refused = torch.where(refused.bool(), refused, 2 * outside.byte())
+    order = maps
+    known = None if constants is None else MapScale(*constants)
+    if known is not None and known.levels:
+        if not known.levels[0] < known.levels[-1]:
+            return _nothing(maps, degenerate, refused)
+        maps = _ranks(maps, known.levels)
+        return _scaled(maps, order, degenerate, refused)
+    if kind == "prob":
+        pass
     elif scale == "image":
         span = torch.where(degenerate, 1.0, high - low)
         maps = (maps - low[:, None, None]) / span[:, None, None]
     elif scale == "validation":
-        if constants is None:
+        if known is None:
             raise BenchError("Maps of kind `score` need two constants (lo, hi) under scale `validation`.")
-        lo, hi = constants
-        if not lo < hi:
-            return Scaled(torch.zeros_like(maps, dtype=torch.float32), torch.ones_like(degenerate), refused)
-        maps = (maps - lo) / (hi - lo)
+        if not known.low < known.high:
+            return _nothing(maps, degenerate, refused)
+        maps = (maps - known.low) / (known.high - known.low)
     else:
         raise BenchError(f"Score maps cannot be scaled by '{scale}'; the scales are image and validation.")
-    return Scaled(maps.clamp(0, 1).masked_fill(refused.bool()[:, None, None], 0).float(), degenerate, refused)
+    return _scaled(maps, maps, degenerate, refused)
+
+
+def _scaled(maps: Tensor, order: Tensor, degenerate: Tensor, refused: Tensor) -> Scaled:
+    maps, order = (m.masked_fill(refused.bool()[:, None, None], 0) for m in (maps.clamp(0, 1), order))
+    return Scaled(maps.float(), order.float(), degenerate, refused)
+
+
+def _nothing(maps: Tensor, degenerate: Tensor, refused: Tensor) -> Scaled:
+    """All maps 0: the validation maps were constant, so that there is no scale."""
+    zeros = torch.zeros_like(maps, dtype=torch.float32)
+    return Scaled(zeros, zeros, torch.ones_like(degenerate), refused)
+
+
+def _ranks(maps: Tensor, levels: tuple[float, ...]) -> Tensor:
+    """Ranks in [0, 1] of values among levels: steps, not lines between them, so that any strictly monotone change of
+    values and levels alike leaves every rank as it is."""
+    there = _levels(levels, maps.device)
+    values = maps.nan_to_num()  # refused anyway
+    below, upto = (torch.searchsorted(there, values, right=side) for side in (False, True))
+    return ((below + upto - 1).double() / (2 * (len(levels) - 1))).clamp(0, 1)
+
+
+@lru_cache(64)
+def _levels(levels: tuple[float, ...], device: torch.device) -> Tensor:
+    """On the device, uploaded once."""
+    return torch.tensor(levels, dtype=torch.float64, device=device)
 
 
 class Refusals:
@@ -132,6 +187,20 @@ def scale_constants(values: Iterable[Tensor | np.ndarray], quantiles: tuple[floa
         raise BenchError("The scale of the maps cannot be taken from the validation images: a map is not finite.")
     low, high = np.quantile(flat, quantiles)
     return float(low), float(high)
+
+
+def rank_levels(values: Iterable[Tensor]) -> tuple[float, ...]:
+    """LEVELS rising quantiles of map values, each a value that is there: what `validation` binning takes ranks among.
+
+    Of more than 4 million values evenly spread ones are taken. Raises BenchError without values or for values that are
+    not finite.
+    """
+    parts = [v.detach().flatten() for v in values]
+    step = max(1, -(-sum(len(p) for p in parts) // _VALUES))
+    flat = np.concatenate([p[::step].double().cpu().numpy() for p in parts]) if parts else np.empty(0)
+    if not flat.size or not np.isfinite(flat).all():
+        scale_constants([flat], (0, 1))  # says what is wrong
+    return tuple(np.quantile(flat, np.linspace(0, 1, LEVELS), method="inverted_cdf").tolist())
 
 
 def resize_maps(maps: Tensor, size: int | tuple[int, int]) -> Tensor:

@@ -16,9 +16,10 @@ from torch import Tensor
 from ..datasets.shift import Shift
 from .conduct import unchanged
 from .images import Frames
-from .maps import Refusals, annotated_histogram, resize_maps, scale_constants, scale_later
+from .maps import MapScale, Refusals, annotated_histogram, rank_levels, resize_maps, scale_constants, scale_later
 from .memory import Room
 from .metrics import BINS, Histograms
+from .pixel_sample import Sample, codes_at, interpolated, on_device, pixels_of_each
 from .protocols import Protocol
 from .reading import Seen, batches
 from .spill import Spill
@@ -29,12 +30,16 @@ from .views import Reader, View
 
 @dataclass(frozen=True)
 class Scored:
-    """What scoring leaves of one view: per-image histograms, how many maps were constant, the scale that was used."""
+    """What scoring leaves of one view: per-image histograms, how many maps were constant, the scale that was used.
+
+    examples: (n, size, size) float16, scaled maps of the example rows. sample: some pixels of all images, unbinned.
+    """
 
     histograms: Histograms
     degenerate: int
-    scale: tuple[float, float]
-    examples: np.ndarray | None = None  # (n, size, size) float16, scaled maps of the example rows
+    scale: MapScale
+    examples: np.ndarray | None = None
+    sample: Sample | None = None
 
 
 @dataclass
@@ -44,6 +49,7 @@ class _Parts:
     foreground: Spill
     background: Spill
     examples: list[Tensor] = field(default_factory=list)
+    sampled: list[tuple[np.ndarray, ...]] = field(default_factory=list)  # values, clipped values, mask codes
     degenerate: int = 0
 
     @classmethod
@@ -68,7 +74,13 @@ class Task:
     @property
     def uses_constants(self) -> bool:
         """Whether its scale comes from validation maps."""
-        return self.protocol.scale == "validation" and self.view.method.spec.kind == "score"
+        asked = self.view.method.spec.kind == "score" or self.by_rank
+        return self.protocol.scale == "validation" and asked and self.view.map_class != "-"
+
+    @property
+    def by_rank(self) -> bool:
+        """Whether its bins are of ranks among validation maps."""
+        return self.protocol.binning == "validation"
 
 
 @dataclass(frozen=True)
@@ -116,9 +128,11 @@ def validation_pass(
     scored = {}
     for task in tasks:
         native = kept[task.view.name]
-        scale = (0.0, 1.0)
+        scale = MapScale()
         if task.uses_constants:
-            scale = scale_constants([native[r] for r in sorted(chosen[task.name])], task.protocol.scale_quantiles)
+            values = [native[r] for r in sorted(chosen[task.name])]
+            levels = rank_levels(values) if task.by_rank else ()
+            scale = MapScale(*scale_constants(values, task.protocol.scale_quantiles), levels)
         parts = _Parts.of(task.protocol, None)
         if masked and task.view.map_class != "-":
             truth = torch.from_numpy(masks.by_reduction[task.protocol.mask_reduction]).to(device)
@@ -197,7 +211,7 @@ def evaluation_pass(
     reader: Reader,
     tasks: Sequence[Task],
     target: Target,
-    scales: Mapping[str, tuple[float, float]],
+    scales: Mapping[str, MapScale],
     device: torch.device,
     batch_size: int = 32,
 ) -> tuple[np.ndarray, dict[str, Scored]]:
@@ -211,17 +225,20 @@ def evaluation_pass(
     # one array for all: small tensors kept from every batch would pin the memory of the large ones around them
     logits = torch.empty(len(frames.items), len(target.label_map), device=device)
     late, refusals, room = None, Refusals(), Room("scoring", device)
+    each, side = pixels_of_each(len(frames.items)), frames.masks.shape[-1]
 
     def score(seen: Seen) -> dict[str, Landing]:
         found, maps = reader.read(seen.images, mapping[seen.labels], seen.ids)
         logits[seen.rows] = found[:, mapping]
         shown = [r - seen.rows.start for r in target.examples if r in range(seen.rows.start, seen.rows.stop)]
         landing = {}
+        places = on_device(seen.ids, each, side, device) if maps else None
         for task in tasks:
             if task.view.map_class != "-" and seen.masks is not None:
                 with reader.part(f"score:{task.name}"):
                     native, scale = maps[task.view.name], scales[task.name]
-                    landing[task.name] = Landing(_count(task, scale, native, seen.masks, seen.ids, refusals, shown))
+                    found = _count(task, scale, native, seen.masks, seen.ids, refusals, shown, places)
+                    landing[task.name] = Landing(found)
         return landing
 
     for batch in batches(
@@ -241,14 +258,16 @@ def evaluation_pass(
 
 def _count(
     task: Task,
-    scale: tuple[float, float],
+    scale: MapScale,
     native: Tensor,
     truth: Tensor,
     ids: Sequence[str],
     refusals: Refusals,
     shown: Sequence[int] = (),
+    places: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Counts (B, BINS) of native maps, how many maps are constant, and the scaled maps of the rows to show."""
+    """Counts (B, BINS) of native maps, how many maps are constant, the scaled maps of the rows to show, and the values
+    at the pixels of the sample."""
     scaled = scale_later(native, task.view.method.spec.kind, task.protocol.scale, scale)
     refusals.add(scaled, ids)
     foreground, background = annotated_histogram(scaled.maps, truth)
@@ -256,6 +275,11 @@ def _count(
     if shown:
         few = torch.stack([scaled.maps[k] for k in shown])  # an index list would make a GPU's host wait
         found["shown"] = resize_maps(few, truth.shape[-1]).half()
+    if places is not None:
+        found["values"], found["clipped"] = (
+            interpolated(m, places, truth.shape[-1]) for m in (scaled.unclipped, scaled.maps)
+        )
+        found["codes"] = codes_at(truth, places)
     return found
 
 
@@ -270,15 +294,18 @@ def _keep(parts: _Parts, found: Mapping[str, Tensor]) -> None:
     parts.degenerate += int(found["degenerate"])
     if "shown" in found:
         parts.examples.append(found["shown"])
+    if "values" in found:
+        parts.sampled.append(tuple(found[name].numpy() for name in ("values", "clipped", "codes")))
 
 
-def _collect(parts: _Parts, scale: tuple[float, float]) -> Scored:
+def _collect(parts: _Parts, scale: MapScale) -> Scored:
     if not len(parts.foreground):
         empty = np.zeros((0, 0), np.uint16)
         return Scored(Histograms(empty, empty), 0, scale)
     histograms = Histograms(parts.foreground.rows(), parts.background.rows())
     shown = torch.cat(parts.examples).numpy() if parts.examples else None
-    return Scored(histograms, parts.degenerate, scale, shown)
+    sample = Sample(*(np.concatenate(p) for p in zip(*parts.sampled, strict=True))) if parts.sampled else None
+    return Scored(histograms, parts.degenerate, scale, shown, sample)
 
 
 def _spread(count: int, most: int) -> set[int]:

@@ -10,6 +10,7 @@ MAP_CLASSES = ("true", "region")
 SCALES = ("image", "validation")
 TIES = ("last", "loss")
 SELECTIONS = ("loc", "cl", "last")
+BINNINGS = ("linear", "validation")
 MASK_REDUCTIONS = ("nearest", "nearest-opencv", "area", "any")
 
 
@@ -27,6 +28,8 @@ class Protocol:
         have a second line, `gated`: nothing is foreground in images predicted as background.
     scale: how `score` maps get to [0, 1]: by each `image`'s own minimum and maximum, or by constants taken from the
         maps of the `validation` images. `prob` maps are used as they are.
+    binning: what the 1,001 bins of a score divide: its `linear` value, or its rank among the values of the `validation`
+        maps, which no monotone change of a method's scores can alter (and which `prob` maps then follow as well).
     scale_quantiles: which quantiles of the validation map values become 0 and 1.
     scale_images: at most so many validation images are used for the constants.
     selection: the selection shown by default.
@@ -47,6 +50,7 @@ class Protocol:
     teacher_selection: str = "cl"
     first_epoch: int = 1
     mask_reduction: str = "nearest"
+    binning: str = "linear"
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -56,9 +60,15 @@ class Protocol:
             ("selection", SELECTIONS),
             ("teacher_selection", SELECTIONS),
             ("mask_reduction", MASK_REDUCTIONS),
+            ("binning", BINNINGS),
         ):
             if getattr(self, name) not in allowed:
                 raise BenchError(f"protocol.{name} = {getattr(self, name)!r} is not one of {', '.join(allowed)}.")
+        if self.binning == "validation" and self.scale != "validation":
+            raise BenchError(
+                f"protocol.binning = validation takes ranks among validation maps, and protocol.scale is {self.scale}. "
+                "Use it with --protocol fair."
+            )
         if not 8 <= self.size <= 4096:
             raise BenchError(f"protocol.size = {self.size} is outside 8..4096 px.")
         if self.scale_images < 1:

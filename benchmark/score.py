@@ -12,8 +12,10 @@ from .conduct import guarded
 from .costs import cost_of, ms_per_image, own_times, pass_times
 from .environment import forget_peak, peak_memory_mb
 from .evalsets import EvalSet, mapping_text
+from .maps import MapScale
 from .metrics import BINS
 from .passes import Scored, Target, Task, evaluation_pass, validation_pass
+from .pixel_sample import sample_facts
 from .plan import Stage
 from .shifted import change_of, severity
 from .spill import let_go
@@ -120,10 +122,17 @@ def _validate(
     return found
 
 
-def _scale(stage: Stage, desk: Desk) -> tuple[float, float]:
-    """The constants its validation pass found."""
-    low, high = read_npz(desk.store.run_dir(stage.parents["val"]) / "scores.npz")["scale"].tolist()
-    return low, high
+def _scale(stage: Stage, desk: Desk) -> MapScale:
+    """The constants its validation pass found, and its levels if there are any."""
+    low, high, *levels = read_npz(desk.store.run_dir(stage.parents["val"]) / "scores.npz")["scale"].tolist()
+    return MapScale(low, high, tuple(levels))
+
+
+def _predicted_background(logits: np.ndarray, regions: Sequence[bool]) -> np.ndarray | None:
+    """Which images (N,) are predicted as a class without a region; None where there is no such class or prediction."""
+    if all(regions) or np.isnan(logits).any():
+        return None
+    return ~np.asarray(regions, bool)[logits.argmax(1)]
 
 
 def _write(
@@ -146,7 +155,7 @@ def _write(
             "labels": np.array([i.label for i in items], np.int64),
             "groups": np.array([i.group for i in items]),
             "logits": logits.astype(np.float32),
-            "scale": np.array(scored.scale, np.float64),
+            "scale": np.array([scored.scale.low, scored.scale.high, *scored.scale.levels], np.float64),
             **histograms,
         },
     )
@@ -163,6 +172,8 @@ def _write(
         "kind": spec.kind,
         "classes": list(card.classes),
         "region_classes": list(card.region_classes),
+        "positive_class": card.positive_class,
+        "sample": sample_facts(scored.sample, _predicted_background(logits, card.region_classes)),
         "foreground": card.foreground,
         "group": card.group,
         "evaluation": _evaluation_facts(stage, desk),

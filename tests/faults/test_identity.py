@@ -39,7 +39,7 @@ OTHER_RUN = {
 OTHER_PROTOCOL = {
     "name": "other", "version": 99, "size": 112, "map_class": "true", "scale": "image",
     "scale_quantiles": (0.01, 0.99), "scale_images": 8, "selection": "loc", "ties": "last", "teacher_selection": "last",
-    "first_epoch": 0, "mask_reduction": "area",
+    "first_epoch": 0, "mask_reduction": "area", "binning": "validation",
 }  # fmt: skip
 # Facts of a method that enter keys, and how; the others say how it is shown, listed or told about.
 OTHER_SPEC = {"name": "cam2", "version": 99, "options": {"new": 1}}
