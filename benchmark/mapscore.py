@@ -16,7 +16,7 @@ from ..datasets.masks import FOREGROUND, IGNORED, MaskFacts, MaskPixels, MaskRul
 from ..datasets.open import open_dataset
 from . import metrics
 from .errors import BenchError, many
-from .intervals import pxap_interval
+from .intervals import effective_groups, foreground_images, pxap_interval
 from .mapfiles import DARKEST, LabelRow, are_grey_levels, read_labels, read_map, read_mask
 from .mappairs import MapPair, pair_files, pair_items
 from .maps import PROB_TOLERANCE, histogram, resize_maps, scale_maps
@@ -89,12 +89,15 @@ def score_folders(request: ScoreRequest) -> dict[str, Any]:
         "images": len(work.pairs),
         "degenerate": work.degenerate,
         "groups": len(np.unique(groups)),
+        "groups_effective": float(effective_groups(foreground_images(histograms, groups))),
         "kind": request.kind,
         "size": request.size,
         "reduction": request.reduction,
         "tau": request.tau,
         "dice": fixed["dice"],
         "iou": fixed["iou"],
+        "chance_dice": metrics.chance_dice(histograms),
+        "end_bins": list(metrics.end_bins(histograms)),
         "tau_oracle": oracle,
         "dice_oracle": best["dice"],
         "iou_oracle": best["iou"],

@@ -71,9 +71,10 @@ def _table(result: dict[str, Any]) -> list[str]:
     if result["size"]:
         size = f"{result['size']} x {result['size']} px (mask_reduction {result['reduction']})"
     lines = [f"{many(result['images'], 'image')}, maps of kind {result['kind']}, compared at {size}"]
-    low, high = (_number(v) for v in result["interval"])
     lines += _row("PxAP", result["pxap"], f"chance {_number(result['chance'])}")
-    lines += _row("", None, f"95% interval {low} to {high}, resampling {result['groups']} images or groups")
+    lines += _row("", None, _interval(result))
+    low, high = result["end_bins"]
+    lines += _row("", None, f"pixels in the end bins: {_number(low)}% below 0.001, {_number(high)}% from 0.999 on")
     if not result["positives"]["images"]:
         lines.append("No mask has a foreground pixel: PxAP, Dice and IoU are undefined.")
     elif result["positives"]["images"] < result["images"]:
@@ -86,7 +87,8 @@ def _table(result: dict[str, Any]) -> list[str]:
         each["pxap_mean"],
         f"median {_number(each['pxap_median'])}, {many(each['images'], 'image')} with foreground",
     )
-    lines += _row("Dice", result["dice"], f"at tau {result['tau']:.3f}; mean per image {_number(each['dice_mean'])}")
+    at = f"at tau {result['tau']:.3f}; a constant map reaches {_number(result['chance_dice'])}"
+    lines += _row("Dice", result["dice"], f"{at}; mean per image {_number(each['dice_mean'])}")
     lines += _row("IoU", result["iou"], f"at tau {result['tau']:.3f}")
     lines += _row(
         "Dice (oracle)",
@@ -100,6 +102,19 @@ def _table(result: dict[str, Any]) -> list[str]:
         verb = "map is" if result["degenerate"] == 1 else "maps are"
         lines.append(f"{result['degenerate']} {verb} constant: no pixel of the image is ranked above another.")
     return [*lines, *(f"note: {note.removeprefix('! ')}" for note in result["notes"])]
+
+
+def _interval(result: dict[str, Any]) -> str:
+    """The interval of PxAP, or why there is none."""
+    from ..intervals import MIN_GROUPS
+
+    low, high = result["interval"]
+    groups = f"{result['groups']} images or groups ({_number(result['groups_effective'], 1)} effective)"
+    if low != low:
+        return (
+            f"95% interval n/a: {groups}; at least {MIN_GROUPS} with foreground, and of different quality, are needed"
+        )
+    return f"95% interval {_number(low)} to {_number(high)} over {groups}"
 
 
 def _row(name: str, value: float | None, note: str) -> list[str]:

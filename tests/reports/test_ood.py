@@ -8,6 +8,7 @@ import pytest
 
 from wsolbench.reports.aggregate import build_tables
 from wsolbench.reports.grid import place_of
+from wsolbench.reports.grid_text import latex_grid, terminal_grid
 from wsolbench.reports.ood import build_away
 from wsolbench.reports.perclass import class_grid
 from wsolbench.reports.rows import with_drops
@@ -236,3 +237,43 @@ def test_constant_maps_are_counted_set_by_set(wide_found):
     assert f"cam: 2 of {images} maps are constant on glas:stain-2." in shifted.grid.footnotes
     home = next(t for t in build_tables(rows) if t.eval == "glas")
     assert [n for n in home.footnotes if "maps are constant" in n] == [f"cam: 1 of {images} maps are constant."]
+
+
+# -- what a threshold does elsewhere -----------------------------------------------------------------------------------
+def test_dice_at_the_threshold_of_home_stands_beside_its_oracle_and_chance(rows, away):
+    group, grid = "glas → camelyon16", away.grid
+    runs = pick(rows, train="glas", eval="camelyon16", method="layercam", selection="cl", gated=False)
+    assert cell(grid, group, "Dice", "layercam").number == pytest.approx(statistics.fmean(r.dice_tau_val for r in runs))
+    oracle = statistics.fmean(r.dice_oracle for r in runs)
+    assert cell(grid, group, "Dice † oracle", "layercam").number == pytest.approx(oracle)
+    share = runs[0].chance / 100
+    assert runs[0].chance_dice == pytest.approx(100 * 2 * share / (1 + share))
+    assert cell(grid, group, "Dice", "chance", "chance").value == f"{runs[0].chance_dice:.1f}"
+    assert cell(grid, group, "Accuracy", "chance", "chance").value == f"{runs[0].majority:.1f}"
+    assert runs[0].majority == 50
+
+
+def test_a_collapsed_threshold_is_flagged_and_never_bold(wide_found):
+    """A detector that calls almost nothing foreground elsewhere, though its maps rank well."""
+    there = ("camelyon16", "glas", "pixelcam")
+    rows = [
+        replace(r, pxap=99.0, dice_tau_val=2.1, dice_oracle=55.0) if (r.eval, r.train, r.method) == there else r
+        for r in wide_found.rows
+    ]
+    (away,) = build_away(rows)
+    found = cell(away.grid, "glas → camelyon16", "Dice", "pixelcam")
+    assert found.text.startswith("2.1 ¶")
+    assert not found.best
+    assert any(n.startswith("¶ collapse") for n in away.grid.footnotes)
+    assert "2.1 ¶" in terminal_grid(away.grid, 150)
+    assert r"2.1 \P{}" in latex_grid(away.grid, "1")
+    mild = [replace(r, dice_tau_val=40.0) if (r.eval, r.train, r.method) == there else r for r in rows]
+    assert "¶" not in cell(build_away(mild)[0].grid, "glas → camelyon16", "Dice", "pixelcam").text
+
+
+def test_nothing_at_chance_is_bold_elsewhere(wide_found):
+    rows = [replace(r, chance=99.9, chance_dice=99.9, majority=99.9) for r in wide_found.rows]
+    grid = build_away(rows)[0].grid
+    bold = {head.title for block in grid.blocks for line in block.lines
+            for c, head in zip(line.cells, grid.heads, strict=True) if c.best}  # fmt: skip
+    assert not bold & {"PxAP", "Dice", "Accuracy"}
