@@ -15,11 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ..methods import METHODS
-from ..methods.base import Batch
 from . import guard
+from .batches import take_images
 from .check_bench import Bench, BrokenError, SkippedError, do, exercise, make_planner, own_maps, prepare
 from .conduct import Settings
 from .errors import BenchError
@@ -145,10 +144,11 @@ def check_loss(bench: Bench) -> str | None:
     cases = {"a mixed batch": batch}
     for label in range(context.num_classes):
         rows = (batch.labels == label).nonzero()[:, 0]
-        columns = (t[rows] if isinstance(t, Tensor) else t for t in _columns(batch))  # masks may be withheld
-        cases[f"class {label} only"] = Batch(*columns)  # pyright: ignore[reportArgumentType]
-    if batch.maps is not None:
-        cases["constant teacher maps"] = replace(batch, maps=torch.zeros_like(batch.maps))
+        cases[f"class {label} only"] = take_images(batch, rows)
+    if batch.teachers:
+        flat = {name: torch.zeros_like(maps) for name, maps in batch.teachers.items()}
+        alone = None if batch.maps is None else torch.zeros_like(batch.maps)
+        cases["constant teacher maps"] = replace(batch, maps=alone, teachers=flat)
     for what, case in cases.items():
         method.train()
         losses = method.loss(case, context)
@@ -162,10 +162,6 @@ def check_loss(bench: Bench) -> str | None:
             raise BrokenError(f"on {what} the gradient of {bad[0]} is not finite")
         method.zero_grad()
     return None
-
-
-def _columns(batch: Batch) -> tuple[Tensor | None, ...]:
-    return batch.images, batch.labels, batch.indices, batch.maps, batch.masks, batch.ignored
 
 
 def check_shape(bench: Bench) -> str | None:

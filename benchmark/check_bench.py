@@ -81,7 +81,7 @@ class Bench:
         pixel = self.ref.spec.supervision == "pixel"
         images = self.desk.images(stage.work["cell"])
         frames = images.frames(manifest.split("train"), config.load_size, MaskForm(config.load_size) if pixel else None)
-        maps = teacher_maps(stage, self.desk, frames.ids) if stage.kind == "train" else None
+        maps = teacher_maps(stage, self.desk, frames.ids) if stage.kind == "train" else {}
         data = TrainingSet(frames, config, self.device, stage.work["statistics"], maps).on_device()
         return data.batch(torch.arange(16), torch.Generator().manual_seed(0))
 

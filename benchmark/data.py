@@ -1,8 +1,8 @@
 """What a stage reads: the frames of a split, the teacher maps, batches of augmented training images on the device."""
 
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -68,7 +68,7 @@ class Start(NamedTuple):
 class TrainingSet:
     """The training images of a stage, decoded.
 
-    statistics: what they are normalised by. maps: (N, h, w) float32 teacher maps in [0, 1] in row order, or None.
+    statistics: what they are normalised by. maps: (N, h, w) float32 maps in [0, 1] in row order, by name of teacher.
 
     The pixels stay memory-mapped on the CPU unless the device is a GPU with room for them, where they live as uint8.
     """
@@ -77,7 +77,7 @@ class TrainingSet:
     config: TrainConfig
     device: torch.device
     statistics: Statistics
-    maps: np.ndarray | None = None
+    maps: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def on_device(self) -> "DeviceSet":
         """The arrays as tensors, on the device where they fit in a quarter of its free memory."""
@@ -87,7 +87,7 @@ class TrainingSet:
             free, _ = torch.cuda.mem_get_info(self.device)
             target = self.device if size < free // 4 else target
         masks = None if self.frames.masks is None else Pixels.of(self.frames.masks, target)
-        maps = None if self.maps is None else torch.from_numpy(self.maps).to(self.device)
+        maps = {name: torch.from_numpy(found).to(self.device) for name, found in self.maps.items()}
         labels = torch.from_numpy(self.frames.labels).to(self.device)
         return DeviceSet(
             Pixels.of(self.frames.images, target), labels, maps, masks, self.config, self.device, self.statistics
@@ -149,7 +149,7 @@ class DeviceSet:
 
     pixels: Pixels
     labels: Tensor
-    maps: Tensor | None
+    maps: Mapping[str, Tensor]
     masks: Pixels | None
     config: TrainConfig
     device: torch.device
@@ -208,13 +208,15 @@ class DeviceSet:
         return raw._replace(drawn=raw.drawn.to(self.device), pixels=pixels, masks=masks)
 
     def _augmented(self, raw: Raw) -> Batch:
-        masks, ignored, maps = WITHHELD, None, None
+        masks, ignored = WITHHELD, None
         if raw.masks is not None:
             masks, ignored = parted(crop(raw.masks, raw.drawn, self.config.image_size))
-        if self.maps is not None:
-            maps = crop_maps(self.maps[raw.places], raw.drawn, self.config).clamp_(0, 1)
+        taught = {
+            name: crop_maps(maps[raw.places], raw.drawn, self.config).clamp_(0, 1) for name, maps in self.maps.items()
+        }
+        alone = next(iter(taught.values())) if len(taught) == 1 else None
         images = augment(raw.pixels, raw.drawn, self.config, self.statistics)
-        return Batch(images, self.labels[raw.places], raw.places, maps, cast("Tensor", masks), ignored)
+        return Batch(images, self.labels[raw.places], raw.places, alone, cast("Tensor", masks), ignored, taught)
 
     def batch(self, rows: Tensor, generator: torch.Generator) -> Batch:
         """One augmented batch of the given rows."""
@@ -229,13 +231,3 @@ def parted(masks: Tensor) -> tuple[Tensor, Tensor | None]:
 
 def _generator(*address: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(seed_for(*address))
-
-
-def split_batch(batch: Batch, sizes: Sequence[int]) -> list[Batch]:
-    """A batch cut into parts of the given numbers of images."""
-    if len(sizes) == 1:
-        return [batch]
-    fields = (batch.images, batch.labels, batch.indices, batch.maps, batch.masks, batch.ignored)
-    # what is no tensor stands for masks withheld, or for nothing
-    columns = [t.split(list(sizes)) if isinstance(t, Tensor) else [t] * len(sizes) for t in fields]
-    return [Batch(*row) for row in zip(*columns, strict=True)]  # pyright: ignore[reportArgumentType]

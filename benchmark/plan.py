@@ -120,8 +120,8 @@ class Planner:
     def _refuse_circles(self, method: MethodRef, site: Site, trail: tuple[str, ...] = ()) -> None:
         if method.label in trail:
             raise BenchError(f"{' learns from '.join((*trail, method.label))}: choose a teacher outside the circle.")
-        for _, name in method.needs():
-            self._refuse_circles(self._ref(name, site), site, (*trail, method.label))
+        for need in method.needs():
+            self._refuse_circles(self._ref(need.method, site), site, (*trail, method.label))
 
     @_once
     def _ref(self, name: str, site: Site) -> MethodRef:
@@ -135,7 +135,7 @@ class Planner:
     @_once
     def _supervision(self, method: MethodRef, site: Site) -> str:
         """The strongest supervision behind a method's maps: a student of a model that saw masks has seen them too."""
-        behind = [self._supervision(self._ref(name, site), site) for _, name in method.needs()]
+        behind = [self._supervision(self._ref(need.method, site), site) for need in method.needs()]
         return max((method.spec.supervision, *behind), key=SUPERVISIONS.index)
 
     @_once
@@ -284,9 +284,9 @@ class Planner:
         """The trained method a method reads: itself, the classifier an explainer explains, or None for a baseline."""
         if method.spec.trains:
             return method
-        for role, name in method.needs():
-            if role == "checkpoint":
-                return self._carrier(self._ref(name, site), site)
+        for need in method.needs():
+            if need.role == "checkpoint":
+                return self._carrier(self._ref(need.method, site), site)
         return None
 
     @_once
@@ -301,13 +301,13 @@ class Planner:
         config = self._config(method, cell.site)
         parents: dict[str, str] = {}
         roles: dict[str, str] = {}
-        for role, name in method.needs():
-            teacher = self._ref(name, cell.site)
-            if role == "maps":
-                parents[role] = self._maps(teacher, cell)
+        for parent, need in method.parents().items():
+            teacher = self._ref(need.method, cell.site)
+            if need.role == "maps":
+                parents[parent] = self._maps(teacher, cell)
             elif carrier := self._carrier(teacher, cell.site):
-                parents[role] = self._train(carrier, cell)
-                roles[role] = self._role(teacher, carrier, "cl", cell.protocol)
+                parents[parent] = self._train(carrier, cell)
+                roles[parent] = self._role(teacher, carrier, "cl", cell.protocol)
         statistics, body = self._statistics(method, config, cell.site), {}
         if method.spec.backbone:
             body = {"name": cell.backbone, "weights": self._weights_of(cell.backbone), **statistics.to_json()}

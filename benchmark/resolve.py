@@ -1,12 +1,13 @@
 """From what the user typed to methods with settled options: names, variants, files, and the needs between methods."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..methods import METHODS
-from ..methods.spec import MethodSpec, method_spec
+from ..methods.spec import MethodSpec, Need, method_spec, parse_need, twins
 from .config import convert
 from .errors import BenchError, did_you_mean
 
@@ -45,10 +46,18 @@ class MethodRef:
         pairs = [f"{k}={v}" for k, v in self.options.items() if k not in shown and v != self.spec.options[k]]
         return ", ".join(pairs)
 
-    def needs(self) -> list[tuple[str, str]]:
-        """(role, method) pairs this method builds on, options filled in."""
-        filled = [need.format(**self.options) for need in self.spec.needs]
-        return [(role, ref) for role, _, ref in (need.partition(":") for need in filled)]
+    def needs(self) -> list[Need]:
+        """What this method builds on, options filled in. Raises BenchError where two of a role have one name."""
+        found = [parse_need(need.format(**self.options)) for need in self.spec.needs]
+        if problem := twins(found):
+            raise BenchError(f"{self.label} {problem}")
+        return found
+
+    def parents(self) -> dict[str, Need]:
+        """Its needs by the names its stage knows them by: the role, or of several with one role `role:name`."""
+        found = self.needs()
+        count = Counter(need.role for need in found)
+        return {need.role if count[need.role] == 1 else f"{need.role}:{need.name}": need for need in found}
 
     def identity(self) -> dict[str, Any]:
         """What of the method enters a stage key."""

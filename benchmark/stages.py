@@ -213,13 +213,15 @@ def scoring_form(stage: Stage) -> MaskForm:
     return MaskForm(stage.work["protocol"].size, stage.work["protocol"].mask_reduction)
 
 
-def teacher_maps(stage: Stage, desk: Desk, ids: Sequence[str]) -> np.ndarray | None:
-    """The stored maps a training learns from, in the order of `ids`; None without a teacher."""
-    if "maps" not in stage.parents:
-        return None
-    stored = read_npz(desk.store.run_dir(stage.parents["maps"]) / "maps.npz")
-    row = {name: k for k, name in enumerate(stored["ids"].tolist())}
-    return stored["maps"][[row[i] for i in ids]].astype(np.float32)
+def teacher_maps(stage: Stage, desk: Desk, ids: Sequence[str]) -> dict[str, np.ndarray]:
+    """The stored maps a training learns from, in the order of `ids`, by the name of the teacher."""
+    found = {}
+    for parent, need in stage.work["method"].parents().items():
+        if need.role == "maps" and parent in stage.parents:
+            stored = read_npz(desk.store.run_dir(stage.parents[parent]) / "maps.npz")
+            row = {name: k for k, name in enumerate(stored["ids"].tolist())}
+            found[need.name] = stored["maps"][[row[i] for i in ids]].astype(np.float32)
+    return found
 
 
 def parent_states(stage: Stage, desk: Desk) -> dict[str, dict[str, torch.Tensor]]:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ..methods.base import Batch, Method, Share, TrainContext
+from .batches import split_batch
 from .checkpoints import Midway
 from .config import RunConfig, TrainConfig
-from .data import DeviceSet, Start, epoch_order, pieces, split_batch
+from .data import DeviceSet, Start, epoch_order, pieces
 from .errors import BenchError
 from .images import Frames
 from .passes import PixelMasks, Task

@@ -53,7 +53,10 @@ class Batch:
 
     images: (B, 3, H, W) float, normalised by the statistics of the backbone's weights (`backbone.statistics`).
     labels: (B,) int64 class indices. indices: (B,) int64 rows of the training set.
-    maps: (B, H, W) float in [0, 1], teacher maps cropped and flipped like the images; None without a teacher.
+    maps: (B, H, W) float in [0, 1], teacher maps cropped and flipped like the images; None without a teacher, and with
+        several.
+    teachers: the maps of every teacher by its name: the method's, as in needs=("maps:cam", "maps:layercam"), or the one
+        given to it, as in needs=("maps@first:cam", "maps@second:cam").
     masks: (B, H, W) bool ground truth of a method declared supervision="pixel"; for any other an object that raises
         MaskAccessError whatever is done with it.
     ignored: (B, H, W) bool, pixels that count nowhere and are False in `masks`; None where the dataset ignores none,
@@ -66,6 +69,7 @@ class Batch:
     maps: Tensor | None = None
     masks: Tensor | None = None
     ignored: Tensor | None = None
+    teachers: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,8 @@ class TrainContext:
     """What training tells a method. `generator` is its own random source on the device, saved with checkpoints.
 
     region_classes: for every class, whether its images hold a region of interest (False for Camelyon's `normal`).
-    parents: state dicts of the parents by role, e.g. parents["init"]. share: what is here of a batch that several
+    parents: state dicts of the parents by role, e.g. parents["init"]; of several with one role by role and name, e.g.
+    parents["init:cam"] and parents["init:layercam"]. share: what is here of a batch that several
     processes train on, None where this process has it all; `drawn` and `denominator` follow it.
     """
 

@@ -1,6 +1,8 @@
 """What a method declares about itself, as literals in its `@register(...)`, readable without importing torch."""
 
 import dataclasses
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,6 +22,34 @@ class Recipe(NamedTuple):
     source: str
 
 
+class Need(NamedTuple):
+    """A stage a method builds on. name: tells it from others of its role; the method's own where none is given."""
+
+    role: str
+    method: str
+    name: str
+
+
+def parse_need(text: str) -> Need:
+    """`role:method` or `role@name:method`; a method's name may hold a colon itself."""
+    head, _, method = text.partition(":")
+    role, _, name = head.partition("@")
+    return Need(role, method, name or method)
+
+
+def twins(needs: Iterable[Need]) -> str:
+    """What is wrong with needs of which two of one role have one name, as the end of a sentence; or nothing."""
+    counts = Counter((need.role, need.name) for need in needs)
+    doubled = [place for place, count in counts.items() if count > 1]
+    if not doubled:
+        return ""
+    role, name = doubled[0]
+    return (
+        f"needs two stages '{role}:{name}' that nothing tells apart. Name them in `needs`, as "
+        f"'{role}@first:{name}' and '{role}@second:…'."
+    )
+
+
 @dataclass(frozen=True)
 class MethodSpec:
     """The facts of a method. Harness and plan branch on these, never on a name.
@@ -31,6 +61,7 @@ class MethodSpec:
     backbone: abilities it needs of its backbone (ABILITIES); empty for a baseline that looks at the image alone.
     needs: stages it builds on, as `role:method` with the roles `checkpoint` (explain this model), `init` (start from
         its weights) and `maps` (learn from its maps of the training set); `{option}` stands for an option's value.
+        Several of one role are told apart by the method's name, or by a name of their own, as in `maps@first:cam`.
     class_specific: whether its map depends on the class asked for.
     options: its own settings and their defaults; the type of the default is the type of the setting.
     choices: allowed values of an option.
@@ -118,11 +149,13 @@ def spec_from_entry(entry: Entry) -> MethodSpec:
         ("kind", (spec.kind,), ("score", "prob", "none")),
         ("supervision", (spec.supervision,), SUPERVISIONS),
         ("backbone", spec.backbone, ABILITIES),
-        ("needs", [n.partition(":")[0] for n in spec.needs], ("checkpoint", "init", "maps")),
+        ("needs", [parse_need(n).role for n in spec.needs], ("checkpoint", "init", "maps")),
     ):
         for value in values:
             if value not in allowed:
                 raise BenchError(
                     f"{entry.module}: {what} '{value}' of method '{entry.name}' is not one of {', '.join(allowed)}."
                 )
+    if problem := twins(parse_need(n) for n in spec.needs):
+        raise BenchError(f"{entry.module}: method '{entry.name}' {problem}")
     return spec

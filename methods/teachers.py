@@ -10,7 +10,7 @@ from ..benchmark.errors import BenchError
 from . import METHODS
 from .base import Options
 from .classifier import Classifier
-from .spec import MethodSpec, method_spec
+from .spec import MethodSpec, method_spec, parse_need
 
 log = logging.getLogger(__name__)
 HEAD_FORMS = {"gap": {"weight", "bias"}, "attention": {"hidden.weight", "score.weight", "linear.weight"}}
@@ -34,7 +34,8 @@ def model_behind(name: str) -> Behind | None:
         options[spec.variant] = name.partition(":")[2]
     if spec.trains:
         return Behind(spec, Options(**options))
-    read = [ref for role, _, ref in (n.format(**options).partition(":") for n in spec.needs) if role == "checkpoint"]
+    needs = [parse_need(need.format(**options)) for need in spec.needs]
+    read = [need.method for need in needs if need.role == "checkpoint"]
     return model_behind(read[0]) if read else None
 
 

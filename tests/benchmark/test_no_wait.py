@@ -50,7 +50,8 @@ def data(config, device, masks=False):
     rows = torch.arange(8) if device == CPU else None
     kept = (Pixels(t.to(device), rows) for t in (pixels, known))
     pixels, known = kept
-    return DeviceSet(pixels, labels.to(device), maps.to(device), known if masks else None, config, device, IMAGENET)
+    taught = {"layercam": maps.to(device)}
+    return DeviceSet(pixels, labels.to(device), taught, known if masks else None, config, device, IMAGENET)
 
 
 def steps(name, device=CPU, regions=(False, True)):

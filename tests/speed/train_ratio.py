@@ -44,7 +44,7 @@ def job(name: str, config: TrainConfig, options: argparse.Namespace, device: tor
     frames = Frames(items, stored(pixels))
     method = build_method(Resolver({}).ref(name), options.backbone, config, 2, 0).to(device)
     maps = rng.random((images, 14, 14), dtype=np.float32)
-    data = TrainingSet(frames, config, device, statistics_of(method), maps).on_device()
+    data = TrainingSet(frames, config, device, statistics_of(method), {"layercam": maps}).on_device()
     context = TrainContext(1, 9, 2, (False, True), device, torch.Generator(device).manual_seed(0))
     method.setup(context)
     empty, folder = Validation(frames, {}, (), 1), Path(tempfile.gettempdir())

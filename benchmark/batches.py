@@ -1,0 +1,76 @@
+"""Cutting a batch without losing what a method added to it."""
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from ..methods.base import Batch
+
+B = TypeVar("B", bound=Batch)
+
+
+def split_batch(batch: B, sizes: Sequence[int]) -> list[B]:
+    """A batch cut into parts of the given numbers of images, each with all its fields, of the batch's own class.
+
+    Cut are tensors and arrays with as many rows as there are images, and lists and tuples of as many plain values; in
+    mappings, sequences and dataclasses, what they hold. Everything else is passed on whole: masks withheld, None,
+    numbers, and tensors with another number of rows (prototypes, two views of every image below each other: give those
+    the shape (images, views, …) to have them cut).
+    """
+    if len(sizes) == 1:
+        return [batch]
+    starts = np.cumsum([0, *sizes])
+    return [take_images(batch, slice(int(a), int(b))) for a, b in pairwise(starts)]
+
+
+def take_images(batch: B, chosen: "slice | Tensor") -> B:
+    """Some images of a batch, by the rule of `split_batch`. chosen: a slice, or their indices (n,) int64."""
+    found, count = copy.copy(batch), len(batch.labels)
+    for name, value in _attributes(batch).items():
+        object.__setattr__(found, name, _taken(value, chosen, count))  # a method's own class may be frozen
+    return found
+
+
+def _attributes(batch: Batch) -> dict[str, Any]:
+    """All fields by name, those that a method has merely set included."""
+    return {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)} | getattr(batch, "__dict__", {})
+
+
+def _taken(value: Any, chosen: "slice | Tensor", count: int) -> Any:
+    if isinstance(value, Tensor | np.ndarray):
+        rows = chosen.cpu().numpy() if isinstance(value, np.ndarray) and isinstance(chosen, Tensor) else chosen
+        return value[rows] if value.ndim and len(value) == count else value
+    if isinstance(value, Mapping):
+        held = {key: _taken(one, chosen, count) for key, one in value.items()}
+        return held if type(value) is dict else _alike(value, held)
+    if isinstance(value, list | tuple):
+        return _taken_from_list(value, chosen, count)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        held = {f.name: _taken(getattr(value, f.name), chosen, count) for f in dataclasses.fields(value) if f.init}
+        return dataclasses.replace(value, **held)
+    return value
+
+
+def _taken_from_list(value: "list[Any] | tuple[Any, ...]", chosen: "slice | Tensor", count: int) -> Any:
+    plain = not any(isinstance(one, Tensor | np.ndarray | Mapping | list | tuple) for one in value)
+    if plain and len(value) == count:  # ids and the like
+        held = value[chosen] if isinstance(chosen, slice) else [value[k] for k in chosen.tolist()]
+        return list(held) if isinstance(value, list) else tuple(held)
+    held = [_taken(one, chosen, count) for one in value]
+    if isinstance(value, tuple):
+        make = getattr(type(value), "_make", tuple)  # of a NamedTuple
+        return make(held)
+    return held
+
+
+def _alike(value: Mapping[Any, Any], held: dict[Any, Any]) -> Any:
+    """A mapping of the same kind, where it can be made from a dictionary."""
+    try:
+        return type(value)(held)  # pyright: ignore[reportCallIssue]
+    except TypeError:
+        return held
