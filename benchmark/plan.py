@@ -20,6 +20,7 @@ from .evalsets import EvalSet
 from .metrics import VERSION as METRICS_VERSION
 from .ood import Evaluated
 from .protocols import PROTOCOLS, SELECTIONS, Protocol, get_protocol
+from .published_recipe import unlike_published
 from .resolve import MethodRef, Resolver
 from .store import key_of
 from .versions import HARNESS_VERSION
@@ -324,7 +325,15 @@ class Planner:
         labels = self._labels(method, cell, cell.backbone)
         work = {"method": method, "config": config, "cell": cell, "weights": self.weights(cell.backbone)}
         work |= {"statistics": statistics, "supervision": self._supervision(method, cell.site)}
+        work["unlike_published"] = self._unlike_published(method, config, cell.site)
         return self.plan.add(Stage("train", identity, parents, labels, work))
+
+    def _unlike_published(self, method: MethodRef, config: TrainConfig, site: Site) -> list[str]:
+        """In what a training differs from the published recipe, which is that of the preset `paper`."""
+        own_stride = {} if takes_preset_stride(site.backbone) else {"stride": 0}
+        theirs = train_config("paper", own_stride, method.spec.recipe("paper", *site).train)
+        weights = self._weights_of(site.backbone)["source"] if method.spec.backbone else ""
+        return unlike_published(config, theirs, weights)
 
     @_once
     def _selection_identity(self, method: MethodRef) -> dict[str, Any]:

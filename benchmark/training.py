@@ -54,12 +54,13 @@ def train_stage(stage: Stage, desk: Desk, team: Team = ALONE) -> None:
     common = common_facts(stage, desk, manifest)
     seen = {"seen": stage.work["weights_seen"]} if stage.work["weights_seen"] else {}
     shared = {"weights": {**job.weights, **seen}, **({"devices": team.size} if team.size > 1 else {})}
+    unlike = {"unlike_published": stage.work["unlike_published"]}
     desk.store.finish(
         stage.key,
         {
             **common,
             **cost,
-            "facts": {**common["facts"], **retry_of(stage, desk).facts, **shared},
+            "facts": {**common["facts"], **retry_of(stage, desk).facts, **shared, **unlike},
             "roles": roles,
             "epochs": job.config.epochs,
             "parameters": sum(p.numel() for p in job.method.parameters()),

@@ -14,8 +14,8 @@ SYNTHETIC_ONLY = (
 )
 _SOME_SYNTHETIC = "Rows on synthetic data are left out: published numbers belong to real images."
 _TEXT = (
-    "Published PxAP beside ours where method, data, backbone, protocol and checkpoint agree; below, why the other "
-    "lines have none. Agreeing rules do not mean equal training: schedules, weights and seeds are each one's own."
+    "Published PxAP beside ours where method, data, backbone, protocol, checkpoint, starting weights, stride and the "
+    "published training recipe (--preset paper) agree; below, why the other lines have none."
 )
 _COLUMN = Column(METRIC, "PxAP", "")
 _HEADS = (
@@ -43,7 +43,7 @@ def build_beside(tables: Sequence[Table], records: Mapping[str, Mapping[str, Any
                 place = f"{table.sets} · {table.protocol}{checkpoint}"
                 others[place, found.reason, line.first.backbone].append(line)
     blocks = (
-        GridBlock("same", "Same protocol, data, backbone and checkpoint", tuple(same)),
+        GridBlock("same", "Same protocol, data, backbone, checkpoint and recipe", tuple(same)),
         GridBlock("none", "No published number to stand beside", tuple(_lonely(k, v) for k, v in others.items())),
     )
     notes = [

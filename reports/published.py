@@ -12,6 +12,7 @@ from .aggregate import Line
 
 FOLDER = Path(__file__).resolve().parents[1] / "results" / "published"
 TABLE = "published table"
+NAMED = 4  # differences of two trainings that are told
 METRIC, PROTOCOL, SELECTION, FOLD = "pxap", "paper", "loc", 0
 
 
@@ -69,7 +70,8 @@ def _read(path: Path) -> Iterable[Number]:
 def verdict(line: Line, protocol: str, numbers: Iterable[Number] | None = None) -> Verdict:
     """The published PxAP of a line of an in-domain or out-of-domain table, or the first thing that differs.
 
-    Asked in this order: method, data sets, backbone, protocol, checkpoint, options, division of the images.
+    Asked in this order: method, data sets, backbone, protocol, checkpoint, options, division of the images, training
+    (starting weights, stride, and the rest of the published recipe).
     """
     row = line.first
     own = [n for n in (published_numbers() if numbers is None else numbers) if n.method == row.method]
@@ -92,12 +94,15 @@ def _same_rules(line: Line, protocol: str, number: Number) -> Verdict:
     """Whether our line was made by the rules of a published number of its method, data and backbone."""
     row = line.first
     folds = {r.fold for r in line.runs}
+    unlike = list(dict.fromkeys(text for r in line.runs for text in r.unlike_published))
+    trained = "; ".join(unlike[:NAMED]) + (f"; and {len(unlike) - NAMED} more settings" if len(unlike) > NAMED else "")
     theirs = number.selection
     reasons = (
         (protocol != number.protocol, f"different protocol: ours is {protocol}, published {number.protocol}"),
         (row.selection != theirs, f"different checkpoint: ours {row.selection}, published {theirs}"),
         (bool(row.options), f"different options: {row.options}"),
         (FOLD not in folds, f"different division of the images: fold {', '.join(map(str, sorted(folds, key=str)))}"),
+        (bool(unlike), f"trained otherwise: {trained}"),
     )
     reason = next((text for differs, text in reasons if differs), "")
     return Verdict(None, reason) if reason else Verdict(number, "")

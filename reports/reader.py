@@ -145,6 +145,7 @@ class Reader:
         return self.measures.tau(asked)
 
 
+UNRECORDED = "how it was trained is not recorded"
 _LABELS = ("method", "backbone", "train", "eval", "seed", "selection", "map_class")
 _FACTS = (
     "kind", "family", "supervision", "synthetic", "group", "parameters", "degenerate", "epoch", "weights_sha256",
@@ -164,6 +165,7 @@ def _effort(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "micro_batch": int(micro["used"]), "micro_batch_asked": int(micro["asked"]),
         "devices": int(facts.get("devices") or 1),
+        "unlike_published": tuple(map(str, facts.get("unlike_published", [UNRECORDED]))) if record else (),
     }  # fmt: skip
 
 

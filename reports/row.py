@@ -43,6 +43,7 @@ class Row:
     those it was asked for, 0 for all. devices: processes or GPUs that trained one model.
     train_foreground: what a mask marks in the set trained on. unshifted: images that a shift could not change.
     normalisation: what images are normalised by. weights_seen: what of this set the starting weights have seen.
+    unlike_published: in what the training differs from the published recipe and weights, a phrase each.
     settings: short hash of all that identifies the run but data, fold and seed; different ones are never averaged.
     """
 
@@ -144,6 +145,7 @@ class Row:
     folds: tuple[str, ...] = ()
     pooled_of: tuple[str, ...] = ()
     earlier: str = ""
+    unlike_published: tuple[str, ...] = ()
     clusters: Clusters = field(default=NO_CLUSTERS, repr=False, compare=False)
 
     @property

@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from wsolbench.benchmark.errors import BenchError
+from wsolbench.benchmark.plan import Planner
 
 
 def keys(plan):
@@ -258,3 +260,16 @@ def test_seconds_are_learnt_from_trainings_alike(world, tmp_path):
     assert estimate_seconds([training, score], store) > images / 8  # as dear as in a training, until one was timed
     store.finish("f", {"kind": "score", "identity": score.identity, "seconds": 3.0})
     assert estimate_seconds([training, score], store) == pytest.approx(images / 8 + 3)
+
+
+def test_what_differs_from_the_published_recipe_is_kept(world):
+    """Weights, stride and schedule: a published number stands beside ours only where nothing of it differs."""
+
+    def unlike(request):
+        return Planner(request).build().kinds("train")[0].work["unlike_published"]
+
+    found = unlike(world.request("cam"))
+    assert found[0] == "starting weights none, published ImageNet's"
+    assert any(text.startswith("epochs ") and ", published " in text for text in found)
+    paper = unlike(replace(world.request("cam"), preset="paper", overrides={}))
+    assert paper == ["starting weights none, published ImageNet's"]

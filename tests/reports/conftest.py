@@ -167,7 +167,8 @@ class Writer:
         (folder / "history.jsonl").write_text("\n".join(lines) + "\n")
         self.store.finish(key, {
             "kind": "train", "identity": identity, "parents": parents, "labels": labels, "environment": ENVIRONMENT,
-            "facts": {"synthetic": r.synthetic, "supervision": supervision(name, "-"), "notes": [], "images": 67},
+            "facts": {"synthetic": r.synthetic, "supervision": supervision(name, "-"), "notes": [], "images": 67,
+                      "unlike_published": []},
             "roles": {}, "epochs": r.epochs, "seconds": 10.0 + seed, "images_per_second": 80.0,
             "parameters": 11_177_538, "peak_memory_mb": 900.0,
         })  # fmt: skip

@@ -201,6 +201,8 @@ def test_same_rules_stand_beside_each_other(real):
         ({"options": "layer=3"}, "different options: layer=3"),
         ({"fold": "grouped-0"}, "different division of the images: fold grouped-0"),
         ({"fold": 3}, "different division of the images: fold 3"),
+        ({"unlike_published": ("stride 16, published 8",)}, "trained otherwise: stride 16, published 8"),
+        ({"unlike_published": tuple("abcdef")}, "trained otherwise: a; b; c; d; and 2 more settings"),
     ],
 )
 def test_what_differs_is_named(real, change, why):
