@@ -27,8 +27,9 @@ from .stages import load_model
 from .store import Store
 from .train import make_optimizer
 
-LINE_SECONDS = 45.0  # a line takes a few; what takes longer hangs
-PATIENCE = 300.0  # on a machine so busy that a line gets less than half a processor
+LINE_SECONDS = 45.0  # of a processor; a line takes a few, what takes longer hangs
+ROOM = 12.0  # times the processor seconds that preparing took: a slow or busy machine gives the same verdict
+PATIENCE = 300.0  # seconds of a clock, for what waits without working
 
 
 class _HangsError(BaseException):
@@ -58,10 +59,12 @@ def run_checks(name: str, folder: Path, backbone: str) -> Iterator[Result]:
 
 
 def _check_one(name: str, folder: Path, backbone: str) -> Iterator[Result]:
+    worked = time.process_time()
     try:
         bench = prepare(name, folder, backbone)
     except BrokenError as problem:
         raise BenchError(f"What '{name}' builds on could not be trained on {backbone}: {problem}") from None
+    limit = max(LINE_SECONDS, ROOM * (time.process_time() - worked))
     hangs = False
     for line, (promise, check) in enumerate(CHECKS, start=1):
         began, before = time.monotonic(), Settings.now()
@@ -69,7 +72,7 @@ def _check_one(name: str, folder: Path, backbone: str) -> Iterator[Result]:
         try:
             if hangs:
                 raise SkippedError("a line before did not end")
-            with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(sys.stderr), _limited():
+            with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(sys.stderr), _limited(limit):
                 detail = check(bench) or ""
         except _HangsError:
             state, detail, hangs = "broken", f"it did not end within {time.monotonic() - began:.0f} s", True
@@ -87,15 +90,15 @@ def _check_one(name: str, folder: Path, backbone: str) -> Iterator[Result]:
 
 
 @contextmanager
-def _limited() -> Iterator[None]:
-    """Raises _HangsError in the main thread after LINE_SECONDS, or after PATIENCE where the machine is busy."""
+def _limited(seconds: float) -> Iterator[None]:
+    """Raises _HangsError in the main thread after so many processor seconds, or after PATIENCE by the clock."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
     began, worked = time.monotonic(), time.process_time()
 
     def ring(number: int, frame: object) -> None:
-        if time.process_time() - worked > LINE_SECONDS / 2 or time.monotonic() - began > PATIENCE:
+        if time.process_time() - worked > seconds or time.monotonic() - began > PATIENCE:
             raise _HangsError
         signal.setitimer(signal.ITIMER_REAL, LINE_SECONDS / 4)
 
@@ -228,6 +231,8 @@ def check_learns(bench: Bench) -> str | None:
         raise SkippedError("the method makes no maps; it ran through the harness")
     if bench.ref.spec.supervision == "none" and not bench.ref.needs():
         raise SkippedError("a baseline learns nothing; it ran through the harness")
+    if _draws(bench):
+        raise SkippedError("the map is random; it ran through the harness")
     from ..reports.rows import load_rows
 
     stored = load_rows(Store(bench.planner.request.run.results))
@@ -243,10 +248,21 @@ def check_learns(bench: Bench) -> str | None:
     return f"PxAP {best:.1f} on the images with a blob, chance {chance:.1f}"
 
 
+def _draws(bench: Bench) -> bool:
+    """Whether a method that may draw random numbers really does: another seed gives another map."""
+    if not bench.ref.spec.uses_seed or bench.ref.spec.trains:
+        return bench.ref.spec.uses_seed
+    images = bench.batch().images[:2]
+    one, two = (bench.reading(seed)[1](images, torch.ones(2, dtype=torch.long)) for seed in (0, 1))
+    return not torch.equal(one, two)
+
+
 def check_flip(bench: Bench) -> str | None:
     """a mirrored image gives the mirrored map, up to what strides do to borders."""
-    if bench.ref.spec.uses_seed or bench.ref.spec.kind == "none":
-        raise SkippedError("the map is random" if bench.ref.spec.uses_seed else "the method makes no maps")
+    if bench.ref.spec.kind == "none":
+        raise SkippedError("the method makes no maps")
+    if _draws(bench):
+        raise SkippedError("the map is random")
     images = bench.batch().images
     if bench.train_stage is not None:
         role = next(iter(Store(bench.planner.request.run.results).record(bench.train_stage.key)["roles"]))

@@ -85,8 +85,11 @@ class Bench:
         data = TrainingSet(frames, config, self.device, stage.work["statistics"], maps).on_device()
         return data.batch(torch.arange(16), torch.Generator().manual_seed(0))
 
-    def reading(self) -> tuple[Method | None, Callable[[Tensor, Tensor | None], Tensor]]:
-        """The model behind the map (trained where its parents are), and a function from images and classes to maps."""
+    def reading(self, seed: int = 0) -> tuple[Method | None, Callable[[Tensor, Tensor | None], Tensor]]:
+        """The model behind the map (trained where its parents are), and a function from images and classes to maps.
+
+        seed: of the run, for methods that draw.
+        """
         if self.ref.spec.trains:
             method = self.fresh()[0].eval()
             return method, lambda images, classes: own_maps(method, images, classes)
@@ -96,7 +99,9 @@ class Bench:
         def read(images: Tensor, classes: Tensor | None) -> Tensor:
             ids = [f"{float(i.double().sum()):.6f}" for i in images]  # an image keeps its id in any batch
             source = model if is_explainable(model) else None
-            return explain(Evidence(images, classes, source, ids=ids, statistics=statistics_of(model)), settings)
+            return explain(
+                Evidence(images, classes, source, ids=ids, seed=seed, statistics=statistics_of(model)), settings
+            )
 
         return model, read
 

@@ -18,12 +18,14 @@ from ..benchmark.seeds import seed_for
 from .base import Evidence, Options, register
 
 COMPARED_CLASSES = 3  # FinerCAM's default: the classes with the nearest logits
-ONE_BY_ONE = ("ScoreCAM",)  # it holds every channel times the image in memory, 1.2 GB an image at 2048 channels
+# ScoreCAM holds every channel times the image in memory, 1.2 GB an image at 2048 channels; what RandomCAM draws for an
+# image must not depend on the others of its batch.
+ONE_BY_ONE = ("ScoreCAM", "RandomCAM")
 
 
 @register(
     "gradcam:*",
-    version=2,
+    version=3,  # 2: RandomCAM drew by the whole batch
     family="grad-cam package",
     kind="score",
     needs=("checkpoint:classifier",),
@@ -44,8 +46,11 @@ def gradcam_package(evidence: Evidence, options: Options) -> Tensor:
     kind = _package_class(options.package_class)
     parts = [slice(i, i + 1) for i in range(len(evidence.images))] if kind.__name__ in ONE_BY_ONE else [slice(None)]
     model: Any = evidence.explained
-    with _untouched(model), _seeded(evidence), torch.enable_grad():
-        maps = [_explain(kind, _GridView(model, evidence, part), _targets(kind, evidence, part)) for part in parts]
+    maps = []
+    with _untouched(model), torch.enable_grad():
+        for part in parts:
+            with _seeded(evidence, part):
+                maps.append(_explain(kind, _GridView(model, evidence, part), _targets(kind, evidence, part)))
     return torch.from_numpy(np.ascontiguousarray(np.concatenate(maps))).to(evidence.images).float().relu()
 
 
@@ -98,6 +103,10 @@ class _GridMaps:
         read = _to_numpy if self.detach else _as_it_is
         activations = read(seen.activations[0])
         gradients = read(seen.gradients[0]) if seen.gradients else None
+        if isinstance(gradients, Tensor) and not gradients.requires_grad:
+            # Behind a linear head the gradient is a constant, with no graph for ShapleyCAM's second derivative to
+            # follow: that derivative is 0.
+            gradients = gradients + 0 * activations
         return self.get_cam_image(input_tensor, self.target_layers[0], targets, activations, gradients, eigen_smooth)
 
     def aggregate_multi_layers(self, maps: Any) -> Any:
@@ -161,10 +170,10 @@ def _untouched(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _seeded(evidence: Evidence) -> Iterator[None]:
+def _seeded(evidence: Evidence, part: slice) -> Iterator[None]:
     """RandomCAM draws from numpy's global state: seeded here by seed and images, put back afterwards."""
     state = np.random.get_state()  # noqa: NPY002
-    np.random.seed(seed_for("gradcam", evidence.seed, *evidence.ids) % 2**32)  # noqa: NPY002
+    np.random.seed(seed_for("gradcam", evidence.seed, *evidence.ids[part]) % 2**32)  # noqa: NPY002
     try:
         yield
     finally:

@@ -1,11 +1,15 @@
 """`bench check`: sound methods pass, and each broken promise is found at its own line."""
 
+import inspect
+import time
+
 import pytest
 import torch
 
 from wsolbench.benchmark import check
 from wsolbench.benchmark.check import CHECKS, run_checks
 from wsolbench.benchmark.cli.new_method import TEMPLATE
+from wsolbench.methods import METHODS
 
 EXPLAINER = '''"""An explainer."""
 import torch
@@ -51,6 +55,7 @@ def test_masks_settings_and_exits_are_found(tmp_path):
 
 def test_a_method_that_loops_is_found_in_time(tmp_path, monkeypatch):
     monkeypatch.setattr(check, "LINE_SECONDS", 1.0)
+    monkeypatch.setattr(check, "ROOM", 0.0)
     monkeypatch.setattr(check, "PATIENCE", 20.0)
     path = tmp_path / "looping.py"
     body = "\n    ".join(("try:", "    while True: pass", "except Exception: pass", "return m"))
@@ -129,3 +134,34 @@ OWN = ["layercam", "darkness", *(pytest.param(m, marks=pytest.mark.slow) for m i
 @pytest.mark.parametrize("name", OWN)
 def test_the_suites_own_methods_keep_the_contract(name, task):
     assert not [r for r in run_checks(name, task, "test_resnet") if r.state == "broken"]
+
+
+@pytest.mark.parametrize("kind", ["ShapleyCAM", "RandomCAM", "ScoreCAM"])
+def test_classes_of_the_package_keep_the_contract(kind, task):
+    """One that needs second derivatives, one that draws, and one that takes a pass a channel."""
+    found = {r.line: r for r in run_checks(f"gradcam:{kind}", task, "test_resnet")}
+    assert {k: r.detail for k, r in found.items() if r.state == "broken"} == {}
+    assert found[3].state == "ok"
+    assert ("random" in found[6].detail) == (kind == "RandomCAM")
+    assert found[7].state == ("skipped" if kind == "RandomCAM" else "ok")  # mirrored
+
+
+def explainers():
+    import pytorch_grad_cam as package
+
+    found = {n: c for n, c in vars(package).items() if inspect.isclass(c) and hasattr(c, "forward")}
+    return [f"gradcam:{n}" for n, c in sorted(found.items()) if "target_layers" in inspect.signature(c).parameters]
+
+
+def built_in():
+    return [e.name for e in METHODS.entries() if e.origin == "built-in" and "*" not in e.name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*built_in(), *explainers()])
+def test_every_method_ends_within_its_minute(name, tmp_path):
+    """By the processor, as a busy machine must give the same verdict. The package's EigenCAM has an arbitrary sign."""
+    began = time.process_time()
+    broken = {r.line: r.detail for r in run_checks(name, tmp_path, "test_resnet") if r.state == "broken"}
+    assert time.process_time() - began < 60
+    assert set(broken) <= ({6} if "Eigen" in name and name.startswith("gradcam:") else set()), broken

@@ -298,3 +298,39 @@ def test_all_explainers_at_the_last_grid_cost_one_forward(make, monkeypatch):
     for name in OWN:
         make.explain(name, seen)
     assert len(calls) == 1
+
+
+# -- classes of the package that need more than a gradient, or chance --------------------------------------------------
+def test_shapleycam_of_a_linear_head_is_gradcam(seen, make):
+    """Its second derivative is that of a linear function, 0; the package alone finds no graph to derive and fails."""
+    wanted = make.explain("gradcam", seen)
+    maps = make.explain("gradcam:ShapleyCAM", seen, package_class="ShapleyCAM")
+    torch.testing.assert_close(maps, wanted, atol=1e-6, rtol=1e-4)
+    assert maps.max() > 0
+
+
+def test_shapleycam_of_a_curved_head_is_its_formula(make, monkeypatch):
+    """Weights are means of g - H a / 2, with the gradient g and the Hessian H of the logit at the activations a."""
+    seen = make.evidence(make.build("classifier", "test_resnet"))
+    model, plain = seen.explained, type(seen.explained).classify
+    monkeypatch.setattr(type(model), "classify", lambda self, grid: plain(self, torch.tanh(grid) * grid))
+    seen._pass.logits = None
+    grid = seen.activations.clone().requires_grad_()
+    logit = model.classify(grid).gather(1, seen.classes[:, None]).sum()
+    (gradient,) = torch.autograd.grad(logit, grid, create_graph=True)
+    (curved,) = torch.autograd.grad(gradient, grid, grid)
+    assert curved.abs().max() > 1e-6
+    weights = (gradient - curved / 2).mean((2, 3)).detach()
+    maps = make.explain("gradcam:ShapleyCAM", seen, package_class="ShapleyCAM")
+    torch.testing.assert_close(maps, weighted(seen, weights).relu(), atol=1e-6, rtol=1e-3)
+
+
+def test_randomcam_draws_for_each_image_by_itself(make):
+    model = make.build("classifier", "test_resnet")
+    both, one = make.evidence(model, images=2), make.evidence(model, images=1)
+    both.ids, one.ids = ["a", "b"], ["a"]
+    maps = make.explain("gradcam:RandomCAM", both, package_class="RandomCAM")
+    alone = make.explain("gradcam:RandomCAM", one, package_class="RandomCAM")
+    torch.testing.assert_close(maps[:1], alone, atol=1e-5, rtol=1e-4)
+    both.seed = 1
+    assert not torch.equal(maps, make.explain("gradcam:RandomCAM", both, package_class="RandomCAM"))
