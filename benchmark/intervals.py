@@ -42,7 +42,7 @@ def degrees_of_freedom(sizes: np.ndarray) -> np.ndarray:
     """Of the t distribution behind an interval over groups of these sizes (…, G): effective groups - 1, at least 1.
 
     The usual G - 1 counts a patient with one image as one with sixteen; with the patients of GlaS its intervals cover
-    91 to 93%, these 94 to 96% (tests/benchmark/test_coverage.py).
+    91 to 93%, these 93 to 96% (tests/benchmark/test_coverage.py).
     """
     return np.maximum(effective_groups(sizes) - 1, 1)
 
