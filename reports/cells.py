@@ -46,7 +46,7 @@ COLUMNS = (
     Column("ap", "AP exact", "PxAP without its 1,001 bins: the average precision of a sample of pixels.", sd=False,
            optional=True),
     Column("pxap_image", "PxAP/image", "Mean over patients of the mean over their images of each image's own PxAP.",
-           interval="pxap_image", best=True),
+           interval="pxap_image", best=True, chance="chance_image"),
     Column("pxap_positives", "PxAP pos.", "PxAP of the images whose class has a region.", best=True,
            chance="chance_positives", optional=True),
     Column("chance_positives", "chance pos.", "Chance level of those images.", sd=False, optional=True),
@@ -57,7 +57,7 @@ COLUMNS = (
     Column("chance_dice", "chance Dice", "Dice of a constant map at its best: everything called foreground.",
            sd=False),
     Column("dice_image", "Dice/image", "Mean over patients of the mean over their images of each image's own Dice.",
-           interval="dice_image", best=True),
+           interval="dice_image", best=True, chance="chance_dice_image"),
     Column("iou_tau_val", "IoU", f"Intersection over union of the foreground in percent, {_TAU}.", best=True,
            chance="chance"),
     Column("false_area", "false area", "Share of the pixels called foreground in images of classes without a region, "

@@ -140,6 +140,8 @@ def map_quality(scores: Scores, positive: np.ndarray, taus: np.ndarray) -> tuple
     each = {"pxap_image": _image_pxap(maps), "dice_image": counts["tau_val"].dice}
     outside = np.where(positive, NAN, counts["tau_val"].called)
     low, high = end_bins(whole)
+    all_pixels, wanted = counts["half"].positives + counts["half"].negatives, counts["half"].positives
+    share = np.where(wanted > 0, wanted / np.maximum(all_pixels, 1), NAN)  # of the foreground in each image
     values = {
         "pxap": found, "chance": chance, "skill": 100 * (found - chance) / (100 - chance) if chance < 100 else NAN,
         "pxap_positives": pxap(maps.select(positive)), "chance_positives": chance_level(maps.select(positive)),
@@ -148,6 +150,8 @@ def map_quality(scores: Scores, positive: np.ndarray, taus: np.ndarray) -> tuple
         **{f"{k}_oracle": oracle[k] for k in ("dice", "iou", "miou")},
         **{name: mean_over_groups(of, groups) for name, of in each.items()},
         "false_area": mean_over_groups(outside, groups),
+        "chance_image": mean_over_groups(100 * share, groups),
+        "chance_dice_image": mean_over_groups(200 * share / (1 + share), groups),
     }  # fmt: skip
     without = {
         "pxap": pxap_without_each(maps, groups),
@@ -160,7 +164,7 @@ def map_quality(scores: Scores, positive: np.ndarray, taus: np.ndarray) -> tuple
 MAP_VALUES = (
     "pxap", "chance", "skill", "pxap_positives", "chance_positives", "chance_dice", "end_low", "end_high", "tau_oracle",
     "dice_half", "dice_tau_val", "iou_tau_val", "miou_tau_val", "dice_oracle", "iou_oracle", "miou_oracle",
-    "pxap_image", "dice_image", "false_area",
+    "pxap_image", "dice_image", "false_area", "chance_image", "chance_dice_image",
 )  # fmt: skip
 
 

@@ -29,7 +29,8 @@ class Row:
     `*_tau_val`: at the threshold chosen on `validation_masks` masks; `*_oracle`: at the threshold chosen on the scored
     images themselves, never a fair number. `*_image`: mean over groups of the mean over their images, each by itself.
     false_area: share of the pixels called foreground at tau_val in images whose class has no region, mean over groups.
-    chance_dice: Dice of a constant map at its best. end_low, end_high: share of pixels in the two end bins.
+    chance_dice: Dice of a constant map at its best; chance_image, chance_dice_image: the same image by image.
+    end_low, end_high: share of pixels in the two end bins.
     ap: PxAP without bins, as a sample of `sample_pixels` pixels tells it: PxAP + (ap_sample - pxap_sample), the exact
     average precision of the sample and the PxAP of its bins.
     majority: accuracy of always saying the largest class. predicted_positive: share of images called positive.
@@ -85,6 +86,7 @@ class Row:
     pxap_image: float
     pxap_image_low: float
     pxap_image_high: float
+    chance_image: float
     accuracy: float
     accuracy_low: float
     accuracy_high: float
@@ -99,6 +101,7 @@ class Row:
     dice_image: float
     dice_image_low: float
     dice_image_high: float
+    chance_dice_image: float
     false_area: float
     iou_tau_val: float
     miou_tau_val: float

@@ -129,6 +129,10 @@ def test_per_image_numbers_are_means_over_patients(found, results):
     assert row.pxap_image == pytest.approx(by_patient.mean())
     assert row.dice_image == pytest.approx(dice_rows(maps, row.tau_val).reshape(-1, 2).mean())
     assert math.isnan(row.false_area)  # every image has a region
+    constant = next(r for r in found.rows if (r.method, r.protocol) == ("constant", "fair"))
+    assert row.chance_image == pytest.approx(constant.pxap_image)  # what a constant map reaches image by image
+    part = maps.foreground.sum(1) / (maps.foreground.sum(1) + maps.background.sum(1))
+    assert row.chance_dice_image == pytest.approx((200 * part / (1 + part)).reshape(-1, 2).mean())
     without = row.clusters.without["pxap_image"]
     assert without == pytest.approx([(by_patient.sum() - v) / 5 for v in by_patient])
 
@@ -261,9 +265,9 @@ def test_rows_of_earlier_versions_are_listed_as_such(small):
 
 
 def test_nothing_at_or_below_chance_is_bold(found):
-    rows = [replace(r, chance_dice=99.0) for r in found.rows]
+    rows = [replace(r, chance_dice=99.0, chance_dice_image=99.0) for r in found.rows]
     table = build_tables(rows)[0]
-    assert not any(x.cells["dice_tau_val"].best for x in table.lines)
+    assert not any(x.cells[key].best for x in table.lines for key in ("dice_tau_val", "dice_image"))
     assert any(x.cells["pxap"].best for x in table.lines)
     assert any(x.cells["dice_tau_val"].best for x in build_tables(found.rows)[0].lines)
     keys = [c.key for c in table.columns]
