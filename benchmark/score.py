@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..datasets.base import Item
-from ..datasets.shift import SHIFTS
+from ..datasets.shift import Shift
 from .conduct import guarded
 from .costs import cost_of, ms_per_image, own_times, pass_times
 from .environment import forget_peak, peak_memory_mb
@@ -17,7 +17,7 @@ from .metrics import BINS
 from .passes import Scored, Target, Task, evaluation_pass, validation_pass
 from .pixel_sample import sample_facts
 from .plan import Stage
-from .shifted import change_of, severity
+from .shifted import change_of, shift_facts
 from .spill import let_go
 from .stages import Desk, common_facts, example_rows, load_model, pixel_masks, scoring_form
 from .stopwatch import Stopwatch
@@ -64,20 +64,21 @@ def _score_checkpoint(stages: Sequence[Stage], desk: Desk) -> None:
     if split == "val":
         rows = [k for k, i in enumerate(items) if i.pixel_val]
         logits, scored = _validate(reader, distinct, items, desk, first)
-        shown, unchanged = list[int](), list[str]()
+        shown, change = list[int](), None
     else:
         rows, shown = list(range(len(items))), example_rows(items)
         scales = {tasks[s.key].name: _scale(s, desk) for s in stages}
         target = _target(first, desk, items, shown)
         logits, scored = evaluation_pass(reader, distinct, target, scales, desk.device, desk.run.score_batch)
-        unchanged = sorted(target.change.unchanged) if target.change else []
+        change = target.change
     seconds, parts = (time.monotonic() - began) / len(distinct), watch.seconds()
     parameters = sum(p.numel() for p in model.parameters()) if model is not None else 0
     facts = {
         "parameters": parameters,
         "epoch": entry["epoch"],
         "weights_sha256": entry["sha256"],
-        "left_unshifted": unchanged,
+        "left_unshifted": sorted(change.unchanged) if change else [],
+        "evaluation": _evaluation_facts(first, desk, change),
     }
     for stage in stages:
         task = tasks[stage.key]
@@ -176,7 +177,6 @@ def _write(
         "sample": sample_facts(scored.sample, _predicted_background(logits, card.region_classes)),
         "foreground": card.foreground,
         "group": card.group,
-        "evaluation": _evaluation_facts(stage, desk),
         "licence": card.licence,
         "images": len(items),
         "synthetic": _synthetic(stage, desk),
@@ -195,17 +195,13 @@ def _mask_notes(stage: Stage, desk: Desk, items: Sequence[Item]) -> list[str]:
     return desk.mask_notes(stage.work["on"], scoring_form(stage), items)
 
 
-def _evaluation_facts(stage: Stage, desk: Desk) -> dict[str, Any]:
-    """What the images of a score are: which set, how they were changed, how classes were matched."""
+def _evaluation_facts(stage: Stage, desk: Desk, change: Shift | None) -> dict[str, Any]:
+    """What the images of a score are: which set, how (and how much) they were changed, how classes were matched."""
     on, cell = stage.work["on"], stage.work["cell"]
     card, home = (desk.manifest(place).card for place in (on, cell))
-    shift = SHIFTS.get(on.shift)
     return {
         "dataset": card.name,
-        "shift": on.shift,
-        "level": on.level,
-        "severity": severity(on, desk.pool(on, stage.work["config"].image_size)),
-        "axis": shift.severity if shift else "",
+        **shift_facts(on, desk.pool(on, stage.work["config"].image_size), change),
         "label_map": mapping_text(home, card, stage.work["label_map"]) if on.dataset != cell.dataset else "",
         "train_foreground": home.foreground,
     }

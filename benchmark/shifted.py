@@ -1,6 +1,7 @@
 """Shifted evaluation sets: the images of a test set changed on the fly, never stored."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -37,11 +38,29 @@ def _pixels(images: ImageCache, items: Sequence[Item], size: int) -> Iterator[np
     return (frames.images[k] for k in range(len(items)))
 
 
-def severity(on: EvalSet, pool: StainPool | None) -> float | None:
-    """The number of a shifted set on the severity axis; None for a set as it is."""
-    if not on.shift or not on.level:
+def severity(on: EvalSet) -> float | None:
+    """The number of a shifted set on the axis of its shift; None for a set as it is and for a target stain."""
+    if not on.shift or not on.level or not SHIFTS[on.shift].graded:
         return None
-    return float(SHIFTS[on.shift].axis[on.level] if pool is None else pool.distances[on.level - 1])
+    return float(SHIFTS[on.shift].axis[on.level])
+
+
+def shift_facts(on: EvalSet, pool: StainPool | None, change: Shift | None) -> dict[str, Any]:
+    """What a record says of how the images of an evaluation set were changed.
+
+    severity: the level on the axis of the shift; None for a set as it is, and for target stains, whose order is no
+    severity. stain_distance: mean Frobenius distance of the target's stain matrix to those of the own set; None without
+    a target. pixel_change: what was measured while scoring (`Shift.pixel_change`); None for a set as it is.
+    """
+    card = SHIFTS.get(on.shift)
+    return {
+        "shift": on.shift,
+        "level": on.level,
+        "severity": severity(on),
+        "axis": "" if card is None else card.severity if card.graded else card.step,
+        "stain_distance": pool.distances[on.level - 1] if pool and on.level else None,
+        "pixel_change": change.pixel_change if change else None,
+    }
 
 
 def change_of(on: EvalSet, pool: StainPool | None) -> Shift | None:

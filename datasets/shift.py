@@ -6,6 +6,7 @@ in the same direction, as another laboratory or scanner would, and nothing is dr
 """
 
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,16 +34,18 @@ __all__ = [
 ]
 
 LADDER = "ladder"  # stands for every level of every shift
-RESTAIN_LEVELS = 10
+RESTAIN_TARGETS = 10
+TARGET = "target stain"
 
 
 @dataclass(frozen=True)
 class ShiftCard:
     """What a shift declares about itself.
 
-    severity: what its axis measures, with the unit. axis: one number a level, level 0 first; empty for a pooled shift,
-    whose numbers are `StainPool.distances`. steps: the parameters of levels 1, 2, … (of all levels alike if pooled).
-    version: bumped when the pixels it gives change. pooled: needs target stains estimated from a pool of images.
+    severity: what its axis measures, with the unit. axis: one number a level, level 0 first. Both are empty for a
+    pooled shift, whose levels are target stains in a fixed order and no degrees of anything. steps: the parameters of
+    levels 1, 2, … (of all levels alike if pooled). version: bumped when the pixels it gives change. pooled: needs
+    target stains estimated from a pool of images.
     """
 
     name: str
@@ -55,8 +58,18 @@ class ShiftCard:
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """0, the identity, to the most severe."""
+        """0, the identity, to the most severe or to the last target stain."""
         return tuple(range(len(self.steps) + 1))
+
+    @property
+    def graded(self) -> bool:
+        """Whether every level changes the images more than the one before, so that it may be called a severity."""
+        return not self.pooled
+
+    @property
+    def step(self) -> str:
+        """What one of its levels is called."""
+        return "level" if self.graded else TARGET
 
 
 def _card(name: str, about: str, severity: str, axis: Sequence[float], **steps: Sequence[Any]) -> ShiftCard:
@@ -83,10 +96,10 @@ _CARDS = (
     ),
     ShiftCard(
         "restain",
-        "Macenko re-staining to the stain of an image of another set; levels by distance from the own set.",
-        "mean Frobenius distance of the target's stain matrix to those of the own set",
+        f"Macenko re-staining to {TARGET} 1, 2, … of another set, in the published order, which is none of severity.",
+        "",
         (),
-        ({"light": LIGHT, "alpha": ALPHA, "beta": BETA, "top": TOP, "clusters": RESTAIN_LEVELS},) * RESTAIN_LEVELS,
+        ({"light": LIGHT, "alpha": ALPHA, "beta": BETA, "top": TOP, "clusters": RESTAIN_TARGETS},) * RESTAIN_TARGETS,
         pooled=True,
     ),
     _card(
@@ -139,8 +152,11 @@ def parse_shift(text: str) -> tuple[str, int]:
     if card is None:
         raise BenchError(f"There is no shift '{name}'.{did_you_mean(name, [*SHIFTS, LADDER])}")
     if level not in {str(n) for n in card.levels}:
-        what = f"The shift '{text}' names no level" if not level else f"The shift {name} has no level '{level}'"
-        raise BenchError(f"{what}. Levels: {name}-0 (unchanged) to {name}-{card.levels[-1]} (most severe).")
+        what = f"The shift {name} has no {card.step} '{level}'" if level else f"The shift '{text}' names no {card.step}"
+        last = f"{name}-{card.levels[-1]}"
+        known = f"{name}-0 (unchanged) to {last} (most severe)"
+        known = known if card.graded else f"{name}-1 to {last}, in no order of severity; {name}-0 is unchanged"
+        raise BenchError(f"{what}. {card.step.capitalize()}s: {known}.")
     return name, int(level)
 
 
@@ -174,13 +190,25 @@ class Shift:
     """A shift at a level, to be called with images (B, H, W, 3) uint8 and their ids; gives the same shape and type.
 
     An image's pixels depend on that image alone, not on the batch it comes in. unchanged: ids of images that were left
-    as they are, since they hold too little tissue to know their stain (`restain` only).
+    as they are, since they hold too little tissue to know their stain (`restain` only). squares: id -> mean over the
+    pixels and colours of an image it was called with of the squared difference it made, in grey levels squared.
     """
 
     name: str
     level: int
     change: Callable[[np.ndarray], np.ndarray | None] | None
     unchanged: set[str] = field(default_factory=set)
+    squares: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def pixel_change(self) -> float:
+        """RMS difference from the images as they are, in grey levels 0 to 255, over all images it was called with.
+
+        Images count alike (those of one evaluation are of one size), each once. 0 at level 0, NaN before any image.
+        """
+        if self.change is None:
+            return 0.0
+        return math.sqrt(math.fsum(self.squares.values()) / len(self.squares)) if self.squares else math.nan
 
     def __call__(self, images: np.ndarray, ids: Sequence[str]) -> np.ndarray:
         """The shifted images; the very same array at level 0. Raises ValueError for another shape or type."""
@@ -196,7 +224,15 @@ class Shift:
             if changed is None:
                 self.unchanged.add(ids[k])
             shifted[k] = image if changed is None else changed
+            self.squares[ids[k]] = _mean_square(shifted[k], image)
         return shifted
+
+
+def _mean_square(one: np.ndarray, other: np.ndarray) -> float:
+    """Mean squared difference of two uint8 images; sums of integers, so exact in any order."""
+    difference = np.subtract(one, other, dtype=np.int16).ravel()
+    # a sixth of the time of a product and a sum, which make arrays of their own
+    return int(np.einsum("i,i->", difference, difference, dtype=np.int64)) / difference.size
 
 
 def make_shift(name: str, level: int, pool: StainPool | None = None) -> Shift:

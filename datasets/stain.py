@@ -106,9 +106,10 @@ def restain(image: np.ndarray, target: StainMatrix) -> np.ndarray | None:
 
 @dataclass(frozen=True, eq=False)
 class StainPool:
-    """The target stains of the shift `restain`, by level: level k is targets[k - 1].
+    """The target stains of the shift `restain`: target stain k is targets[k - 1].
 
-    distances: of each target to the own set, rising; this is the axis of severity. images: usable images of the own
+    distances: of each target's stain matrix to those of the own set, rising. They say in which order the targets stand,
+    not how much the pixels change, for which the amounts of the stains matter as well. images: usable images of the own
     and of the other set. skipped: images of both without a stain matrix.
     """
 

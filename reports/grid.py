@@ -46,7 +46,7 @@ class GridLine:
 
 @dataclass(frozen=True)
 class GridBlock:
-    """Lines that may be compared with each other."""
+    """Lines that may be compared with each other. key: `chance` where they stand above all others instead."""
 
     key: str
     title: str

@@ -43,7 +43,8 @@ def pooled_row(rows: Sequence[Row], measured: "Measured") -> Row:
         "ap": measured.values["pxap"] + shift, "sample_pixels": sum(r.sample_pixels for r in rows),
         **{k: sum(n * getattr(r, k) for n, r in zip(images, rows, strict=True)) / total for k in _SAMPLED},
         **{k: _mean(getattr(r, k) for r in rows) for k in ("seconds_train", "seconds_parents", "seconds_score")},
-        "unshifted": sum(r.unshifted for r in rows), "notes": tuple(dict.fromkeys(n for r in rows for n in r.notes)),
+        "unshifted": sum(r.unshifted for r in rows), "pixel_change": _change(rows),
+        "notes": tuple(dict.fromkeys(n for r in rows for n in r.notes)),
         "folds": tuple(str(r.fold) for r in rows), "pooled_of": tuple(r.run for r in rows), "drop_pxap": math.nan,
         "drop_skill": math.nan, "drop_accuracy": math.nan,
     }  # fmt: skip
@@ -51,6 +52,11 @@ def pooled_row(rows: Sequence[Row], measured: "Measured") -> Row:
 
 
 _SAMPLED = ("ap_sample", "pxap_sample")
+
+
+def _change(rows: Sequence[Row]) -> float:
+    """RMS over the images of all folds."""
+    return math.sqrt(sum(r.images * r.pixel_change**2 for r in rows) / sum(r.images for r in rows))
 
 
 def _mean(values: Iterable[float]) -> float:

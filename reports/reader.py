@@ -169,13 +169,21 @@ def _effort(record: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+# Until target stains were no longer called severities, this stood as their axis.
+_DISTANCE = "mean Frobenius distance of the target's stain matrix to those of the own set"
+
+
 def _evaluation(facts: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[str, Any]:
     """What was scored; records from before there were shifts say no more than its name."""
     found = facts.get("evaluation") or {"dataset": labels["eval"]}
-    severity = found.get("severity")
+    severity, axis = found.get("severity"), found.get("axis", "")
+    if axis == _DISTANCE:
+        severity, axis = None, "target stain"
+    change = found.get("pixel_change")
     return {
         "dataset": found["dataset"], "shift": found.get("shift", ""), "level": int(found.get("level", 0)),
-        "severity": NAN if severity is None else float(severity), "axis": found.get("axis", ""),
+        "severity": NAN if severity is None else float(severity), "axis": axis,
+        "pixel_change": NAN if change is None else float(change),
         "label_map": found.get("label_map", ""), "train_foreground": found.get("train_foreground", ""),
         "unshifted": len(facts.get("left_unshifted", ())),
         "ood": found["dataset"] != labels["train"] or bool(found.get("shift")),

@@ -17,8 +17,10 @@ class Row:
     """One checkpoint of one method on one evaluation set under one protocol.
 
     eval: full name of the evaluation set, made of `dataset` and, where its images were changed, `shift` and `level`
-    (1 is the mildest; the unchanged set is no row of its own). severity: the value of that level on the scale that
-    `axis` names, NaN where it has none. ood: whether the set differs from the one trained on, by data or by a shift.
+    (the unchanged set is no row of its own). severity: the value of that level on the scale that `axis` names; NaN
+    where it has none, as target stains, whose order says nothing of how much they change. pixel_change: RMS difference
+    of the shifted images from the images as they are, in grey levels 0 to 255; NaN where it was not measured.
+    ood: whether the set differs from the one trained on, by data or by a shift.
     Quality is in percent, thresholds (`tau_*`) in [0, 1], times in seconds; what is undefined is NaN.
 
     scheme: how images are divided, e.g. `published` or `grouped` folds; rows of two schemes never share a table.
@@ -136,6 +138,7 @@ class Row:
     label_map: str = ""
     train_foreground: str = ""
     unshifted: int = 0
+    pixel_change: float = NAN
     micro_batch: int = 0
     micro_batch_asked: int = 0
     devices: int = 1

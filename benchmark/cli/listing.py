@@ -93,6 +93,7 @@ def _shifts() -> list[dict[str, Any]]:
             "summary": card.about,
             "error": "",
             "shift": card.name,
+            "step": card.step,
             "severity": card.severity,
             "axis": list(card.axis),
             "levels": list(card.levels),

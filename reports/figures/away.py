@@ -7,7 +7,6 @@ from typing import Any
 from ..aggregate import Line, Table
 from ..grid import Place, place_of
 from .base import (
-    DASHES,
     AwayScene,
     Drawn,
     NoFigureError,
@@ -22,7 +21,6 @@ from .base import (
 )
 
 FEW_SETS, FEW_METHODS = 4, 8
-MARKERS = "os^D"  # one a round of the colours, as the dashes of lines are
 METRICS = (("pxap", "PxAP [%]"), ("accuracy", "accuracy [%]"))
 
 
@@ -74,11 +72,10 @@ def _panel(axes: Any, tables: Sequence[Table], places: Sequence[Place], key: str
         line = next(lines[place] for lines in found if place in lines)
         x, y, below, above = zip(*points, strict=True)
         look, crowded = palette.look(line), len(places) > FEW_METHODS
-        mark = MARKERS[DASHES.index(look.linestyle) % len(MARKERS)] if look.linestyle in DASHES else "v"
         if not crowded:
             axes.plot(x, y, color=look.color, linestyle=look.linestyle, linewidth=0.8, alpha=0.45)
         bars = {"markersize": 3 if crowded else 4, "linewidth": 0.7 if crowded else 1.1, "label": place.label}
-        axes.errorbar(x, y, (below, above), fmt=mark, color=look.color, **bars)
+        axes.errorbar(x, y, (below, above), fmt=look.marker, color=look.color, **bars)
     for x, table in enumerate(tables):
         levels = [r.chance for r in table.estimates if not math.isnan(r.chance)]
         if key == "pxap" and levels:

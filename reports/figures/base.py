@@ -28,6 +28,7 @@ COLOURS = (
 )  # fmt: skip
 GREYS = ("#777777", "#A0A0A0", "#5A5A5A", "#B8B8B8")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
+MARKERS = "os^D"  # one a round of the colours, as the dashes of lines are
 _DOTTED = (0, (1, 2))
 # Seaborn's "colorblind", which the figure of images takes from there; to import it takes longer than to draw.
 CLASS_COLOURS = (
@@ -54,6 +55,11 @@ class Look:
     def line(self) -> dict[str, Any]:
         """As keywords for `Axes.plot`."""
         return {"color": self.color, "linestyle": self.linestyle, "linewidth": self.linewidth}
+
+    @property
+    def marker(self) -> str:
+        """The mark of points that no line joins, one for each dash pattern."""
+        return MARKERS[DASHES.index(self.linestyle)] if self.linestyle in DASHES else "v"
 
 
 class Palette:

@@ -1,4 +1,7 @@
-"""Performance by shift: how quality falls from the images as they are to ever more changed ones."""
+"""Performance by shift: how quality falls from the images as they are to ever more changed ones.
+
+Target stains are no levels of severity: they stand in the order of their measured change, as points without a line.
+"""
 
 import math
 from collections.abc import Sequence
@@ -7,11 +10,23 @@ from typing import Any
 from ..aggregate import Line
 from ..grid import Place
 from ..shifts import Ladder
-from .base import Drawn, NoFigureError, ShiftScene, by_backbone, legend_entries, new_figure, settle, slug, spread_of
+from .base import (
+    Drawn,
+    Look,
+    NoFigureError,
+    ShiftScene,
+    by_backbone,
+    legend_entries,
+    new_figure,
+    settle,
+    slug,
+    spread_of,
+)
 
 METRICS = (("pxap", "PxAP [%]"), ("accuracy", "accuracy [%]"))
 COLUMNS, FEW = 3, 8  # shifts side by side; methods up to which bars are drawn
 LONG = 6  # levels; a longer ladder (many target stains) has a figure of its own
+DODGE = 0.6  # width over which points that no line joins are spread, so that none hides another
 
 
 def draw(scene: ShiftScene) -> list[Drawn]:
@@ -55,12 +70,13 @@ def _figure(
         band, column = divmod(index, columns)
         pair = panels[2 * band : 2 * band + 2, column]
         for axes, (key, label) in zip(pair, METRICS, strict=True):
-            for place in places:
-                _trail(axes, ladder, place, key, scene.palette.look(lines[place]).line, len(places) <= FEW)
+            for index, place in enumerate(places):
+                aside = DODGE * ((index + 0.5) / len(places) - 0.5)
+                _trail(axes, ladder, place, key, scene.palette.look(lines[place]), len(places) <= FEW, aside)
             settle(axes, "", label if column == 0 else "", ladder.shift if key == "pxap" else "")
             axes.set_ylim(0, 104)
-            axes.set_xticks(sorted(ladder.levels))
-        _severity_axis(pair[1], ladder)
+            axes.set_xticks(list(_places(ladder).values()))
+        _level_axis(pair[1], ladder)
     for spare in range(len(ladders), bands * columns):
         band, column = divmod(spare, columns)
         for axes in panels[2 * band : 2 * band + 2, column]:
@@ -69,40 +85,76 @@ def _figure(
     figure.legend(
         list(found.values()), list(found), loc="outside lower left", ncols=min(6, max(1, len(found))), frameon=False
     )
-    how = (
-        "From left to right the test images are changed more, level by level; the number under each level is its place "
-        "on the axis named below it. Level 0 is the images as they are. The masks never change, so the chance level "
-        "(the constant map, where it is drawn) does not either. Bars: 95% interval over patients or slides "
-        f"(left out for more than {FEW} methods)."
-    )
-    alt = "PxAP and accuracy of every method by level of each shift."
+    how = _how(ladders)
+    steps = dict.fromkeys(x.step for x in ladders)
+    alt = f"PxAP and accuracy of every method by {' or '.join(steps)} of each shift."
     name = " · ".join(["Performance by shift", *labels])
     return Drawn(slug("shift", *scene.stem, *labels), name, how, alt, figure)
 
 
-def _trail(axes: Any, ladder: Ladder, place: Place, key: str, look: dict[str, Any], bars: bool) -> None:
+def _how(ladders: Sequence[Ladder]) -> str:
+    said = []
+    if any(x.graded for x in ladders):
+        said.append(
+            "From left to right the test images are changed more, level by level; the number under each level is its "
+            "place on the axis named below it."
+        )
+    for ladder in (x for x in ladders if not x.graded):
+        order = "how much it changes the pixels, which stands under it" if _measured(ladder) else "its number"
+        said.append(
+            f"{ladder.shift}: one place a {ladder.step}, ordered by {order}; the numbers of the {ladder.step}s are no "
+            "severity, so no line joins them. Points of several methods stand beside each other."
+        )
+    said.append(
+        "0 is the images as they are. The masks never change, so the chance level (the constant map, where it is "
+        f"drawn) does not either. Bars: 95% interval over patients or slides (left out for more than {FEW} methods)."
+    )
+    return " ".join(said)
+
+
+def _measured(ladder: Ladder) -> bool:
+    """Whether the change of the pixels is known at every level."""
+    return not any(math.isnan(ladder.change(level).number) for level in ladder.levels)
+
+
+def _places(ladder: Ladder) -> dict[int, int]:
+    """Level -> where it stands: at its number, or where it is no severity in the order of the measured change."""
+    levels = sorted(ladder.levels)
+    if ladder.graded:
+        return {level: level for level in levels}
+    if _measured(ladder):
+        levels.sort(key=lambda level: ladder.change(level).number)
+    return {level: x for x, level in enumerate(levels)}
+
+
+def _trail(axes: Any, ladder: Ladder, place: Place, key: str, look: Look, bars: bool, aside: float) -> None:
+    """The values of a method; a line through them only where levels are severities. aside: shift of lone points."""
     points = []
-    for level in sorted(ladder.levels):
+    for level, x in _places(ladder).items():
         line = ladder.lines(level).get(place)
         if line:
             mean, low, high = spread_of(line, key)
-            points.append((level, mean, mean - low, high - mean))
+            points.append((x if ladder.graded else x + aside, mean, mean - low, high - mean))
     points = [p for p in points if not math.isnan(p[1])]
     if points:
         x, y, below, above = zip(*points, strict=True)
-        dots = {"elinewidth": 0.6, "marker": "o", "markersize": 3}
-        axes.errorbar(x, y, (below, above) if bars else None, label=place.label, **look, **dots)
+        dots = {**look.line, "elinewidth": 0.6, "marker": "o", "markersize": 3}
+        if not ladder.graded:
+            dots |= {"linestyle": "none", "marker": look.marker, "markersize": 4}
+        axes.errorbar(x, y, (below, above) if bars else None, label=place.label, **dots)
 
 
-def _severity_axis(axes: Any, ladder: Ladder) -> None:
-    """Ticks at the levels, with the severity of each under it."""
-    severities = ladder.severities
-    labels = [
-        f"{level}\n{severities[level]:.3g}" if level and not math.isnan(severities[level]) else f"{level}"
-        for level in sorted(ladder.levels)
-    ]
-    axes.set_xticks(sorted(ladder.levels), labels)
-    words, text = ladder.axis.split(), ""
+def _level_axis(axes: Any, ladder: Ladder) -> None:
+    """Ticks at the levels, under each its severity or, where it has none, the change of the pixels."""
+    places, known = _places(ladder), _measured(ladder)
+    if ladder.graded:
+        under = {k: f"{v:.3g}" for k, v in ladder.severities.items()}
+        name = f"level, {ladder.axis}" if ladder.axis else "level"
+    else:
+        under = {k: ladder.change(k).value for k in places if known}
+        name = f"{ladder.step}, RMS change of the pixels [grey levels]" if known else f"{ladder.step} (no severity)"
+    axes.set_xticks(list(places.values()), [f"{k}\n{under[k]}" if k in under else f"{k}" for k in places])
+    words, text = name.split(), ""
     for word in words:  # a panel is narrow, an axis may be named in a sentence
         text += ("\n" if len(text.rpartition("\n")[2]) + len(word) > 34 else " ") + word
-    axes.set_xlabel(f"level, {text.strip()}" if text else "level")
+    axes.set_xlabel(text.strip())

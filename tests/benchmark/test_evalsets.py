@@ -16,8 +16,9 @@ from wsolbench.benchmark.plan import Planner
 from wsolbench.benchmark.preflight import preflight
 from wsolbench.benchmark.store import Store, read_npz
 from wsolbench.datasets.csv_manifest import CsvDataset
+from wsolbench.datasets.decode import decode_squashed
 from wsolbench.datasets.glas import Glas
-from wsolbench.datasets.shift import SHIFTS
+from wsolbench.datasets.shift import SHIFTS, make_shift
 
 
 def test_the_words_of_ood():
@@ -170,6 +171,16 @@ def test_shifted_scores_and_their_facts(world):
     assert facts["evaluation"]["shift"] == "blur"
     assert facts["evaluation"]["level"] == 4
     assert facts["evaluation"]["severity"] == SHIFTS["blur"].axis[4]
+    items = planner.sources[str(world.csv)].manifest("0").split("test")
+    images = np.stack([decode_squashed(i.image, (32,))[0] for i in items])
+    blurred = make_shift("blur", 4)(images, [i.id for i in items])
+    change = np.sqrt(np.square(blurred.astype(float) - images).mean())
+    assert facts["evaluation"]["pixel_change"] == pytest.approx(change)
+    told = store.record(found["blobs:restain-1"].key)["facts"]["evaluation"]
+    assert (told["severity"], told["axis"]) == (None, "target stain")
+    assert told["stain_distance"] > 0
+    assert told["pixel_change"] > 0
+    assert store.record(found["blobs"].key)["facts"]["evaluation"]["pixel_change"] is None
     pictures = [
         read_npz(world.results / "examples" / f"{store.record(found[e].key)['facts']['examples']}.npz")["images"]
         for e in ("blobs", "blobs:blur-4")

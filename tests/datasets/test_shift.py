@@ -228,7 +228,10 @@ def test_what_is_a_shift():
         ("fog-3", "no shift 'fog'. Known: blur, brightness"),
         ("stain", "'stain' names no level. Levels: stain-0 .unchanged. to stain-5"),
         ("stain-6", "stain has no level '6'. Levels: stain-0 .unchanged. to stain-5"),
-        ("restain-11", "to restain-10"),
+        (
+            "restain-11",
+            "restain has no target stain '11'. Target stains: restain-1 to restain-10, in no order of severity",
+        ),
         ("stain-", "names no level"),
         ("stain-03", "no level '03'"),
         ("stain-x", "no level 'x'"),
@@ -271,3 +274,50 @@ def test_identities_tell_every_level_apart():
     assert shift_identity("blur", 0)["parameters"] == {}
     assert shift_identity("stain", 2)["parameters"] == {"scale": [1.25, 0.8], "offset": [0.02, 0.0]}
     assert shift_identity("jpeg", 5) == {"shift": "jpeg", "level": 5, "version": 1, "parameters": {"quality": 10}}
+
+
+# -- how much is changed ----------------------------------------------------------------------------------------------
+def rms(shifted: np.ndarray, images: np.ndarray) -> float:
+    return float(np.sqrt(np.square(shifted.astype(float) - images.astype(float)).mean()))
+
+
+@pytest.mark.parametrize("name, level", EVERY)
+def test_the_change_of_the_pixels_is_measured_whatever_the_batches(name, level, tissue, pool):
+    whole, parts = make_shift(name, level, pool), make_shift(name, level, pool)
+    expected = rms(whole(tissue, IDS), tissue)
+    assert whole.pixel_change == pytest.approx(expected, rel=1e-12)
+    for some in (slice(4, 6), slice(0, 1), slice(1, 4), slice(0, 1)):  # an image seen again counts once
+        parts(tissue[some], IDS[some])
+    assert parts.pixel_change == whole.pixel_change
+    assert (whole.pixel_change > 0) == bool(level)
+
+
+def test_there_is_no_change_to_tell_before_an_image_was_seen(tissue):
+    assert np.isnan(make_shift("blur", 1).pixel_change)
+    black, shift = np.zeros((1, 8, 8, 3), np.uint8), make_shift("restain", 1, stain_pool(tissue, tissue, 1))
+    shift(black, ["a"])
+    assert (shift.pixel_change, shift.unchanged) == (0, {"a"})  # left as it is, and counted as such
+
+
+@pytest.mark.parametrize("name", [name for name, card in SHIFTS.items() if card.graded])
+def test_each_level_of_severity_changes_the_pixels_more_than_the_one_before(name, tissue):
+    changes = []
+    for level in SHIFTS[name].levels:
+        shift = make_shift(name, level)
+        shift(tissue, IDS)
+        changes.append(shift.pixel_change)
+    assert (np.diff(changes) > 0).all(), changes
+    assert SHIFTS[name].severity
+
+
+def test_target_stains_are_no_levels_of_severity(tissue, pool):
+    card = SHIFTS["restain"]
+    assert (card.graded, card.severity, card.axis, card.step) == (False, "", (), "target stain")
+    assert [name for name, c in SHIFTS.items() if not c.graded] == ["restain"]
+    changes = []
+    for k in card.levels[1:]:
+        shift = make_shift("restain", k, pool)
+        shift(tissue, IDS)
+        changes.append(shift.pixel_change)
+    assert (np.diff(pool.distances) > 0).all()
+    assert not (np.diff(changes) > 0).all(), "why: the distance of stain matrices does not order the change of pixels"

@@ -37,6 +37,7 @@ class Target:
     level: int = 0
     severity: float | None = None
     axis: str = ""
+    pixel_change: float | None = None
     ease: float = 0.6
     classes: tuple[str, str] = ("benign", "malignant")
     regions: tuple[bool, bool] = (True, True)
@@ -53,11 +54,14 @@ def lymph(name: str = "camelyon16", ease: float = 0.5, **more) -> Target:
     return Target(name, ease=ease, **{**look, **more})
 
 
-def ladder(dataset: str, shift: str, severities: tuple[float | None, ...], axis: str, **more) -> tuple[Target, ...]:
-    """The levels of one shift, the mildest first."""
+def ladder(
+    dataset: str, shift: str, severities: tuple[float | None, ...], axis: str, changes: tuple[float | None, ...] = ()
+) -> tuple[Target, ...]:
+    """The levels of one shift, the mildest first; changes: of the pixels, 3 grey levels more a level if not given."""
+    changes = changes or tuple(3.0 * k for k in range(1, len(severities) + 1))
     return tuple(
-        Target(dataset, shift, level, severity, axis, 1 - 0.13 * level, **more)
-        for level, severity in enumerate(severities, 1)
+        Target(dataset, shift, level, severity, axis, change, 1 - 0.13 * level)
+        for level, (severity, change) in enumerate(zip(severities, changes, strict=True), 1)
     )
 
 
@@ -238,7 +242,7 @@ class Writer:
                 "classes": list(target.classes), "region_classes": list(target.regions),
                 "positive_class": 1, "foreground": target.foreground, "group": "patient", "evaluation": {
                     "dataset": target.dataset, "shift": target.shift, "level": target.level,
-                    "severity": target.severity, "axis": target.axis,
+                    "severity": target.severity, "axis": target.axis, "pixel_change": target.pixel_change,
                 },
                 "licence": "CC BY 4.0", "notes": list(r.notes), "parameters": 11_177_538 if trained else 0,
                 "epoch": epoch + seed if epoch and selection != "last" else epoch, "images": len(masks),
@@ -356,7 +360,7 @@ TARGETS = (
     lymph(), lymph("camelyon17:centre-2", 0.4),
     *ladder("glas", "stain", (0.02, 0.06, 0.1), "standard deviation of the HED shift"),
     *ladder("glas", "blur", (0.5, 1, 2), "sigma [px]"),
-    *ladder("glas", "restain", (None,) * 3, "target stain"),
+    *ladder("glas", "restain", (None,) * 3, "target stain", (18.5, 32.7, 9.2)),
 )  # fmt: skip
 
 

@@ -328,17 +328,44 @@ def test_shifts_are_drawn_from_their_table(far):
     axes = next(a for a in figure.axes if a.get_title(loc="left") == "blur")
     line = next(c for c in axes.containers if c.get_label() == "layercam").lines[0]
     grid = scene.shifted.grid
-    cells = next(x for x in grid.blocks[0].lines if x.names[0] == "layercam").cells
+    cells = next(x for b in grid.blocks if b.key == "cl" for x in b.lines if x.names[0] == "layercam").cells
     assert list(line.get_xdata()) == [0, 1, 2, 3]
+    assert line.get_linestyle() != "None"
     assert np.asarray(line.get_ydata()) == pytest.approx([c.number for c in cells[:4]])
     below = figure.axes[figure.axes.index(axes) + 3]  # the accuracy of the same shift, a row further down
     assert [t.get_text() for t in below.get_xticklabels()] == ["0", "1\n0.5", "2\n1", "3\n2"]
     assert below.get_xlabel() == "level, sigma [px]"
 
 
+def test_target_stains_are_points_in_the_order_of_their_change(far):
+    scene = far[1]
+    figure = draw_shifted(scene).drawn[0].figure
+    upper = next(a for a in figure.axes if a.get_title(loc="left") == "restain")
+    lower = figure.axes[figure.axes.index(upper) + 3]
+    assert [t.get_text() for t in lower.get_xticklabels()] == ["0\n0.0", "3\n9.2", "1\n18.5", "2\n32.7"]
+    assert lower.get_xlabel().split() == [
+        "target",
+        "stain,",
+        "RMS",
+        "change",
+        "of",
+        "the",
+        "pixels",
+        "[grey",
+        "levels]",
+    ]
+    cells = next(x for b in scene.shifted.grid.blocks if b.key == "cl" for x in b.lines if x.names[0] == "layercam")
+    at = next(k for k, g in enumerate(scene.shifted.grid.groups) if g.title.startswith("restain · PxAP")) * 5
+    values = [cells.cells[at + k].number for k in (0, 3, 1, 2)]
+    line = next(c for c in upper.containers if c.get_label() == "layercam").lines[0]
+    assert line.get_linestyle() == "None", "nothing rises from one to the next"
+    assert np.asarray(line.get_ydata()) == pytest.approx(values)
+    assert np.abs(np.asarray(line.get_xdata()) - range(4)).max() <= 0.3
+
+
 def test_a_long_ladder_has_a_figure_of_its_own(wide_found):
     one = next(r for r in wide_found.rows if r.eval == "glas:restain-1" and r.method == "cam")
-    many = [replace(one, eval=f"glas:restain-{k}", level=k, severity=0.1 * k) for k in range(1, 11)]
+    many = [replace(one, eval=f"glas:restain-{k}", level=k, pixel_change=20.0 - k) for k in range(1, 11)]
     rows = [r for r in wide_found.rows if r.shift != "restain"] + many
     shifted = build_shifted(rows)[0]
     palette = Palette(line for x in shifted.ladders for t in x.levels.values() for line in t.lines)
@@ -347,7 +374,11 @@ def test_a_long_ladder_has_a_figure_of_its_own(wide_found):
         "shift_glas_fair_synthetic_resnet18",
         "shift_glas_fair_synthetic_restain_resnet18",
     ]
-    assert [t.get_text() for t in drawn[1].figure.axes[1].get_xticklabels()][-1] == "10\n1"
+    assert [t.get_text() for t in drawn[1].figure.axes[1].get_xticklabels()][1:3] == ["10\n10.0", "9\n11.0"]
+    old = [replace(r, pixel_change=math.nan) for r in rows]
+    figure = draw_shifted(ShiftScene(build_shifted(old)[0], palette)).drawn[1].figure
+    assert figure.axes[1].get_xlabel() == "target stain (no severity)"
+    assert [t.get_text() for t in figure.axes[1].get_xticklabels()] == [str(k) for k in range(11)]
 
 
 def test_bars_of_classes(far):

@@ -8,7 +8,7 @@ import pytest
 
 from wsolbench.reports.aggregate import build_tables
 from wsolbench.reports.grid import place_of
-from wsolbench.reports.grid_text import latex_grid, terminal_grid
+from wsolbench.reports.grid_text import latex_grid, markdown_grid, terminal_grid
 from wsolbench.reports.ood import build_away
 from wsolbench.reports.perclass import class_grid
 from wsolbench.reports.rows import with_drops
@@ -159,8 +159,38 @@ def test_levels_are_columns_in_order(shifted):
     assert [x.shift for x in shifted.ladders] == ["blur", "restain", "stain"]
     for group in shifted.grid.groups:
         assert [h.title for h in group.heads] == ["0", "1", "2", "3", "mean"]
-    assert "sigma [px]: 2" in shifted.grid.groups[0].heads[3].hint
-    assert "blur: sigma [px] 0.5, 1, 2; restain: target stain;" in shifted.grid.caption
+    assert shifted.grid.groups[0].heads[3].hint == "PxAP, level 3 (sigma [px]: 2; RMS change of the pixels: 9.0)"
+    assert "blur: sigma [px] 0.5, 1, 2; stain: standard" in shifted.grid.caption
+
+
+def test_target_stains_are_never_called_a_severity(shifted):
+    (restain,) = (x for x in shifted.ladders if x.shift == "restain")
+    assert not restain.graded
+    assert all(x.graded for x in shifted.ladders if x is not restain)
+    group = next(g for g in shifted.grid.groups if g.title.startswith("restain"))
+    assert group.title == "restain · PxAP (target stain 1, 2, …)"
+    assert group.heads[2].hint == "PxAP, target stain 2 (RMS change of the pixels: 32.7)"
+    assert group.heads[-1].hint == "PxAP, mean over the target stains"
+    assert [h.brief for h in group.heads] == ["0", "", "", "", "mean"]  # the last target is no worst case
+    assert "restain has target stains, in no order of severity." in shifted.grid.caption
+    for text in (shifted.grid.caption, *shifted.grid.footnotes):
+        for said in text.replace(";", ".").split("."):
+            assert "restain" not in said or "severity" not in said or "no " in said
+
+
+def test_the_change_of_the_pixels_stands_in_the_table(rows, shifted):
+    for head, text in zip(("0", "1", "2", "3", "mean"), ("0.0", "18.5", "32.7", "9.2", ""), strict=True):
+        for metric in ("PxAP", "Accuracy"):
+            found = cell(shifted.grid, f"restain · {metric}", head, "RMS change of the pixels", "chance")
+            assert found.value == text
+    assert cell(shifted.grid, "blur · PxAP", "2", "RMS change of the pixels", "chance").value == "6.0"
+    assert "18.5  " in markdown_grid(shifted.grid).replace("|", " ")
+    assert not any("before it was measured" in n for n in shifted.grid.footnotes)
+    old = build_shifted([replace(r, pixel_change=math.nan) for r in rows])[0].grid
+    assert cell(old, "restain · PxAP", "2", "RMS change of the pixels", "chance").value == "n/a"
+    assert any("n/a: scored before it was measured" in n for n in old.footnotes)
+    assert all(r.pixel_change == 32.7 for r in pick(rows, eval="glas:restain-2"))
+    assert all(math.isnan(r.pixel_change) for r in rows if not r.shift)
 
 
 def test_level_ten_comes_after_level_two(rows):

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 import struct
 import zipfile
 from dataclasses import replace
@@ -220,11 +221,30 @@ def test_what_was_scored_stands_in_fields(wide_found):
     own, other, shifted = seen["glas", "glas"], seen["glas", "camelyon17:centre-2"], seen["glas", "glas:stain-3"]
     assert (own.dataset, own.shift, own.level, own.ood, own.pair) == ("glas", "", 0, False, False)
     assert math.isnan(own.severity)
+    assert math.isnan(own.pixel_change)
     assert (other.dataset, other.shift, other.ood, other.pair) == ("camelyon17:centre-2", "", True, True)
     assert (shifted.dataset, shifted.shift, shifted.level, shifted.severity) == ("glas", "stain", 3, 0.1)
     assert (shifted.axis, shifted.ood, shifted.pair) == ("standard deviation of the HED shift", True, False)
     assert other.validation_masks == own.validation_masks
     assert (other.tau_val, other.stage_val) == (own.tau_val, own.stage_val)  # chosen at home, never on the other set
+
+
+def test_a_record_that_called_target_stains_severities_does_so_no_more(wide, tmp_path):
+    shutil.copytree(wide.root, tmp_path / "old")
+    axis = "mean Frobenius distance of the target's stain matrix to those of the own set"
+    for path in (tmp_path / "old").glob("runs/*/record.json"):
+        record = json.loads(path.read_text())
+        evaluation = record["facts"].get("evaluation", {})
+        if evaluation.get("shift") == "restain":
+            del evaluation["pixel_change"]
+            evaluation |= {"severity": 0.2, "axis": axis}
+            write_json(path, record)
+    rows = [r for r in collect(Store(tmp_path / "old")).rows if r.shift == "restain"]
+    assert rows
+    for row in rows:
+        assert math.isnan(row.severity)
+        assert math.isnan(row.pixel_change)
+        assert row.axis == "target stain"
 
 
 def test_a_record_without_evaluation_is_its_eval_set_unshifted(small):
