@@ -16,6 +16,8 @@ from torch import Tensor
 from ..datasets.masks import FOREGROUND, IGNORED
 from .counting import GPU, count_on_cpu, count_with_torch
 from .errors import BenchError
+from .seeds import seed_for
+from .transfer import upload
 
 PROB_TOLERANCE = 1e-4  # how far outside [0, 1] a probability may lie and still pass for rounding
 REFUSALS = {
@@ -27,6 +29,7 @@ _COUNTERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cpu": count_on_cpu,
 
 LEVELS = 1001  # quantiles of validation maps under binning `validation`, as many as there are bins
 _VALUES = 4_000_000  # map values that quantiles are taken from, evenly spread over all there are
+_FAR = 1e37  # unclipped values end here: interpolating between larger ones of float32 would leave its range
 
 
 class MapScale(NamedTuple):
@@ -114,7 +117,8 @@ def scale_later(maps: Tensor, kind: str, scale: str, constants: Sequence[Any] | 
 
 
 def _scaled(maps: Tensor, order: Tensor, degenerate: Tensor, refused: Tensor) -> Scaled:
-    maps, order = (m.masked_fill(refused.bool()[:, None, None], 0) for m in (maps.clamp(0, 1), order))
+    pair = maps.clamp(0, 1), order.clamp(-_FAR, _FAR)
+    maps, order = (m.masked_fill(refused.bool()[:, None, None], 0) for m in pair)
     return Scaled(maps.float(), order.float(), degenerate, refused)
 
 
@@ -136,7 +140,7 @@ def _ranks(maps: Tensor, levels: tuple[float, ...]) -> Tensor:
 @lru_cache(64)
 def _levels(levels: tuple[float, ...], device: torch.device) -> Tensor:
     """On the device, uploaded once."""
-    return torch.tensor(levels, dtype=torch.float64, device=device)
+    return upload(torch.tensor(levels, dtype=torch.float64), device)
 
 
 class Refusals:
@@ -192,15 +196,30 @@ def scale_constants(values: Iterable[Tensor | np.ndarray], quantiles: tuple[floa
 def rank_levels(values: Iterable[Tensor]) -> tuple[float, ...]:
     """LEVELS rising quantiles of map values, each a value that is there: what `validation` binning takes ranks among.
 
-    Of more than 4 million values evenly spread ones are taken. Raises BenchError without values or for values that are
-    not finite.
+    Of more than 4 million values as many are taken, evenly spread. Raises BenchError without values or for values that
+    are not finite.
     """
     parts = [v.detach().flatten() for v in values]
-    step = max(1, -(-sum(len(p) for p in parts) // _VALUES))
-    flat = np.concatenate([p[::step].double().cpu().numpy() for p in parts]) if parts else np.empty(0)
+    total = sum(len(p) for p in parts)
+    share = min(1.0, _VALUES / max(total, 1))
+    taken = [_spread(p, share, k).double().cpu().numpy() for k, p in enumerate(parts)]
+    flat = np.concatenate(taken) if taken else np.empty(0)
     if not flat.size or not np.isfinite(flat).all():
         scale_constants([flat], (0, 1))  # says what is wrong
     return tuple(np.quantile(flat, np.linspace(0, 1, LEVELS), method="inverted_cdf").tolist())
+
+
+def _spread(values: Tensor, share: float, number: int) -> Tensor:
+    """A share of the values (n,) of one map, evenly spread: one at a seeded place of each of as many stretches.
+
+    One step for all would divide the width of most maps, and so take the same few columns of every row.
+    """
+    if share >= 1:
+        return values
+    count = max(1, int(len(values) * share))
+    within = np.random.default_rng(seed_for("levels", number)).random(count)
+    places = ((np.arange(count) + within) * (len(values) / count)).astype(np.int64).clip(max=len(values) - 1)
+    return values[upload(torch.from_numpy(places), values.device)]
 
 
 def resize_maps(maps: Tensor, size: int | tuple[int, int]) -> Tensor:
