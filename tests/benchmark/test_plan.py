@@ -30,6 +30,16 @@ def test_a_student_shares_its_teachers_classifier_and_maps(world):
     assert plan.stages[student.parents["init"]].labels["method"] == "classifier"
 
 
+def test_a_student_is_trained_once_a_protocol_and_its_classifier_once(world):
+    """The protocols choose a teacher's checkpoint differently, so a student of either learns from other maps."""
+    _, plan = world.plan("layercam,pixelcam", protocols=("fair", "paper"))
+    trained = [s.labels["method"] for s in plan.kinds("train")]
+    assert sorted(trained) == ["classifier", "pixelcam", "pixelcam"]
+    assert len(plan.kinds("maps")) == 2
+    roles = {s.identity["role"] for s in plan.kinds("maps")}
+    assert len(roles) == 2
+
+
 def test_parents_come_before_children(world):
     _, plan = world.plan("unet,pixelcam,cam,random", seeds=(0, 1))
     seen = set()
