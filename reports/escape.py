@@ -54,7 +54,7 @@ def latex_cell(cell: Cell) -> str:
     """A number as LaTeX, the best in bold, its spread in small type."""
     value = latex_escape(cell.value)
     value = rf"\textbf{{{value}}}" if cell.best and value else value
-    value += latex_escape(cell.mark)
+    value += rf"\,{latex_escape(cell.mark)}" if cell.mark else ""
     return value + (rf" {{\scriptsize {latex_escape(cell.spread)}}}" if cell.spread else "")
 
 

@@ -296,13 +296,13 @@ def test_a_collapsed_threshold_is_flagged_and_never_bold(wide_found):
     assert not found.best
     assert any(n.startswith("¶ collapse") for n in away.grid.footnotes)
     assert "2.1 ¶" in terminal_grid(away.grid, 150)
-    assert r"2.1 \P{}" in latex_grid(away.grid, "1")
+    assert r"2.1\,\P{}" in latex_grid(away.grid, "1")
     mild = [replace(r, dice_tau_val=40.0) if (r.eval, r.train, r.method) == there else r for r in rows]
     assert "¶" not in cell(build_away(mild)[0].grid, "glas → camelyon16", "Dice", "pixelcam").text
 
 
 def test_nothing_at_chance_is_bold_elsewhere(wide_found):
-    rows = [replace(r, chance=99.9, chance_dice=99.9, majority=99.9) for r in wide_found.rows]
+    rows = [replace(r, chance=100.0, chance_dice=100.0, majority=100.0) for r in wide_found.rows]
     grid = build_away(rows)[0].grid
     bold = {head.title for block in grid.blocks for line in block.lines
             for c, head in zip(line.cells, grid.heads, strict=True) if c.best}  # fmt: skip
