@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from ..methods.base import Batch
+from .errors import BenchError
 
 B = TypeVar("B", bound=Batch)
 
@@ -17,11 +18,15 @@ B = TypeVar("B", bound=Batch)
 def split_batch(batch: B, sizes: Sequence[int]) -> list[B]:
     """A batch cut into parts of the given numbers of images, each with all its fields, of the batch's own class.
 
-    Cut are tensors and arrays with as many rows as there are images, and lists and tuples of as many plain values; in
-    mappings, sequences and dataclasses, what they hold. Everything else is passed on whole: masks withheld, None,
+    Cut are tensors and arrays with as many rows as there are images, and lists of as many plain values; in mappings,
+    sequences and dataclasses, what they hold. Everything else is passed on whole: masks withheld, None,
     numbers, and tensors with another number of rows (prototypes, two views of every image below each other: give those
     the shape (images, views, …) to have them cut).
     """
+    if sum(sizes) != len(batch.labels):
+        raise BenchError(
+            f"A batch of {len(batch.labels)} images cannot be cut into {list(sizes)}: augment() must keep their number."
+        )
     if len(sizes) == 1:
         return [batch]
     starts = np.cumsum([0, *sizes])
@@ -58,9 +63,10 @@ def _taken(value: Any, chosen: "slice | Tensor", count: int) -> Any:
 
 def _taken_from_list(value: "list[Any] | tuple[Any, ...]", chosen: "slice | Tensor", count: int) -> Any:
     plain = not any(isinstance(one, Tensor | np.ndarray | Mapping | list | tuple) for one in value)
-    if plain and len(value) == count:  # ids and the like
-        held = value[chosen] if isinstance(chosen, slice) else [value[k] for k in chosen.tolist()]
-        return list(held) if isinstance(value, list) else tuple(held)
+    if plain and isinstance(value, list) and len(value) == count:  # ids and the like; a tuple is a size or a setting
+        return value[chosen] if isinstance(chosen, slice) else [value[k] for k in chosen.tolist()]
+    if plain:
+        return value
     held = [_taken(one, chosen, count) for one in value]
     if isinstance(value, tuple):
         make = getattr(type(value), "_make", tuple)  # of a NamedTuple

@@ -17,7 +17,7 @@ from wsolbench.methods import METHODS
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("benchmark", "methods", "datasets", "reports")
 GROUND = {"errors", "guard", "registry", "seeds", "store", "metrics", "protocols"}
-READABLE_BY_REPORTS = {"errors", "store", "metrics", "protocols", "seeds"}
+READABLE_BY_REPORTS = {"errors", "store", "metrics", "intervals", "protocols", "seeds", "versions"}
 TOP = {
     "benchmark.cli",
     "benchmark.check",

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from wsolbench.benchmark.batches import split_batch, take_images
+from wsolbench.benchmark.errors import BenchError
 from wsolbench.benchmark.guard import WITHHELD
 from wsolbench.methods.base import Batch
 
@@ -58,6 +59,14 @@ def test_every_field_of_a_methods_own_batch_comes_along(sizes):
         assert part.masks is WITHHELD
         assert part.maps is None
     assert batch.names == list("abcdef")  # the whole is as it was
+
+
+def test_images_are_never_lost_and_settings_never_cut():
+    batch = batch_of(Batch, 2)
+    batch.size = (64, 48)  # as many values as images, and no list of them
+    assert [p.size for p in split_batch(batch, [1, 1])] == [(64, 48), (64, 48)]
+    with pytest.raises(BenchError, match=r"2 images cannot be cut into \[1\]"):
+        split_batch(batch, [1])
 
 
 def test_some_images_by_index():

@@ -44,7 +44,9 @@ def latex_rows(text: str) -> set[tuple[str, ...]]:
         if line.endswith(r" \\") and "&" in line and "multicolumn" not in line:
             plain = re.sub(r"\\textbf\{([^{}]*)\}", r"\1", line.removesuffix(r" \\"))
             plain = re.sub(r"\{\\scriptsize (.*?)\}(?= &|$)", r"\1", plain)
-            plain = plain.replace(r"$\pm$", "±").replace(r"$^\ddagger$", "‡").replace(r"\,\P{}", " ¶").replace(r"\_", "_")
+            plain = (
+                plain.replace(r"$\pm$", "±").replace(r"$^\ddagger$", "‡").replace(r"\,\P{}", " ¶").replace(r"\_", "_")
+            )
             found.add(tuple(squeezed(cell.replace("{}", "")) for cell in plain.split(" & ")))
     return found
 
