@@ -332,9 +332,7 @@ class Planner:
         """In what a training differs from the published recipe, which is that of the preset `paper`."""
         own_stride = {} if takes_preset_stride(site.backbone) else {"stride": 0}
         theirs = train_config("paper", own_stride, method.spec.recipe("paper", *site).train)
-        return unlike_published(
-            config, theirs, self._weights_of(site.backbone)["source"] if method.spec.backbone else ""
-        )
+        return unlike_published(config, theirs, self._weights_of(site.backbone) if method.spec.backbone else {})
 
     @_once
     def _selection_identity(self, method: MethodRef) -> dict[str, Any]:
