@@ -15,6 +15,7 @@ import pytest
 
 from tests.faults.matrix import contents, inodes, leftovers, steady
 from wsolbench.benchmark.metrics import Histograms, pxap
+from wsolbench.benchmark.protocols import FAIR
 
 # Refuses and tells: a library that swallows the refusal is found all the same.
 OFFLINE = """
@@ -137,7 +138,7 @@ def poison(results: Path, mark: Path) -> int:
 
 def test_pickles_in_place_of_all_files_never_run(matrix, reference, small, tmp_path):
     results, mark = shutil.copytree(reference.results, tmp_path / "results"), tmp_path / "mark"
-    assert poison(results, mark) > 60
+    assert poison(results, mark) > 50
     for words in READING[1:5]:
         done = matrix.bench(*reading(matrix, results, words))
         assert done.returncode in (0, 2), done.stderr
@@ -203,7 +204,12 @@ def test_every_row_can_be_traced(matrix, reference):
         assert record["identity"]["eval"]["split"] == key_of(division)
         assert record["identity"]["eval"]["content"] == key_of(files)
         rules = record["identity"]["protocol"]
-        assert (row["protocol"], rules["name"], rules["size"], rules["version"]) == ("fair(size=64)", "fair", 64, 1)
+        assert (row["protocol"], rules["name"], rules["size"], rules["version"]) == (
+            "fair(size=64)",
+            "fair",
+            64,
+            FAIR.version,
+        )
         trained = json.loads((runs / row["stage_train"] / "record.json").read_text())
         role = trained["roles"][record["identity"]["role"]]
         assert row["weights_sha256"] == role["sha256"] == digest(runs / row["stage_train"] / role["weights"])
@@ -216,8 +222,13 @@ def test_every_number_can_be_worked_out_again(reference):
     """PxAP and accuracy of each row from its arrays, the threshold from those of its validation stage."""
     for row in reference.rows:
         with np.load(reference.results / "runs" / row["stage"] / "scores.npz") as stored:
-            found = Histograms(stored["foreground"], stored["background"])
-            right = stored["logits"].argmax(1) == stored["labels"]
+            counts = [stored[name].astype(np.int64) for name in ("foreground", "background")]
+            right, off = stored["logits"].argmax(1) == stored["labels"], stored["logits"].argmax(1) == 0
+        for some in (
+            counts if row["gated"] else ()
+        ):  # nothing is foreground where the first class, `plain`, is predicted
+            some[off, 0], some[off, 1:] = some[off].sum(1), 0
+        found = Histograms(*counts)
         assert row["pxap"] == pytest.approx(pxap(found), abs=1e-9)
         assert row["accuracy"] == pytest.approx(100 * right.mean(), abs=1e-9)
         assert len(right) == row["images"]
