@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from .aggregate import GATED, Cell
-from .declared import SEEN
+from .declared import COLLAPSED, SEEN
 from .escape import fit, latex_cell, latex_escape, latex_name, markdown_cell, markdown_escape, pipes, printable
 from .grid import Grid, GridLine, Group, Head
 
@@ -104,7 +104,7 @@ def terminal_grid(grid: Grid, width: int) -> str:
         parts.append(_terminal_part(grid, start, size, names, width))
         start += size
     notes = [fit(grid.footnotes[0], width, True).rstrip()] if grid.footnotes else []
-    notes += [printable(note) for note in grid.footnotes[1:] if note.startswith(SEEN)]
+    notes += [printable(note) for note in grid.footnotes[1:] if note.startswith((SEEN, COLLAPSED))]
     return "\n".join([fit(grid.heading, width, True).rstrip(), *parts, *notes])
 
 
@@ -159,7 +159,7 @@ def _terminal_line(line: GridLine, first: int, groups: Sequence[Group], names: S
     said = False
     for group in groups:
         widths = _cell_widths(group)
-        values = [line.cells[at + k].marked for k in range(len(widths))]
+        values = [line.cells[at + k].marked.replace(" ", "") for k in range(len(widths))]
         said = said or any(values)
         text = "  ".join(fit(v, w, False) for v, w in zip(values, widths, strict=True))
         cells.append(text.ljust(_room(group)))

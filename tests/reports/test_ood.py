@@ -295,7 +295,8 @@ def test_a_collapsed_threshold_is_flagged_and_never_bold(wide_found):
     assert found.text.startswith("2.1 ¶")
     assert not found.best
     assert any(n.startswith("¶ collapse") for n in away.grid.footnotes)
-    assert "2.1 ¶" in terminal_grid(away.grid, 150)
+    assert " 2.1¶" in terminal_grid(away.grid, 150)
+    assert "¶ collapse" in terminal_grid(away.grid, 150)
     assert r"2.1\,\P{}" in latex_grid(away.grid, "1")
     mild = [replace(r, dice_tau_val=40.0) if (r.eval, r.train, r.method) == there else r for r in rows]
     assert "¶" not in cell(build_away(mild)[0].grid, "glas → camelyon16", "Dice", "pixelcam").text
