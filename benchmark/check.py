@@ -232,7 +232,7 @@ def check_learns(bench: Bench) -> str | None:
         raise SkippedError("the method makes no maps; it ran through the harness")
     if bench.ref.spec.supervision == "none" and not bench.ref.needs():
         raise SkippedError("a baseline learns nothing; it ran through the harness")
-    if _draws(bench):
+    if bench.draws:
         raise SkippedError("the map is random; it ran through the harness")
     from ..reports.rows import load_rows
 
@@ -249,20 +249,11 @@ def check_learns(bench: Bench) -> str | None:
     return f"PxAP {best:.1f} on the images with a blob, chance {chance:.1f}"
 
 
-def _draws(bench: Bench) -> bool:
-    """Whether a method that may draw random numbers really does: another seed gives another map."""
-    if not bench.ref.spec.uses_seed or bench.ref.spec.trains:
-        return bench.ref.spec.uses_seed
-    images = bench.batch().images[:2]
-    one, two = (bench.reading(seed)[1](images, torch.ones(2, dtype=torch.long)) for seed in (0, 1))
-    return not torch.equal(one, two)
-
-
 def check_flip(bench: Bench) -> str | None:
     """a mirrored image gives the mirrored map, up to what strides do to borders."""
     if bench.ref.spec.kind == "none":
         raise SkippedError("the method makes no maps")
-    if _draws(bench):
+    if bench.draws:
         raise SkippedError("the map is random")
     images = bench.batch().images[:SOME]
     if bench.train_stage is not None:

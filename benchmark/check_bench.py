@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -84,6 +85,15 @@ class Bench:
         maps = teacher_maps(stage, self.desk, frames.ids) if stage.kind == "train" else {}
         data = TrainingSet(frames, config, self.device, stage.work["statistics"], maps).on_device()
         return data.batch(torch.arange(16), torch.Generator().manual_seed(0))
+
+    @cached_property
+    def draws(self) -> bool:
+        """Whether a method that may draw random numbers really does: another seed gives another map."""
+        if not self.ref.spec.uses_seed or self.ref.spec.trains:
+            return self.ref.spec.uses_seed
+        images = self.batch().images[:2]
+        one, two = (self.reading(seed)[1](images, torch.ones(2, dtype=torch.long)) for seed in (0, 1))
+        return not torch.equal(one, two)
 
     def reading(self, seed: int = 0) -> tuple[Method | None, Callable[[Tensor, Tensor | None], Tensor]]:
         """The model behind the map (trained where its parents are), and a function from images and classes to maps.

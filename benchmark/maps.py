@@ -93,16 +93,14 @@ def scale_later(maps: Tensor, kind: str, scale: str, constants: Sequence[Any] | 
     if kind == "prob":
         outside = (low < -PROB_TOLERANCE) | (high > 1 + PROB_TOLERANCE)
         refused = torch.where(refused.bool(), refused, 2 * outside.byte())
-    order = maps
     known = None if constants is None else MapScale(*constants)
     if known is not None and known.levels:
         if not known.levels[0] < known.levels[-1]:
             return _nothing(maps, degenerate, refused)
-        maps = _ranks(maps, known.levels)
-        return _scaled(maps, order, degenerate, refused)
+        return _scaled(_ranks(maps, known.levels), maps, degenerate, refused)
     if kind == "prob":
-        pass
-    elif scale == "image":
+        return _scaled(maps, maps, degenerate, refused)
+    if scale == "image":
         span = torch.where(degenerate, 1.0, high - low)
         maps = (maps - low[:, None, None]) / span[:, None, None]
     elif scale == "validation":

@@ -172,6 +172,19 @@ class Confusion(NamedTuple):
         return np.where(self.positives > 0, found, np.nan)
 
     @property
+    def iou(self) -> np.ndarray:
+        """TP / (TP + FP + FN) in percent; NaN without foreground."""
+        found = 100 * _divide(self.tp, self.fp + self.positives)
+        return np.where(self.positives > 0, found, np.nan)
+
+    @property
+    def miou(self) -> np.ndarray:
+        """Mean of the IoU of foreground and of background, TN / (TN + FP + FN), in percent; NaN without either."""
+        right = self.negatives - self.fp
+        outer = 100 * _divide(right, self.negatives + self.positives - self.tp)
+        return (self.iou + np.where(self.negatives > 0, outer, np.nan)) / 2
+
+    @property
     def called(self) -> np.ndarray:
         """Share of the pixels called foreground, in percent."""
         return 100 * _divide(self.tp + self.fp, self.positives + self.negatives)

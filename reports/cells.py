@@ -80,8 +80,8 @@ COLUMNS = (
 class Cell:
     """A formatted number: `value` and `spread` are what every format prints, `number` is what sorting uses.
 
-    low, high: ends of the 95% interval over groups; sd: standard deviation over n runs; NaN where there is none. n: how
-    many runs the number is the mean of. mark: a sign with a footnote.
+    low, high: ends of the 95% interval over groups; sd: standard deviation over the runs it is the mean of; NaN where
+    there is none. mark: a sign with a footnote.
     """
 
     value: str
@@ -91,7 +91,6 @@ class Cell:
     low: float = math.nan
     high: float = math.nan
     sd: float = math.nan
-    n: int = 0
     mark: str = ""
 
     @property
@@ -125,15 +124,19 @@ def mean_cell(values: Sequence[float], column: Column) -> Cell:
     spread = f"± {_number(sd, column)}" if len(defined) > 1 and column.sd else ""
     if len(defined) < len(values):
         spread = f"{spread} ({len(defined)} of {len(values)})".strip()
-    return Cell(_number(mean, column), spread, mean, sd=sd, n=len(defined))
+    return Cell(_number(mean, column), spread, mean, sd=sd)
 
 
 def beats_chance(rows: Sequence[Row], column: Column, cell: Cell) -> bool:
     """Whether a value lies above what is had for nothing; always where a column knows no such level."""
-    if not column.chance:
-        return True
-    levels = [v for r in rows if not math.isnan(v := float(getattr(r, column.chance)))]
-    return not levels or cell.number > statistics.fmean(levels)
+    level = chance_of(rows, column)
+    return math.isnan(level) or cell.number > level
+
+
+def chance_of(rows: Sequence[Row], column: Column) -> float:
+    """What is had for nothing in a column, mean over the rows that know it; NaN where none does."""
+    levels = [v for r in rows if not math.isnan(v := float(getattr(r, column.chance)))] if column.chance else []
+    return statistics.fmean(levels) if levels else math.nan
 
 
 def _number(value: float, column: Column) -> str:

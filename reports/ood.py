@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from .aggregate import Settings, Table, tables_of
 from .captions import constant_notes, saturation_notes, spread_sentences, tested
-from .cells import UNDEFINED, Cell, Column, make_cell, mean_cell
+from .cells import UNDEFINED, Cell, Column, chance_of, make_cell, mean_cell
 from .declared import BOUND, COLLAPSED, marked_sets, normalisation_notes, seen_notes
 from .grid import NAMES, Grid, GridBlock, GridLine, Group, Head, Place, make_blocks, place_of
 from .row import Row
@@ -106,12 +106,7 @@ def _heads(table: Table, columns: Iterable[Column]) -> tuple[Head, ...]:
 
 def heads_of(columns: Iterable[Column], rows: Sequence[Row] = ()) -> tuple[Head, ...]:
     """Columns as headings of a grid; rows: those of a set, which know what is had there for nothing."""
-    return tuple(Head(c.title, c.hint, c.best, brief=c.brief, chance=_level(rows, c.chance)) for c in columns)
-
-
-def _level(rows: Sequence[Row], key: str) -> float:
-    defined = [v for r in rows if not math.isnan(v := float(getattr(r, key)))] if key else []
-    return sum(defined) / len(defined) if defined else math.nan
+    return tuple(Head(c.title, c.hint, c.best, brief=c.brief, chance=chance_of(rows, c)) for c in columns)
 
 
 def _cell(rows: Sequence[Row], column: Column) -> Cell:

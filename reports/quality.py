@@ -1,6 +1,5 @@
 """Every quality of one scored set, from its per-image histograms and logits alone; undefined is NaN."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,13 +169,8 @@ MAP_VALUES = (
 
 def summed(counts: Confusion) -> dict[str, float]:
     """Pooled `dice`, `iou` and `miou` in percent of counts (N,); NaN where undefined."""
-    tp, fp, positives, negatives = (float(c.sum()) for c in counts)
-    nothing = math.isnan(tp)
-    dice = 200 * tp / (tp + fp + positives) if positives and not nothing else NAN
-    iou = 100 * tp / (fp + positives) if positives and not nothing else NAN
-    rest = negatives - fp + fp + positives - tp  # background, and what of the foreground was missed
-    outer = 100 * (negatives - fp) / rest if negatives and not nothing else NAN
-    return {"dice": dice, "iou": iou, "miou": (iou + outer) / 2}
+    pooled_counts = Confusion(*(c.sum() for c in counts))
+    return {name: float(getattr(pooled_counts, name)) for name in ("dice", "iou", "miou")}
 
 
 def mean_over_groups(values: np.ndarray, groups: np.ndarray) -> float:
