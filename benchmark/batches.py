@@ -4,7 +4,7 @@ import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -12,7 +12,11 @@ from torch import Tensor
 from ..methods.base import Batch
 from .errors import BenchError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 B = TypeVar("B", bound=Batch)
+H = TypeVar("H", bound="DataclassInstance")
 
 
 def split_batch(batch: B, sizes: Sequence[int]) -> list[B]:
@@ -35,15 +39,16 @@ def split_batch(batch: B, sizes: Sequence[int]) -> list[B]:
 
 def take_images(batch: B, chosen: "slice | Tensor") -> B:
     """Some images of a batch, by the rule of `split_batch`. chosen: a slice, or their indices (n,) int64."""
-    found, count = copy.copy(batch), len(batch.labels)
-    for name, value in _attributes(batch).items():
+    return _fields_taken(batch, chosen, len(batch.labels))
+
+
+def _fields_taken(holder: H, chosen: "slice | Tensor", count: int) -> H:
+    """A copy of a dataclass with all its fields cut, those that a method has merely set included."""
+    declared = {f.name: getattr(holder, f.name) for f in dataclasses.fields(holder)}
+    found = copy.copy(holder)
+    for name, value in (declared | getattr(holder, "__dict__", {})).items():
         object.__setattr__(found, name, _taken(value, chosen, count))  # a method's own class may be frozen
     return found
-
-
-def _attributes(batch: Batch) -> dict[str, Any]:
-    """All fields by name, those that a method has merely set included."""
-    return {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)} | getattr(batch, "__dict__", {})
 
 
 def _taken(value: Any, chosen: "slice | Tensor", count: int) -> Any:
@@ -56,8 +61,7 @@ def _taken(value: Any, chosen: "slice | Tensor", count: int) -> Any:
     if isinstance(value, list | tuple):
         return _taken_from_list(value, chosen, count)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        held = {f.name: _taken(getattr(value, f.name), chosen, count) for f in dataclasses.fields(value) if f.init}
-        return dataclasses.replace(value, **held)
+        return _fields_taken(value, chosen, count)
     return value
 
 

@@ -81,7 +81,8 @@ def test_a_frozen_batch_is_cut_too():
         rows: torch.Tensor
         scale: float
 
-    batch = batch_of(Batch)
-    batch.held = Held(torch.arange(6), 2.0)
+    batch, inner = batch_of(Batch), batch_of()
+    batch.held, batch.inner, inner.added = Held(torch.arange(6), 2.0), inner, torch.arange(6)
     first, second = split_batch(batch, [2, 4])
+    assert (type(second.inner), second.inner.added.tolist()) == (Views, [2, 3, 4, 5])  # what was merely set, too
     assert (first.held.rows.tolist(), second.held.scale) == ([0, 1], 2.0)
