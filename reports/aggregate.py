@@ -120,8 +120,13 @@ class Table:
     @property
     def sets(self) -> str:
         """The evaluation set; for models trained on another one, both. A scheme of folds that is not the usual one."""
-        scheme = "" if self.scheme in USUAL else f" ({self.scheme} folds)"
-        return f"{self.eval}{scheme}" if self.train == self.eval else f"{self.train}{scheme} → {self.eval}"
+        return named_sets(self.train, self.eval, self.scheme)
+
+
+def named_sets(train: str, scored: str, scheme: str) -> str:
+    """What was trained on and scored, once where it is the same, with a scheme of folds that is not the usual one."""
+    folds = "" if scheme in USUAL else f" ({scheme} folds)"
+    return f"{scored}{folds}" if train == scored else f"{train}{folds} → {scored}"
 
 
 Settings = Mapping[str, Mapping[str, str]]

@@ -21,7 +21,7 @@ COLUMNS = (
     Column("dice_tau_val", "Dice", "Dice in percent at tau_val, the threshold chosen on the set trained for.",
            interval="dice_tau_val", best=True, chance="chance_dice", brief="Dice"),
     Column("dice_oracle", "Dice † oracle", "Dice at the threshold of best mean IoU on these masks: no fair number.",
-           oracle=True, brief="Dice†"),
+           oracle=True, chance="chance_dice", brief="Dice†"),
     Column("false_area", "false area", "Share of the pixels called foreground at tau_val in images of classes without "
            "a region.", optional=True),
     Column("accuracy", "Accuracy", "Share of images classified right, in percent.", interval="accuracy", best=True,
@@ -32,10 +32,6 @@ COLUMNS = (
     Column("drop_skill", "drop skill", "Points lost of PxAP above chance, in percent of what chance leaves."),
     Column("drop_accuracy", "drop Acc.", "Percentage points of accuracy lost against the set trained for."),
 )  # fmt: skip
-_CHANCE_OF = {
-    "pxap": "chance", "pxap_positives": "chance_positives", "dice_tau_val": "chance_dice", "dice_oracle": "chance_dice",
-    "accuracy": "majority",
-}  # fmt: skip
 _LOST = 0.5  # share of the oracle's Dice below which a threshold has not survived
 
 
@@ -122,7 +118,7 @@ def chance_block(cells: tuple[Cell, ...]) -> GridBlock:
 
 
 def _chance(rows: Sequence[Row], columns: Iterable[Column]) -> list[Cell]:
-    return [chance_cell(rows, _CHANCE_OF[c.key]) if c.key in _CHANCE_OF else Cell("") for c in columns]
+    return [chance_cell(rows, c.chance) if c.chance else Cell("") for c in columns]
 
 
 def chance_cell(rows: Sequence[Row], key: str) -> Cell:

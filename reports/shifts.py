@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .aggregate import USUAL, Line, Settings, Table, tables_of
+from .aggregate import Line, Settings, Table, named_sets, tables_of
 from .captions import constant_notes
 from .cells import UNDEFINED, Cell, Column, make_cell, mean_cell
 from .declared import BOUND, marked_sets, normalisation_notes, seen_notes
@@ -73,7 +73,7 @@ class Shifted:
     @property
     def sets(self) -> str:
         """The data set; for models trained on another one, both."""
-        return _sets(self.train, self.dataset, self.scheme)
+        return named_sets(self.train, self.dataset, self.scheme)
 
 
 def build_shifted(rows: Iterable[Row], settings: Settings | None = None) -> list[Shifted]:
@@ -91,12 +91,6 @@ def build_shifted(rows: Iterable[Row], settings: Settings | None = None) -> list
             grid = _grid(train, dataset, scheme, protocol, synthetic, ladders)
             out.append(Shifted(train, dataset, scheme, protocol, synthetic, ladders, grid))
     return out
-
-
-def _sets(train: str, dataset: str, scheme: str) -> str:
-    """What was trained on and scored, with a scheme of folds that is not the usual one."""
-    folds = "" if scheme in USUAL else f" ({scheme} folds)"
-    return f"{dataset}{folds}" if train == dataset else f"{train}{folds} → {dataset}"
 
 
 def _ladder(shift: str, found: Mapping[tuple[str, int], Table]) -> Ladder:
@@ -120,7 +114,7 @@ def _grid(train: str, dataset: str, scheme: str, protocol: str, synthetic: bool,
             lines.append({place: _cells(ladder, place, metric) for place in places})
     blocks = make_blocks(lines, runs, [g.heads for g in groups], protocol)
     rows = [row for ladder in ladders for table in ladder.levels.values() for row in table.rows]
-    sets = _sets(train, dataset, scheme)
+    sets = named_sets(train, dataset, scheme)
     changes = tuple(cell for x in ladders for _ in METRICS for cell in (*map(x.change, _levels(x)), BLANK))
     text = "The same test images, changed on purpose; 0 is the images as they are."
     if any(x.graded for x in ladders):
