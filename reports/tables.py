@@ -121,6 +121,7 @@ def _line_values(table: Table, block: Block, line: Line) -> dict[str, object]:
         "runs": len(line.runs), "groups": max(r.groups for r in line.estimates),
         "groups_effective": max(r.groups_effective for r in line.estimates), "synthetic": table.synthetic,
         "weights_seen": list(dict.fromkeys(name for r in line.runs for name in r.weights_seen)),
+        "notes": list(dict.fromkeys(note for r in line.runs for note in r.notes)),
     }  # fmt: skip
     for column in table.columns:
         cell = line.cells[column.key]
