@@ -79,7 +79,9 @@ class Shifted:
 def build_shifted(rows: Iterable[Row], settings: Settings | None = None) -> list[Shifted]:
     """One `Shifted` per training set, data set, protocol and kind of data."""
     tables: dict[tuple[str, str, str, str, bool], dict[tuple[str, int], Table]] = defaultdict(dict)
-    for table in tables_of(rows, settings):
+    rows = list(rows)
+    there = {(r.train, r.dataset) for r in rows if r.shift}  # the unchanged set is needed beside its shifts alone
+    for table in tables_of((r for r in rows if (r.train, r.dataset) in there), settings):
         first = table.rows[0]
         tables[table.train, first.dataset, table.scheme, table.protocol, table.synthetic][first.shift, first.level] = (
             table

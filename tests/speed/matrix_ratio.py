@@ -146,8 +146,9 @@ class Forge:
             "weights_sha256": stage.key * 3 if trained else "", "left_unshifted": [], "kind": spec.kind,
             "classes": list(manifest.card.classes), "region_classes": list(manifest.card.region_classes),
             "foreground": manifest.card.foreground, "group": manifest.card.group,
-            "evaluation": _evaluation_facts(stage, self.desk), "licence": manifest.card.licence, "images": len(items),
-            "synthetic": _synthetic(stage, self.desk), "degenerate": 0, "family": spec.family, "examples": stem,
+            "evaluation": _evaluation_facts(stage, self.desk, None), "licence": manifest.card.licence,
+            "images": len(items), "synthetic": _synthetic(stage, self.desk), "degenerate": 0, "family": spec.family,
+            "examples": stem,
         }  # fmt: skip
         self.desk.store.finish(stage.key, {**common, "seconds": 3.1, "facts": facts})
 
