@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..benchmark.registry import Registry
+from ..benchmark.core.registry import Registry
 
 DATASETS = Registry("dataset", __name__, Path(__file__).parent, "wsolbench.datasets")
 register = DATASETS.register

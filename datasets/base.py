@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
-from ..benchmark.errors import BenchError
+from ..benchmark.core.errors import BenchError
 from . import DATASETS, register
-from .masks import MaskPixels, MaskRule, read_mask
+from .masks.rules import MaskPixels, MaskRule, read_mask
 
 __all__ = ["DATASETS", "Dataset", "DatasetCard", "Item", "Manifest", "register"]
 
@@ -80,7 +80,7 @@ class Manifest:
     """The rows of one fold.
 
     notes: facts a reader of the table must know. split_notes: those of them that are about the splits, such as patients
-    that several share, and hold for models of this dataset alone. declared: kinds of leaks (datasets/leaks.py) that
+    that several share, and hold for models of this dataset alone. declared: kinds of leaks (parts/leaks.py) that the
     published splits have by design and the notes report.
     """
 
@@ -187,7 +187,7 @@ def check_manifest(manifest: Manifest) -> Manifest:
 
 
 def _one_spelling(manifest: Manifest) -> Manifest:
-    from .identity import unify_groups  # which knows rows, and so builds on this module
+    from .parts.identity import unify_groups  # which knows rows, and so builds on this module
 
     items, notes = unify_groups(manifest.items)
     return replace(manifest, items=items, notes=(*manifest.notes, *notes)) if notes else manifest

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from ..benchmark.errors import BenchError
+from ..benchmark.core.errors import BenchError
 from .base import Dataset, DatasetCard, Item, Manifest, check_manifest, register, shared_groups
-from .camelyon_files import MASK_RULE, ItemMaker, check_masks, check_share, find_root, scan
-from .camelyon_lists import PARTS, FoldRows, Lists, PatchName, find_lists
-from .folds import choose_pixel_val, divide_groups
-from .marker import Marker, read_marker
-from .masks import MaskPixels
+from .masks.rules import MaskPixels
+from .parts.camelyon_files import MASK_RULE, ItemMaker, check_masks, check_share, find_root, scan
+from .parts.camelyon_lists import PARTS, FoldRows, Lists, PatchName, find_lists
+from .parts.folds import choose_pixel_val, divide_groups
+from .parts.marker import Marker, read_marker
 
 HOME = "camelyon16"
 LISTS = ("CAMELYON512",)

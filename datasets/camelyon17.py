@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from ..benchmark.errors import BenchError
+from ..benchmark.core.errors import BenchError
 from .base import Dataset, DatasetCard, Item, Manifest, check_manifest, register
-from .camelyon_files import LAYOUT, MASK_RULE, ItemMaker, check_masks, check_share, find_root, scan
-from .camelyon_lists import Patch, PatchName, find_lists, read_part
-from .marker import Marker, read_marker
-from .masks import MaskPixels
+from .masks.rules import MaskPixels
+from .parts.camelyon_files import LAYOUT, MASK_RULE, ItemMaker, check_masks, check_share, find_root, scan
+from .parts.camelyon_lists import Patch, PatchName, find_lists, read_part
+from .parts.marker import Marker, read_marker
 
 HOME = "camelyon17"
 LISTS = ("CAMELYON17_512", "CAMELYON17-512", "CAMELYON17512")

@@ -6,11 +6,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..benchmark.errors import BenchError, did_you_mean
+from ..benchmark.core.errors import BenchError, did_you_mean
 from .base import SPLITS, Dataset, DatasetCard, Item, Manifest, check_manifest
-from .csv_table import GAPS, MASK_SETTINGS, TableRow, checked, read_table, whole
-from .folds import PIXEL_VAL_PER_CLASS, choose_pixel_val
-from .masks import declared_rule
+from .masks.rules import declared_rule
+from .parts.csv_table import GAPS, MASK_SETTINGS, TableRow, checked, read_table, whole
+from .parts.folds import PIXEL_VAL_PER_CLASS, choose_pixel_val
 
 YES, _NO = ("1", "true", "yes"), ("", "0", "false", "no")
 _UNKNOWN_GROUPS = (

@@ -8,11 +8,11 @@ from importlib import resources
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-from ..benchmark.errors import BenchError
+from ..benchmark.core.errors import BenchError
 from .base import Dataset, DatasetCard, Item, Manifest, check_manifest, register, shared_groups
-from .folds import choose_pixel_val, deal_images, divide_groups
-from .marker import Marker, read_marker
-from .masks import MaskRule
+from .masks.rules import MaskRule
+from .parts.folds import choose_pixel_val, deal_images, divide_groups
+from .parts.marker import Marker, read_marker
 
 FOLDER = "Warwick QU Dataset (Released 2016_07_08)"
 GRADES = "Grade.csv"

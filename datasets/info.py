@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..benchmark.errors import BenchError
-from ..benchmark.store import atomic_path
+from ..benchmark.core.errors import BenchError
+from ..benchmark.core.results_store import atomic_path
 from .base import SPLITS, Dataset, Item, Manifest
-from .decode import decode_image, image_size, resize_image
-from .mask_sets import SizedMask, mask_notes, sized_mask
-from .mask_sizes import reduce_mask
+from .masks.decode import decode_image, image_size, resize_image
+from .masks.sets import SizedMask, mask_notes, sized_mask
+from .masks.sizes import reduce_mask
 from .open import BadFile, bad_files_error
 from .verify import SCORE_SIZE, count_images
 

@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..benchmark.errors import BenchError, did_you_mean
-from ..benchmark.store import file_sha256, key_of, write_json
+from ..benchmark.core.errors import BenchError, did_you_mean
+from ..benchmark.core.results_store import file_sha256, key_of, write_json
 from . import DATASETS
 from .base import SPLITS, Dataset, Item, Manifest
-from .decode import decode_image, image_size
-from .masks import MaskPixels, mask_size
+from .masks.decode import decode_image, image_size
+from .masks.rules import MaskPixels, mask_size
 
 log = logging.getLogger(__name__)
 INDEX_VERSION = 1

@@ -6,14 +6,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..benchmark.errors import BenchError
-from ..benchmark.store import read_json, write_json
+from ..benchmark.core.errors import BenchError
+from ..benchmark.core.results_store import read_json, write_json
 from .base import SPLITS, Dataset, Item, Manifest
-from .decode import image_size
-from .leaks import find_leaks
-from .mask_sets import SizedMask, mask_notes, sized_mask
-from .masks import MaskPixels, mask_size
+from .masks.decode import image_size
+from .masks.rules import MaskPixels, mask_size
+from .masks.sets import SizedMask, mask_notes, sized_mask
 from .open import BadFile, FileFacts, bad_files_error, manifest_identity, scan_files
+from .parts.leaks import find_leaks
 
 SCHEMA = 1  # of the report on disk
 SCORE_SIZE = 224  # px; the size at which the protocols compare maps and masks, unless told otherwise

@@ -4,7 +4,7 @@ import importlib.util
 import re
 from pathlib import Path
 
-from ..benchmark.registry import Registry
+from ..benchmark.core.registry import Registry
 
 
 def _package_explainers() -> list[str]:

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from . import METHODS, register
-from .normalisation import IMAGENET, Statistics
+from .backbones.normalisation import IMAGENET, Statistics
 
 __all__ = [
     "METHODS", "Batch", "Evidence", "Explainable", "Method", "Options", "Prediction", "TrainContext", "is_explainable",

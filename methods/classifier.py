@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..benchmark.errors import BenchError
-from .backbones import Backbone, param_groups
+from ..benchmark.core.errors import BenchError
+from .backbones.adapter import Backbone, param_groups
 from .base import Batch, Method, Options, Prediction, TrainContext, register
-from .heads import make_head
+from .parts.heads import make_head
 
 
 @register(

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from ..benchmark.errors import BenchError
-from .backbones import Backbone
+from ..benchmark.core.errors import BenchError
+from .backbones.adapter import Backbone
 from .base import Options, Prediction, register
 from .classifier import Classifier
-from .heads import AttentionHead
+from .parts.heads import AttentionHead
 
 
 @register(

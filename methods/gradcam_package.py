@@ -13,8 +13,8 @@ from pytorch_grad_cam.base_cam import BaseCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget, FinerWeightedTarget
 from torch import Tensor, nn
 
-from ..benchmark.errors import BenchError, did_you_mean
-from ..benchmark.seeds import seed_for
+from ..benchmark.core.errors import BenchError, did_you_mean
+from ..benchmark.core.seeds import seed_for
 from .base import Evidence, Options, register
 
 COMPARED_CLASSES = 3  # FinerCAM's default: the classes with the nearest logits

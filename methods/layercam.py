@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..benchmark.errors import BenchError
+from ..benchmark.core.errors import BenchError
 from .base import Evidence, Options, register
 
 NAMED = {"last": (-1,), "shallow": (-3, -2, -1)}

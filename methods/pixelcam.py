@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backbones import Backbone
+from .backbones.adapter import Backbone
 from .base import Batch, Options, Prediction, TrainContext, register
 from .classifier import Classifier
-from .decoder import linear_head, resize
-from .losses import seed_losses
-from .pseudolabels import SeedRule
-from .teachers import has_known_head, image_head, warm_start
+from .parts.decoder import linear_head, resize
+from .parts.losses import seed_losses
+from .parts.pseudo_labels import SeedRule
+from .parts.teachers import has_known_head, image_head, warm_start
 
 
 @register(

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..benchmark.seeds import seed_for
+from ..benchmark.core.seeds import seed_for
 from .base import Evidence, Options, register
 
 

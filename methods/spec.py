@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ..benchmark.errors import BenchError, did_you_mean
-from ..benchmark.registry import Entry
+from ..benchmark.core.errors import BenchError, did_you_mean
+from ..benchmark.core.registry import Entry
 from . import METHODS
 
 ABILITIES = ("grid", "pyramid", "tokens", "attention", "batchnorm")

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from .base import Evidence, Options, register
-from .pseudolabels import otsu
+from .parts.pseudo_labels import otsu
 
 LUMA = (0.299, 0.587, 0.114)
 

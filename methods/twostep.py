@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..benchmark.errors import BenchError
-from .backbones import Backbone
-from .barrier import check_barrier, size_barrier, temperature_at
+from ..benchmark.core.errors import BenchError
+from .backbones.adapter import Backbone
 from .base import Batch, Options, Prediction, TrainContext, register
 from .classifier import Classifier
-from .crf import PUBLISHED_PAIRS, dense_crf, draw_partners, joint_crf
-from .decoder import PyramidDecoder, linear_head, pixel_head, resize
-from .losses import seed_losses
-from .pseudolabels import SeedRule
-from .teachers import image_head, model_behind, warm_start
+from .parts.barrier import check_barrier, size_barrier, temperature_at
+from .parts.crf import PUBLISHED_PAIRS, dense_crf, draw_partners, joint_crf
+from .parts.decoder import PyramidDecoder, linear_head, pixel_head, resize
+from .parts.losses import seed_losses
+from .parts.pseudo_labels import SeedRule
+from .parts.teachers import image_head, model_behind, warm_start
 
 DECODERS = ("unet", "linear")
 TERMS = ("seed", "negative", "crf", "joint", "size")

@@ -3,12 +3,12 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backbones import Backbone
+from .backbones.adapter import Backbone
 from .base import Batch, Options, Prediction, TrainContext, register
 from .classifier import Classifier
-from .decoder import PyramidDecoder, pixel_head
-from .losses import by_pixel, partial_cross_entropy
-from .pseudolabels import IGNORE
+from .parts.decoder import PyramidDecoder, pixel_head
+from .parts.losses import by_pixel, partial_cross_entropy
+from .parts.pseudo_labels import IGNORE
 
 
 @register(

@@ -7,21 +7,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..benchmark.errors import BenchError, did_you_mean
-from ..benchmark.store import Store, write_text
-from .aggregate import tables_of
-from .art import Art, Pictures, make_art, no_art
-from .contents import Contents
-from .cost import costed_rows
-from .declared import SYNTHETIC
-from .escape import markdown_escape
-from .grid_text import latex_grid, markdown_grid
-from .rows import collect, need_rows
-from .tables import latex_table, lines_csv, markdown_table, rows_csv
-from .words import protocol_sentences
+from ..benchmark.core.errors import BenchError, did_you_mean
+from ..benchmark.core.results_store import Store, write_text
+from .figures.art import Art, Pictures, make_art, no_art
+from .rows.declared import SYNTHETIC
+from .rows.load import collect, need_rows
+from .tables.aggregate import tables_of
+from .tables.contents import Contents
+from .tables.cost import costed_rows
+from .tables.escape import markdown_escape
+from .tables.formats import latex_table, lines_csv, markdown_table, rows_csv
+from .tables.grid_text import latex_grid, markdown_grid
+from .tables.protocol_text import protocol_sentences
 
 if TYPE_CHECKING:
-    from .gallery import Gallery
+    from .page.gallery import Gallery
 
 log = logging.getLogger(__name__)
 FORMATS = ("md", "tex", "csv", "html")
@@ -120,14 +120,14 @@ def _latex(contents: Contents) -> str:
 
 
 def _gallery(store: Store, contents: Contents) -> "Gallery":
-    from .gallery import build_gallery
+    from .page.gallery import build_gallery
 
     findings = contents.findings
     return build_gallery(store, findings, tables_of(findings.rows, findings.settings))
 
 
 def _html(contents: Contents, art: Pictures, gallery: "Gallery") -> str:
-    from .page import ChapterSection, Page, Section, render_page
+    from .page.page import ChapterSection, Page, Section, render_page
 
     findings = contents.findings
     made = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")

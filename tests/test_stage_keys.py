@@ -25,10 +25,10 @@ def name_hash(path: Path) -> str:
 
 def planned_stages(folder: Path, patch: pytest.MonkeyPatch) -> list[str]:
     """A line a stage: key, kind, training set, evaluation set, method."""
-    from wsolbench.benchmark.config import Request, RunConfig
-    from wsolbench.benchmark.plan import Planner
+    from wsolbench.benchmark.planning.config import Request, RunConfig
+    from wsolbench.benchmark.planning.planner import Planner
     from wsolbench.datasets import open as opening
-    from wsolbench.datasets.synthetic import WRITERS
+    from wsolbench.datasets.synthesis.synthetic import WRITERS
 
     patch.setattr(opening, "file_sha256", name_hash)
     WRITERS["glas"](folder, 20, 8, 64)

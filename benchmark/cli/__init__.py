@@ -13,9 +13,9 @@ from typing import Any
 
 import click
 
-from .. import stop
-from ..environment import draw_to_files
-from ..errors import BenchError, did_you_mean
+from ..core import shutdown
+from ..core.environment import draw_to_files
+from ..core.errors import BenchError, did_you_mean
 
 VERBS = {
     "run": ("run:run", "Train and score methods on datasets; the same command again continues."),
@@ -23,7 +23,7 @@ VERBS = {
     "status": ("status:status", "What is stored: finished, failed, running and interrupted stages."),
     "report": ("report:report", "Tables, figures and the HTML page from what is stored."),
     "score": ("score:score", "Score anybody's maps against masks, without a model."),
-    "data": ("data:data", "Verify, describe, synthesise or cut datasets."),
+    "data": ("data.verbs:data", "Verify, describe, synthesise or cut datasets."),
     "check": ("check:check", "Test a method against the contract, in under a minute."),
     "doctor": ("doctor:doctor", "Is this machine ready? GPU, memory, data, disks, locks, and what to do."),
     "clean": ("clean:clean", "Remove what no plan refers to and what killed runs left, after showing it."),
@@ -93,22 +93,22 @@ def _time_limit() -> Iterator[None]:
         return
 
     def end(number: int, frame: Any) -> None:
-        stop.request(stop.TERMINATED)
-        raise stop.Stopped
+        shutdown.request(shutdown.TERMINATED)
+        raise shutdown.Stopped
 
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-        stop.forget()
+        shutdown.forget()
 
 
 def _run(args: list[str] | None) -> Any:
     try:
         with _time_limit():
             return bench.main(args=args, standalone_mode=False)
-    except stop.Stopped as how:
+    except shutdown.Stopped as how:
         with contextlib.suppress(OSError):
             click.echo("Ended by SIGTERM. Everything finished so far is stored; the same command continues.", err=True)
         return how.code if how.code > 0 else 1

@@ -19,7 +19,7 @@ def check(method: str, backbone: str, as_json: bool) -> None:
     Says which line of the contract broke and how. Exit code 0 if every line holds, 1 if one broke, 2 if the method
     cannot be found or parsed.
     """
-    from ..check import run_checks
+    from ..conformance.suite import run_checks
 
     results = []
     marks = {"ok": ("ok     ", "green"), "broken": ("BROKEN ", "red"), "skipped": ("skipped", "yellow")}

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import BenchError
+from ..core.errors import BenchError
 from . import options
 
 if TYPE_CHECKING:
-    from ..clean import Refuse
+    from ..maintenance.clean import Refuse
 
 SHOWN = 12
 
@@ -38,8 +38,8 @@ def clean(results: Path, plans: tuple[Path, ...], keep_failed: bool, yes: bool, 
     younger than an hour is touched, nor reports, nor anything behind a link. Without a terminal and without --yes it
     only shows.
     """
-    from ..clean import find, remove
-    from ..findings import gib
+    from ..maintenance.clean import find, remove
+    from ..maintenance.findings import gib
 
     if not results.is_dir():
         raise BenchError(f"There is no results folder {results}. Name it with --results.")
@@ -68,7 +68,7 @@ def clean(results: Path, plans: tuple[Path, ...], keep_failed: bool, yes: bool, 
 
 def _keys(plans: tuple[Path, ...], results: Path) -> set[str]:
     """Keys of all stages of some configurations."""
-    from ..plan import Planner
+    from ..planning.planner import Planner
     from .run import make_request
 
     found: set[str] = set()
@@ -79,7 +79,7 @@ def _keys(plans: tuple[Path, ...], results: Path) -> set[str]:
 
 
 def _show(found: list["Refuse"], notes: list[str], total: int) -> None:
-    from ..findings import gib
+    from ..maintenance.findings import gib
 
     for note in notes:
         click.echo(note)

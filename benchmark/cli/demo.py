@@ -21,12 +21,12 @@ def demo(data_root: Path, results: Path, jobs: int) -> None:
 
     Minutes on two CPU cores, no download. A second call reuses what is there.
     """
-    from ...datasets.synthetic import WRITERS, refuse_real_data
+    from ...datasets.synthesis.synthetic import WRITERS, refuse_real_data
     from ...reports.build import build_report
-    from ...reports.rows import collect
-    from ..execute import open_stages
-    from ..plan import Planner
-    from ..store import Store
+    from ...reports.rows.load import collect
+    from ..core.results_store import Store
+    from ..execution.scheduler import open_stages
+    from ..planning.planner import Planner
     from .run import do_plan, make_request, say_problems, show_rows
 
     began = time.monotonic()

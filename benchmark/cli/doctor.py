@@ -22,8 +22,8 @@ def doctor(data_root: Path, results: Path, device: str, as_json: bool) -> None:
 
     Changes nothing. Exit code 0 without problems (notes and warnings are none), 1 with one.
     """
-    from ..doctor import examine
-    from ..findings import LEVELS
+    from ..maintenance.doctor import examine
+    from ..maintenance.findings import LEVELS
 
     found, section = [], ""
     for finding in examine(data_root, results, device):

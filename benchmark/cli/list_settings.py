@@ -7,8 +7,8 @@ from typing import Any
 
 def settings() -> list[dict[str, Any]]:
     """Every key: its type, default, meaning, and whether it can change a number."""
-    from ..config import PRESETS, RunConfig, TrainConfig
-    from ..protocols import FAIR, PAPER, Protocol
+    from ..core.protocols import FAIR, PAPER, Protocol
+    from ..planning.config import PRESETS, RunConfig, TrainConfig
 
     rows = []
     for section, config in (("train", TrainConfig()), ("run", RunConfig())):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from ...methods.normalisation import Statistics
+    from ...methods.backbones.normalisation import Statistics
 
 MOST_MEASURED = 60  # networks; each takes up to a second
 WHAT = ("methods", "datasets", "shifts", "backbones", "protocols", "presets", "settings")
@@ -59,7 +59,7 @@ def list_(what: str | None, pattern: str | None, results: str, as_json: bool) ->
 def _methods() -> list[dict[str, Any]]:
     from ...methods import METHODS
     from ...methods.spec import spec_from_entry
-    from ..errors import BenchError
+    from ..core.errors import BenchError
 
     rows = []
     for entry in METHODS.entries():
@@ -85,7 +85,7 @@ def _datasets() -> list[dict[str, Any]]:
 
 
 def _shifts() -> list[dict[str, Any]]:
-    from ...datasets.shift import SHIFTS
+    from ...datasets.shifts.shift import SHIFTS
 
     return [
         {
@@ -103,8 +103,8 @@ def _shifts() -> list[dict[str, Any]]:
 
 
 def _backbones() -> list[dict[str, Any]]:
-    from ...methods.normalisation import STATISTICS
-    from ...methods.weights import IMAGENET_TAGS, PUBLISHED_SHAPES
+    from ...methods.backbones.normalisation import STATISTICS
+    from ...methods.backbones.weights import IMAGENET_TAGS, PUBLISHED_SHAPES
 
     rows = [_backbone(n, f"{n}.{tag}", STATISTICS[n], *PUBLISHED_SHAPES[n]) for n, tag in IMAGENET_TAGS.items()]
     text = "With a feature grid, at its own stride: `bench list backbones 'deit_*'` measures those that fit."
@@ -128,9 +128,9 @@ def _measured_backbones(pattern: str) -> list[dict[str, Any]]:
     """The networks of timm that fit a pattern, measured; those without a grid say so."""
     import timm
 
-    from ...methods.backbones import create_backbone
-    from ...methods.weights import imagenet_tag
-    from ..errors import BenchError
+    from ...methods.backbones.adapter import create_backbone
+    from ...methods.backbones.weights import imagenet_tag
+    from ..core.errors import BenchError
 
     names = timm.list_models(pattern) or [pattern]
     if len(names) > MOST_MEASURED:
@@ -157,7 +157,7 @@ def _measured_backbones(pattern: str) -> list[dict[str, Any]]:
 
 
 def _protocols() -> list[dict[str, Any]]:
-    from ..protocols import PROTOCOLS
+    from ..core.protocols import PROTOCOLS
 
     texts = {
         "fair": "Default. Only the images of the test set reach a prediction: maps of the predicted class, tau_val.",
@@ -167,7 +167,7 @@ def _protocols() -> list[dict[str, Any]]:
 
 
 def _presets() -> list[dict[str, Any]]:
-    from ..config import PRESETS, identity_fields, train_config
+    from ..planning.config import PRESETS, identity_fields, train_config
 
     texts = {
         "smoke": "Seconds to minutes on two CPU cores: to see that everything works.",

@@ -19,11 +19,11 @@ def report(results: Path, out: Path | None, formats: str, as_json: bool) -> None
 
     Undefined values are `n/a`, in JSON null.
     """
-    from ..store import Store
+    from ..core.results_store import Store
 
     store = Store(results)
     if as_json:
-        from ...reports.rows import load_report_rows
+        from ...reports.rows.load import load_report_rows
 
         click.echo(json.dumps([row.to_json() for row in load_report_rows(store)], indent=1, allow_nan=False))
         return

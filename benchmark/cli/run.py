@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..config import PRESETS, REQUEST_LISTS, Request, RunConfig, flatten, parse_set, read_toml, update
-from ..errors import BenchError, did_you_mean, many, plain
-from ..protocols import PROTOCOLS
+from ..core.errors import BenchError, did_you_mean, many, plain
+from ..core.protocols import PROTOCOLS
+from ..planning.config import PRESETS, REQUEST_LISTS, Request, RunConfig, flatten, parse_set, read_toml, update
 
 if TYPE_CHECKING:
-    from ...reports.rows import Findings
-    from ..execute import Outcome
-    from ..plan import Plan, Planner
-    from ..store import Store
+    from ...reports.rows.load import Findings
+    from ..core.results_store import Store
+    from ..execution.scheduler import Outcome
+    from ..planning.planner import Plan, Planner
 
 WIDTH, NARROWEST = 120, 60  # columns of a table where there is no terminal, and the fewest that hold one
 _RUN_FLAGS = ("data_root", "results", "device", "devices", "jobs", "jobs_per_gpu", "backend", "scheduler")
@@ -86,9 +86,9 @@ def run(settings: tuple[str, ...], config: Path | None, dry_run: bool, as_json: 
     """
     request = make_request({k: v for k, v in typed.items() if v is not None}, settings, config)
     _check_names(request)
-    from ..contamination import keep
-    from ..plan import Planner
-    from ..store import Store
+    from ..core.results_store import Store
+    from ..planning.contamination import keep
+    from ..planning.planner import Planner
 
     planner, store = Planner(request), Store(request.run.results)
     store.check_writable()  # planning already keeps the hashes of the files there
@@ -98,8 +98,8 @@ def run(settings: tuple[str, ...], config: Path | None, dry_run: bool, as_json: 
         _rehearse(plan, planner, store)
         _show_plan(plan, store, as_json)
         return
-    from ...reports.rows import collect
-    from ..execute import heal_scores
+    from ...reports.rows.load import collect
+    from ..execution.scheduler import heal_scores
 
     outcome = do_plan(plan, planner, store, quiet=as_json)
     keep(planner.weights_seen, store)
@@ -154,7 +154,7 @@ def _check_names(request: Request) -> None:
     """Raises BenchError for a method or dataset that does not exist, before anything slow is imported."""
     from ...datasets import DATASETS
     from ...methods import METHODS
-    from ..resolve import is_file
+    from ..planning.method_refs import is_file
 
     if not any(is_file(name) for name in request.methods):  # a file may bring the other names along
         for name in request.methods:
@@ -197,11 +197,11 @@ def _seed(text: str) -> int:
 
 def do_plan(plan: "Plan", planner: "Planner", store: "Store", quiet: bool) -> "Outcome":
     """Checks what can be checked beforehand, then does what is missing. Ends the process if a signal asks to stop."""
-    from ..estimate import rates_of
-    from ..execute import Outcome, execute, heal, open_stages
-    from ..progress import Terminal
-    from ..stop import INTERRUPTED, TERMINATED, Stopped
-    from ..worker import FULL, disk_full
+    from ..core.shutdown import INTERRUPTED, TERMINATED, Stopped
+    from ..execution.scheduler import Outcome, execute, heal, open_stages
+    from ..execution.terminal import Terminal
+    from ..execution.worker import FULL, disk_full
+    from ..planning.estimate import rates_of
 
     terminal = Terminal(quiet)
     for line in heal(plan, store):
@@ -209,7 +209,7 @@ def do_plan(plan: "Plan", planner: "Planner", store: "Store", quiet: bool) -> "O
     todo = open_stages(plan, store)
     if not todo:
         return Outcome(cached=list(plan.stages))
-    from ..preflight import preflight
+    from ..execution.preflight import preflight
 
     if not quiet:
         trainings = many(sum(s.kind == "train" for s in todo), "training")
@@ -246,8 +246,8 @@ def command_line() -> str:
 
 def _rehearse(plan: "Plan", planner: "Planner", store: "Store") -> None:
     """Refuses what a run would refuse, and says what this machine lacks for it."""
-    from ..execute import open_stages
-    from ..preflight import rehearse
+    from ..execution.preflight import rehearse
+    from ..execution.scheduler import open_stages
 
     with contextlib.redirect_stdout(sys.stderr):  # what code of methods prints
         for problem in rehearse(open_stages(plan, store), planner):
@@ -255,9 +255,9 @@ def _rehearse(plan: "Plan", planner: "Planner", store: "Store") -> None:
 
 
 def _show_plan(plan: "Plan", store: "Store", as_json: bool) -> None:
-    from ..estimate import duration, estimate_seconds
-    from ..execute import open_stages
-    from ..progress import title
+    from ..execution.scheduler import open_stages
+    from ..execution.terminal import title
+    from ..planning.estimate import duration, estimate_seconds
 
     todo, done = {s.key for s in open_stages(plan, store)}, store.done(plan.stages)
     stages = [
@@ -297,8 +297,8 @@ def _show_plan(plan: "Plan", store: "Store", as_json: bool) -> None:
 
 def show_rows(plan: "Plan", store: "Store", found: "Findings", as_json: bool) -> None:
     """The table of the rows that are there, or their JSON."""
-    from ...reports.tables import terminal_table
-    from ...reports.unfinished import load_unfinished
+    from ...reports.rows.unfinished import load_unfinished
+    from ...reports.tables.formats import terminal_table
 
     wanted = set(plan.rows)
     rows = [r for r in found.rows if r.stage in wanted]
@@ -320,7 +320,7 @@ def _say_outcome(plan: "Plan", outcome: "Outcome", results: Path) -> None:
 
 def say_problems(plan: "Plan", outcome: "Outcome", results: Path) -> None:
     """What failed and why, what waits for it, and where to look."""
-    from ..progress import title
+    from ..execution.terminal import title
 
     if outcome.full:
         click.echo(f"STOPPED: {outcome.full}", err=True)

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from ..errors import many
-from ..protocols import MASK_REDUCTIONS
+from ..core.errors import many
+from ..core.protocols import MASK_REDUCTIONS
 from . import options
 
 
@@ -56,10 +56,10 @@ def score(
     numbers use the threshold that is best on these very masks and are no result. Whatever could be read in two ways
     is refused, or told below the numbers.
     """
-    from ...datasets.masks import make_rule
-    from ..errors import plain
-    from ..mapscore import ScoreRequest, score_folders
-    from ..store import jsonable
+    from ...datasets.masks.rules import make_rule
+    from ..core.errors import plain
+    from ..core.results_store import jsonable
+    from ..scoring.external_maps import ScoreRequest, score_folders
 
     rule = make_rule(mask_foreground, mask_ignore, mask_threshold, "bench score")
     result = score_folders(ScoreRequest(**{k: v for k, v in asked.items() if v is not None}, rule=rule))
@@ -106,7 +106,7 @@ def _table(result: dict[str, Any]) -> list[str]:
 
 def _interval(result: dict[str, Any]) -> str:
     """The interval of PxAP, or why there is none."""
-    from ..intervals import MIN_GROUPS
+    from ..core.intervals import MIN_GROUPS
 
     low, high = result["interval"]
     groups = f"{result['groups']} images or groups ({_number(result['groups_effective'], 1)} effective)"

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import many, plain
+from ..core.errors import many, plain
 
 if TYPE_CHECKING:
-    from ...reports.stored import Stored
+    from ...reports.rows.stored import Stored
 
 
 @click.command()
@@ -22,9 +22,9 @@ def status(results: Path, as_json: bool) -> None:
 
     Reads records only, runs nothing.
     """
-    from ...reports.stored import read_stored
-    from ..doctor_places import held
-    from ..store import Store
+    from ...reports.rows.stored import read_stored
+    from ..core.results_store import Store
+    from ..maintenance.doctor_places import held
 
     found = read_stored(Store(results))
     folders = {p.name for p in (results / "runs").glob("*") if p.is_dir()}

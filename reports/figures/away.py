@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..aggregate import Line, Table
-from ..grid import Place, place_of
+from ..tables.aggregate import Line, Table
+from ..tables.grid import Place, place_of
 from .base import (
     AwayScene,
     Drawn,

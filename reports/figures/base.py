@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ...benchmark.store import Store
-from ..aggregate import SYNTHETIC, USUAL, Line, Table
-from ..ood import Away
-from ..rows import Evidence
-from ..shifts import Shifted
-from ..spreads import spread_over_groups
+from ...benchmark.core.results_store import Store
+from ..rows.load import Evidence
+from ..statistics.spreads import spread_over_groups
+from ..tables.aggregate import SYNTHETIC, USUAL, Line, Table
+from ..tables.ood import Away
+from ..tables.shifts import Shifted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..aggregate import Line, Table
-from ..perclass import class_values
+from ..tables.aggregate import Line, Table
+from ..tables.perclass import class_values
 from .base import CLASS_COLOURS, Drawn, NoFigureError, Scene, Stamped, by_backbone, new_figure, settle, slug
 
 METRICS = (("pxap", "PxAP [%]"), ("accuracy", "accuracy of the class [%]"))

@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ...benchmark.protocols import named_protocol
-from ...benchmark.store import Store
-from ..rows import Row
+from ...benchmark.core.protocols import named_protocol
+from ...benchmark.core.results_store import Store
+from ..rows.load import Row
 from .base import Drawn, NoFigureError, Palette, Scene, new_figure, settle, slug
 
 COLUMNS = 4

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from ...benchmark.metrics import Curve, Histograms, curve
-from ..aggregate import Line
-from ..rows import Evidence
+from ...benchmark.core.metrics import Curve, Histograms, curve
+from ..rows.load import Evidence
+from ..tables.aggregate import Line
 from .base import Drawn, Scene, by_backbone, legend_beside, new_figure, settle, slug
 
 

@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..quality import DamageError
+from ..statistics.quality import DamageError
 from .base import AwayScene, Drawn, NoFigureError, Scene, ShiftScene, house_style
 
 FIGURES = {

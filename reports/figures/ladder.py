@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..aggregate import Line
-from ..grid import Place
-from ..shifts import Ladder
+from ..tables.aggregate import Line
+from ..tables.grid import Place
+from ..tables.shifts import Ladder
 from .base import (
     Drawn,
     Look,

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..aggregate import Line
+from ..tables.aggregate import Line
 from .base import Drawn, NoFigureError, Scene, by_backbone, new_figure, settle, slug
 
 

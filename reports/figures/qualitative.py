@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...benchmark.store import read_npz
-from ..aggregate import Line
-from ..packing import FOREGROUND
+from ...benchmark.core.results_store import read_npz
+from ..page.packing import FOREGROUND
+from ..tables.aggregate import Line
 from .base import Drawn, NoFigureError, Scene, by_backbone, new_figure, slug
 
 TILE, GAP, SIDE, HEAD = 176, 10, 150, 50  # px; SIDE and HEAD hold the names of rows and columns

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..rows import Row
+from ..rows.load import Row
 from .base import Drawn, NoFigureError, Scene, new_figure, settle, slug
 
 SELECTIONS = (

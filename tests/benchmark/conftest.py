@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from wsolbench.benchmark.check_data import write_blobs
-from wsolbench.benchmark.config import Request, RunConfig
-from wsolbench.benchmark.execute import Outcome, execute
-from wsolbench.benchmark.plan import Plan, Planner
-from wsolbench.benchmark.preflight import preflight
-from wsolbench.benchmark.store import Store
+from wsolbench.benchmark.conformance.synthetic_task import write_blobs
+from wsolbench.benchmark.core.results_store import Store
+from wsolbench.benchmark.execution.preflight import preflight
+from wsolbench.benchmark.execution.scheduler import Outcome, execute
+from wsolbench.benchmark.planning.config import Request, RunConfig
+from wsolbench.benchmark.planning.planner import Plan, Planner
 
 TINY = {
     "image_size": "32", "load_size": "36", "epochs": "3", "batch_size": "16", "lr": "0.05", "stride": "8",

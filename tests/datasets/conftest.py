@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsolbench.datasets.camelyon_lists import Patch, PatchName, mask_beside, write_part
 from wsolbench.datasets.glas import FOLDER, Glas
-from wsolbench.datasets.marker import Marker, write_marker
-from wsolbench.datasets.synthetic import write_glas
+from wsolbench.datasets.parts.camelyon_lists import Patch, PatchName, mask_beside, write_part
+from wsolbench.datasets.parts.marker import Marker, write_marker
+from wsolbench.datasets.synthesis.synthetic import write_glas
 
 
 @pytest.fixture(scope="session")

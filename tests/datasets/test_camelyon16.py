@@ -9,17 +9,17 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from wsolbench.benchmark.cli.data import data
-from wsolbench.benchmark.errors import BenchError
-from wsolbench.benchmark.registry import scan_source
+from wsolbench.benchmark.cli.data.verbs import data
+from wsolbench.benchmark.core.errors import BenchError
+from wsolbench.benchmark.core.registry import scan_source
 from wsolbench.datasets import base, camelyon16
 from wsolbench.datasets.base import SPLITS, missing_files, shared_groups
 from wsolbench.datasets.camelyon16 import Camelyon16
-from wsolbench.datasets.camelyon_files import MASK_RULE
-from wsolbench.datasets.camelyon_lists import LABELS, MASKS, PatchName, mask_beside, write_part
 from wsolbench.datasets.info import foreground_shares, sized_masks
-from wsolbench.datasets.masks import read_mask
+from wsolbench.datasets.masks.rules import read_mask
 from wsolbench.datasets.open import open_dataset
+from wsolbench.datasets.parts.camelyon_files import MASK_RULE
+from wsolbench.datasets.parts.camelyon_lists import LABELS, MASKS, PatchName, mask_beside, write_part
 from wsolbench.datasets.verify import verify
 
 

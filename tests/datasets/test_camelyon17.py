@@ -7,14 +7,14 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from wsolbench.benchmark.cli.data import data
+from wsolbench.benchmark.cli.data.verbs import data
 from wsolbench.benchmark.cli.listing import list_
-from wsolbench.benchmark.errors import BenchError
-from wsolbench.benchmark.registry import scan_source
+from wsolbench.benchmark.core.errors import BenchError
+from wsolbench.benchmark.core.registry import scan_source
 from wsolbench.datasets import camelyon17
 from wsolbench.datasets.camelyon17 import Camelyon17, centre, patient
-from wsolbench.datasets.camelyon_lists import PatchName, write_part
 from wsolbench.datasets.open import content_hashes, manifest_identity, open_dataset
+from wsolbench.datasets.parts.camelyon_lists import PatchName, write_part
 
 PATIENTS = {0: (3, 19), 1: (20, 33), 2: (45, 59), 3: (60, 75), 4: (80, 99)}
 

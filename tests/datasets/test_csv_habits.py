@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsolbench.benchmark.errors import BenchError
+from wsolbench.benchmark.core.errors import BenchError
 from wsolbench.datasets.base import Manifest
 from wsolbench.datasets.csv_manifest import CsvDataset
 

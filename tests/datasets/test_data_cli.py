@@ -6,9 +6,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from wsolbench.benchmark.cli.data import data
+from wsolbench.benchmark.cli.data.verbs import data
 from wsolbench.benchmark.cli.demo import demo
-from wsolbench.benchmark.errors import BenchError
+from wsolbench.benchmark.core.errors import BenchError
 from wsolbench.datasets.glas import FOLDER
 
 
@@ -47,7 +47,7 @@ def test_verify_fails_on_a_damaged_copy_and_still_reports(where, synth_copy):
 
 
 def test_many_image_sizes_are_one_line():
-    from wsolbench.benchmark.cli.data import _sizes
+    from wsolbench.benchmark.cli.data.verbs import _sizes
 
     sizes = {f"{300 + 7 * k} x {200 + 5 * k}": 98 - k for k in range(98)}
     assert _sizes(dict(list(sizes.items())[:2])) == "98 of 300 x 200, 97 of 307 x 205"
@@ -120,7 +120,7 @@ def test_mistakes(where):
 
 def test_importing_the_commands_is_cheap():
     code = (
-        "import sys, wsolbench.benchmark.cli.data; "
+        "import sys, wsolbench.benchmark.cli.data.verbs; "
         "print([m for m in ('torch', 'numpy', 'PIL', 'matplotlib', 'scipy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wsolbench.benchmark.errors import BenchError
-from wsolbench.benchmark.registry import scan_source
+from wsolbench.benchmark.core.errors import BenchError
+from wsolbench.benchmark.core.registry import scan_source
 from wsolbench.datasets import glas
 from wsolbench.datasets.base import SPLITS, shared_groups
-from wsolbench.datasets.folds import choose_pixel_val, divide_groups
 from wsolbench.datasets.glas import FOLDER, Glas
 from wsolbench.datasets.info import foreground_shares, sized_masks
+from wsolbench.datasets.parts.folds import choose_pixel_val, divide_groups
 
 
 def counts(manifest, split):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsolbench.benchmark.errors import BenchError
+from wsolbench.benchmark.core.errors import BenchError
 from wsolbench.datasets import open as opening
 from wsolbench.datasets.glas import FOLDER, Glas
 from wsolbench.datasets.open import content_hashes, manifest_identity, open_dataset

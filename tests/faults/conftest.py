@@ -9,7 +9,7 @@ import pytest
 from tests.benchmark.conftest import World
 from tests.faults.matrix import LONG, METHODS, Matrix, contents, steady
 from tests.faults.warm import Bench
-from wsolbench.benchmark.check_data import write_blobs
+from wsolbench.benchmark.conformance.synthetic_task import write_blobs
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,14 @@ import pytest
 import torch
 
 from tests.faults.training import Bare, trained
-from wsolbench.benchmark import ranks, stop
-from wsolbench.benchmark.errors import BenchError
-from wsolbench.benchmark.passes import _merged, _Part
-from wsolbench.benchmark.reading import batches
-from wsolbench.benchmark.stop import Stopped
-from wsolbench.benchmark.team import Team
-from wsolbench.methods.normalisation import IMAGENET
+from wsolbench.benchmark.core import shutdown
+from wsolbench.benchmark.core.errors import BenchError
+from wsolbench.benchmark.core.shutdown import Stopped
+from wsolbench.benchmark.data.eval_loader import batches
+from wsolbench.benchmark.distributed.process_group import Team
+from wsolbench.benchmark.scoring.inference import _merged, _Part
+from wsolbench.benchmark.stages import rank_process
+from wsolbench.methods.backbones.normalisation import IMAGENET
 from wsolbench.methods.spec import method_spec
 
 NUMBERS = itertools.count()
@@ -71,7 +72,7 @@ def quiet():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
-    stop._State.code = 0
+    shutdown._State.code = 0
     torch.set_num_threads(before)
 
 
@@ -108,7 +109,7 @@ def test_two_processes_stopped_and_one_going_on_train_as_one_does(world, tmp_pat
     def report(event):
         seen.append(event["epoch"])
         if event["epoch"] == 1:
-            stop.request(130)
+            shutdown.request(130)
 
     shared.desk.report = report
     with pytest.raises(Stopped):
@@ -118,7 +119,7 @@ def test_two_processes_stopped_and_one_going_on_train_as_one_does(world, tmp_pat
     lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     assert 2 <= len(lines) < 5
     same(lines, expected[: len(lines)], 1e-6)
-    stop._State.code = 0
+    shutdown._State.code = 0
     made().do(["train"])
     same(history(world)[:4], expected[:4], 1e-6)
     same(history(world), expected, 1e-4)  # by now a change of 1e-8 in the first weights has grown to 2e-5
@@ -197,8 +198,8 @@ def test_parts_are_merged_by_row_and_refused_unless_each_image_is_there_once():
 def test_a_killed_process_ends_the_training_and_the_same_command_goes_on(world, tmp_path, monkeypatch):
     method = precise(tmp_path, "classifier")
     bare = Bare(world, method, overrides={"train": {"epochs": "4"}}, run={"devices": 2})
-    started, honest = [], ranks._Rank.start
-    monkeypatch.setattr(ranks._Rank, "start", lambda number: started.append(honest(number)) or started[-1])
+    started, honest = [], rank_process._Rank.start
+    monkeypatch.setattr(rank_process._Rank, "start", lambda number: started.append(honest(number)) or started[-1])
 
     def report(event):
         if event.get("epoch") == 2:
@@ -223,13 +224,13 @@ def test_nothing_stays_behind_a_killed_parent(world, tmp_path):
         from pathlib import Path
         from tests.benchmark.conftest import World
         from tests.faults.training import Bare
-        from wsolbench.benchmark import ranks
-        honest = ranks._Rank.start
+        from wsolbench.benchmark.stages import rank_process
+        honest = rank_process._Rank.start
         def start(number):
             rank = honest(number)
             Path({str(tmp_path)!r}, f"pid{{number}}").write_text(str(rank.process.pid))
             return rank
-        ranks._Rank.start = start
+        rank_process._Rank.start = start
         world = World(Path({str(world.csv)!r}), Path({str(world.results)!r}))
         bare = Bare(world, "classifier", overrides={{"train": {{"epochs": "500"}}}}, run={{"devices": 2}})
         bare.desk.report = lambda event: Path({str(tmp_path)!r}, "training").touch()
@@ -288,7 +289,7 @@ def test_memory_that_runs_out_in_one_process_halves_the_batches_of_all(world, tm
 
 
 def test_what_is_gathered_survives_the_way():
-    from wsolbench.benchmark.fabric import _on_cpu
+    from wsolbench.benchmark.distributed.fabric_group import _on_cpu
 
     part = _Part([0], torch.ones(1, 1), {"a": {3: torch.zeros(2)}})
     there = _on_cpu(part)

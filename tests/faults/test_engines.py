@@ -15,10 +15,10 @@ import pytest
 
 from tests.faults.matrix import LONG, TWO_CORES, Matrix, contents, leftovers
 from tests.faults.warm import Job
-from wsolbench.benchmark import engines
-from wsolbench.benchmark.config import RunConfig
-from wsolbench.benchmark.engines import engine
-from wsolbench.benchmark.errors import BenchError
+from wsolbench.benchmark.core.errors import BenchError
+from wsolbench.benchmark.execution import parallel_backends
+from wsolbench.benchmark.execution.parallel_backends import engine
+from wsolbench.benchmark.planning.config import RunConfig
 
 DONE = re.compile(r"^(?:\[[^\]]*\] )?train (\S+) .*: [\d.]+ s, ", re.MULTILINE)
 SLOW = pytest.mark.slow
@@ -132,7 +132,7 @@ def test_a_running_ray_cluster(matrix, tmp_path, long_reference):
 
 @pytest.mark.parametrize("backend", ["dask", pytest.param("ray", marks=SLOW)])
 def test_a_cluster_that_is_not_there(monkeypatch, backend):
-    monkeypatch.setattr(engines, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(parallel_backends, "CONNECT_SECONDS", 0.5)
     monkeypatch.setenv("RAY_gcs_server_request_timeout_seconds", "1")
     address = f"127.0.0.1:{free_port()}"
     run = RunConfig(backend=backend, scheduler=f"tcp://{address}" if backend == "dask" else address)
@@ -145,7 +145,7 @@ def test_words_about_engines(monkeypatch):
         pass
     with pytest.raises(BenchError, match="add --backend dask or ray"):
         RunConfig(scheduler="tcp://node:8786")
-    monkeypatch.setitem(engines.PACKAGES, "ray", "a_package_nobody_has")
+    monkeypatch.setitem(parallel_backends.PACKAGES, "ray", "a_package_nobody_has")
     with pytest.raises(BenchError, match=r"pip install 'wsolbench\[ray\]'"), engine(RunConfig(backend="ray")):
         pass
 

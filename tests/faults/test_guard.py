@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 
 from tests.faults.plugins import explainer, trained
-from wsolbench.benchmark import guard
-from wsolbench.benchmark.build import build_method
-from wsolbench.benchmark.config import TrainConfig
-from wsolbench.benchmark.errors import MaskAccessError
-from wsolbench.benchmark.images import ImageCache, MaskForm, mask_need
-from wsolbench.benchmark.resolve import Resolver
-from wsolbench.benchmark.store import Store, file_sha256, read_npz
-from wsolbench.benchmark.views import Reader, View
+from wsolbench.benchmark.core import mask_guard
+from wsolbench.benchmark.core.errors import MaskAccessError
+from wsolbench.benchmark.core.results_store import Store, file_sha256, read_npz
+from wsolbench.benchmark.data.image_cache import ImageCache, MaskForm, mask_need
+from wsolbench.benchmark.planning.config import TrainConfig
+from wsolbench.benchmark.planning.method_refs import Resolver
+from wsolbench.benchmark.scoring.build import build_method
+from wsolbench.benchmark.scoring.map_extractor import Reader, View
 from wsolbench.datasets.csv_manifest import CsvDataset
 from wsolbench.methods import METHODS
 from wsolbench.methods.base import Batch
@@ -43,13 +43,13 @@ def numbers(store, keys):
 )  # fmt: skip
 def test_any_use_of_withheld_masks_raises(use):
     with pytest.raises(MaskAccessError, match="line 10 of the contract"):
-        use(guard.WITHHELD)
+        use(mask_guard.WITHHELD)
 
 
 def test_a_batch_with_withheld_masks_can_be_copied_and_printed():
-    batch = Batch(*[torch.zeros(2)] * 3, masks=guard.WITHHELD)  # pyright: ignore[reportArgumentType]
-    assert dataclasses.replace(batch, images=torch.ones(2)).masks is guard.WITHHELD
-    assert copy.deepcopy(batch).masks is guard.WITHHELD
+    batch = Batch(*[torch.zeros(2)] * 3, masks=mask_guard.WITHHELD)  # pyright: ignore[reportArgumentType]
+    assert dataclasses.replace(batch, images=torch.ones(2)).masks is mask_guard.WITHHELD
+    assert copy.deepcopy(batch).masks is mask_guard.WITHHELD
     assert "withheld" in repr(batch)
     assert batch.masks is not None  # so `if batch.masks is not None: use them` raises instead of passing by
 
@@ -76,7 +76,7 @@ def in_a_thread(target):
 
 
 def watch(place):
-    return guard.watching("it", lambda: [place / "data" / f"{n}_mask.png" for n in "ab"], place / "r")
+    return mask_guard.watching("it", lambda: [place / "data" / f"{n}_mask.png" for n in "ab"], place / "r")
 
 
 FORBIDDEN = ("data/a_mask.png", "data/../data/a_mask.png", "same/a_mask.png", "other_name.png", "elsewhere/b_mask.png",
@@ -152,7 +152,7 @@ def test_only_the_thread_that_reads_for_the_harness_may(place):
         assert (place / "data/a_mask.png").read_bytes()
         in_a_thread(ask)
 
-    with pytest.raises(MaskAccessError), watch(place), guard.reading_masks():
+    with pytest.raises(MaskAccessError), watch(place), mask_guard.reading_masks():
         both()
     assert "asked for the mask file" in seen[0]
 
@@ -162,7 +162,7 @@ def test_the_harness_reads_masks_while_a_stage_runs(blobs, tmp_path):
     items = dataset.manifest("0").split("test")
     files = [p for i in items for p in (i.image, i.mask) if p]
     cache = ImageCache(Store(tmp_path / "r"), dataset, {str(p): file_sha256(p) for p in files})
-    with guard.watching("it", lambda: [i.mask for i in items if i.mask], tmp_path / "r"):
+    with mask_guard.watching("it", lambda: [i.mask for i in items if i.mask], tmp_path / "r"):
         cache.prepare([mask_need(items, 8)])  # in threads of its own
         rows = cache.masks(items, MaskForm(8))
         assert np.asarray(rows).any()
@@ -171,7 +171,7 @@ def test_the_harness_reads_masks_while_a_stage_runs(blobs, tmp_path):
             rows.path.read_bytes()
         with pytest.raises(MaskAccessError):
             dataset.read_mask(next(i for i in items if i.mask))
-        guard._State.watch.asked.clear()
+        mask_guard._State.watch.asked.clear()
 
 
 # -- plug-ins in a real run ------------------------------------------------------------------------------------------

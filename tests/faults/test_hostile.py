@@ -12,15 +12,15 @@ import pytest
 from PIL import Image
 
 from tests.faults.matrix import Matrix
-from wsolbench.benchmark.check_data import write_blobs
-from wsolbench.benchmark.errors import BenchError, plain
-from wsolbench.benchmark.mapfiles import read_map
-from wsolbench.benchmark.mapfiles import read_mask as score_mask
-from wsolbench.benchmark.store import Store, write_json
-from wsolbench.datasets.camelyon_lists import read_labels
-from wsolbench.datasets.decode import decode_image, image_size
-from wsolbench.datasets.marker import read_marker
-from wsolbench.datasets.masks import read_mask
+from wsolbench.benchmark.conformance.synthetic_task import write_blobs
+from wsolbench.benchmark.core.errors import BenchError, plain
+from wsolbench.benchmark.core.results_store import Store, write_json
+from wsolbench.benchmark.scoring.map_files import read_map
+from wsolbench.benchmark.scoring.map_files import read_mask as score_mask
+from wsolbench.datasets.masks.decode import decode_image, image_size
+from wsolbench.datasets.masks.rules import read_mask
+from wsolbench.datasets.parts.camelyon_lists import read_labels
+from wsolbench.datasets.parts.marker import read_marker
 
 RUN = "window.hacked=1"
 NAME = f"set</title><script>{RUN}</script>$\\frac{{$"
@@ -253,7 +253,7 @@ def test_arrays_that_claim_or_unpack_to_too_much_are_refused(tmp_path, monkeypat
     for shape in ("(200000, 1000000)", "(99999999999, 99999999999)", "(-1, 4)"):
         with pytest.raises(BenchError, match=r"lie\.npz"):
             read_map(npz_of(tmp_path / "lie.npz", shape))
-    monkeypatch.setattr("wsolbench.datasets.arrays.MAX_BYTES", 1 << 20)
+    monkeypatch.setattr("wsolbench.datasets.masks.arrays.MAX_BYTES", 1 << 20)
     large = npz_of(tmp_path / "bomb.npz", "(4096, 512)", "|u1", bytes(4096 * 512))
     assert large.stat().st_size < 10_000
     with pytest.raises(BenchError, match=r"too much for one \.npz"):

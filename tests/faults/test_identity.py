@@ -18,12 +18,13 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from tests.benchmark.conftest import TINY
-from wsolbench.benchmark import plan as planning
-from wsolbench.benchmark import protocols, resolve
-from wsolbench.benchmark.config import Request, RunConfig, TrainConfig, identity_fields, train_config
-from wsolbench.benchmark.plan import Planner
-from wsolbench.benchmark.protocols import FAIR, Protocol
-from wsolbench.methods import normalisation
+from wsolbench.benchmark.core import protocols
+from wsolbench.benchmark.core.protocols import FAIR, Protocol
+from wsolbench.benchmark.planning import method_refs
+from wsolbench.benchmark.planning import planner as planning
+from wsolbench.benchmark.planning.config import Request, RunConfig, TrainConfig, identity_fields, train_config
+from wsolbench.benchmark.planning.planner import Planner
+from wsolbench.methods.backbones import normalisation
 from wsolbench.methods.spec import MethodSpec
 
 OTHER_TRAIN = {
@@ -126,17 +127,17 @@ def test_protocols_that_pick_checkpoints_are_part_of_trainings(ask, monkeypatch)
 
 @pytest.mark.parametrize("name", OTHER_SPEC)
 def test_identity_facts_of_a_method_change_its_keys(ask, name, monkeypatch):
-    before, honest = rows(ask("cam")), resolve.method_spec
+    before, honest = rows(ask("cam")), method_refs.method_spec
     other = {name: OTHER_SPEC[name]}
-    monkeypatch.setattr(resolve, "method_spec", lambda n: replace(honest(n), **other) if n == "cam" else honest(n))
+    monkeypatch.setattr(method_refs, "method_spec", lambda n: replace(honest(n), **other) if n == "cam" else honest(n))
     assert not before & rows(ask("cam"))
 
 
 @pytest.mark.parametrize("name", sorted(SPEC_SHOWN - {"origin", "module"}))
 def test_how_a_method_is_shown_changes_no_key(ask, name, monkeypatch):
-    before, honest = keys(ask("cam")), resolve.method_spec
+    before, honest = keys(ask("cam")), method_refs.method_spec
     other = {"published": {"x": 1.0}} if name == "published" else {name: "another text"}
-    monkeypatch.setattr(resolve, "method_spec", lambda n: replace(honest(n), **other))
+    monkeypatch.setattr(method_refs, "method_spec", lambda n: replace(honest(n), **other))
     assert before == keys(ask("cam"))
 
 

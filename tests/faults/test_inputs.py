@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from tests.faults.matrix import Matrix
-from wsolbench.benchmark.store import SCHEMA, write_json
+from wsolbench.benchmark.core.results_store import SCHEMA, write_json
 from wsolbench.datasets.glas import FOLDER
-from wsolbench.datasets.synthetic import write_glas
+from wsolbench.datasets.synthesis.synthetic import write_glas
 
 STRICT = "import warnings; warnings.simplefilter('error', RuntimeWarning)"
 

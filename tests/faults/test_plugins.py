@@ -12,15 +12,15 @@ import torch
 from tests.faults.matrix import METHODS as METHODS_OF_THE_MATRIX
 from tests.faults.matrix import contents, steady
 from tests.faults.plugins import explainer, trained
-from wsolbench.benchmark.build import build_method
-from wsolbench.benchmark.conduct import model_unchanged
-from wsolbench.benchmark.config import TrainConfig
-from wsolbench.benchmark.errors import BenchError
-from wsolbench.benchmark.resolve import Resolver
-from wsolbench.benchmark.store import read_npz
-from wsolbench.benchmark.views import Reader, View
+from wsolbench.benchmark.core.errors import BenchError
+from wsolbench.benchmark.core.results_store import read_npz
+from wsolbench.benchmark.planning.config import TrainConfig
+from wsolbench.benchmark.planning.method_refs import Resolver
+from wsolbench.benchmark.scoring.build import build_method
+from wsolbench.benchmark.scoring.map_extractor import Reader, View
+from wsolbench.benchmark.scoring.method_sandbox import model_unchanged
 from wsolbench.methods import METHODS
-from wsolbench.reports.rows import load_rows
+from wsolbench.reports.rows.load import load_rows
 
 
 def short():

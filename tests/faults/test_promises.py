@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from tests.faults.matrix import contents, inodes, leftovers, steady
-from wsolbench.benchmark.metrics import Histograms, pxap
-from wsolbench.benchmark.protocols import FAIR
+from wsolbench.benchmark.core.metrics import Histograms, pxap
+from wsolbench.benchmark.core.protocols import FAIR
 
 # Refuses and tells: a library that swallows the refusal is found all the same.
 OFFLINE = """

@@ -10,17 +10,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsolbench.benchmark import intervals, metrics
-from wsolbench.benchmark.images import Frames
-from wsolbench.benchmark.maps import histogram, scale_maps
-from wsolbench.benchmark.metrics import BINS, THRESHOLDS, Histograms
-from wsolbench.benchmark.passes import PixelMasks, Target, Task, evaluation_pass, validation_pass
-from wsolbench.benchmark.pixelstore import PixelStore
-from wsolbench.benchmark.plan import Planner
-from wsolbench.benchmark.protocols import PROTOCOLS
-from wsolbench.benchmark.resolve import Resolver
-from wsolbench.benchmark.store import canonical_json, key_of
-from wsolbench.benchmark.views import Reader, View
+from wsolbench.benchmark.core import intervals, metrics
+from wsolbench.benchmark.core.metrics import BINS, THRESHOLDS, Histograms
+from wsolbench.benchmark.core.protocols import PROTOCOLS
+from wsolbench.benchmark.core.results_store import canonical_json, key_of
+from wsolbench.benchmark.data.image_cache import Frames
+from wsolbench.benchmark.data.pixel_store import PixelStore
+from wsolbench.benchmark.planning.method_refs import Resolver
+from wsolbench.benchmark.planning.planner import Planner
+from wsolbench.benchmark.scoring.inference import PixelMasks, Target, Task, evaluation_pass, validation_pass
+from wsolbench.benchmark.scoring.map_extractor import Reader, View
+from wsolbench.benchmark.scoring.map_scaling import histogram, scale_maps
 from wsolbench.datasets.base import Item
 
 quick = settings(max_examples=30, deadline=None)
@@ -241,7 +241,7 @@ METHODS = ("cam", "layercam", "pixelcam", "pixelcam:cam", "random", "darkness", 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory):
     from tests.benchmark.conftest import World
-    from wsolbench.benchmark.check_data import write_blobs
+    from wsolbench.benchmark.conformance.synthetic_task import write_blobs
 
     world = World(write_blobs(tmp_path_factory.mktemp("plans")), tmp_path_factory.mktemp("results"))
     return lambda methods, **changes: world.request(",".join(methods), **changes)

@@ -8,17 +8,18 @@ import pytest
 import torch
 
 from tests.faults.training import Bare
-from wsolbench.benchmark import ranks, stop
-from wsolbench.benchmark.errors import BenchError
-from wsolbench.benchmark.steps import DivergedError
-from wsolbench.benchmark.stop import Stopped
+from wsolbench.benchmark.core import shutdown
+from wsolbench.benchmark.core.errors import BenchError
+from wsolbench.benchmark.core.shutdown import Stopped
+from wsolbench.benchmark.stages import rank_process
+from wsolbench.benchmark.training.train_step import DivergedError
 
 
 @pytest.fixture(autouse=True)
 def no_request():
     """No request to stop outlives its test."""
     yield
-    stop._State.code = 0
+    shutdown._State.code = 0
 
 
 TALK = """
@@ -41,7 +42,7 @@ CASES = {
     "raises": (f"if first:\n    line.send(('failed', {FAILED}))\ntime.sleep(60)", RuntimeError, "its trace"),
     "memory": (
         f"if first:\n    line.send(('failed', {{**{FAILED}, 'rank': 0, 'peak': '9 MiB'}}))\ntime.sleep(60)",
-        ranks.RanksMemoryError,
+        rank_process.RanksMemoryError,
         "RuntimeError: x",
     ),
     "killed, and the other notices first": (
@@ -60,7 +61,7 @@ def test_however_it_ends_the_cause_is_told_and_nobody_stays(world, tmp_path, mon
     body, error, message = CASES[case]
     pids = tmp_path / "pids"
     pids.mkdir()
-    monkeypatch.setattr(ranks, "ENTRY", TALK.format(folder=str(pids)) + body)
+    monkeypatch.setattr(rank_process, "ENTRY", TALK.format(folder=str(pids)) + body)
     bare = Bare(world, "classifier", run={"devices": 2})
 
     def report(event):
@@ -68,10 +69,10 @@ def test_however_it_ends_the_cause_is_told_and_nobody_stays(world, tmp_path, mon
 
     bare.desk.report = report
     if case == "stopped":
-        stop.request(130)
-        monkeypatch.setattr(stop, "check", lambda: None)  # the request comes while they train
+        shutdown.request(130)
+        monkeypatch.setattr(shutdown, "check", lambda: None)  # the request comes while they train
     with pytest.raises(error, match=message):
-        ranks.train_together(bare.last_training, bare.desk)
+        rank_process.train_together(bare.last_training, bare.desk)
     found = [int(p.name) for p in pids.iterdir() if p.name != "first"]
     assert found
     for pid in found:
@@ -84,7 +85,7 @@ def listener(parent: int) -> tuple:
     ours, theirs = Pipe()
     if not (pid := os.fork()):
         ours.close()
-        ranks._listen(theirs, parent, None)
+        rank_process._listen(theirs, parent, None)
         os._exit(9)
     theirs.close()
     return pid, ours
@@ -107,8 +108,10 @@ def test_what_cannot_be_shared_is_refused_before_anything_starts(world, monkeypa
 
     refused("leave out --devices or run.compile", compile=True)
     refused("more than the 16 images of a batch", devices=17)
-    honest = ranks.importlib.util.find_spec
-    monkeypatch.setattr(ranks.importlib.util, "find_spec", lambda n: None if n == "lightning_fabric" else honest(n))
+    honest = rank_process.importlib.util.find_spec
+    monkeypatch.setattr(
+        rank_process.importlib.util, "find_spec", lambda n: None if n == "lightning_fabric" else honest(n)
+    )
     refused(r"pip install \"wsolbench\[ddp\]\"")
 
 
@@ -118,10 +121,10 @@ def saying(monkeypatch, problem) -> tuple:
     def fails(*_):
         raise problem
 
-    monkeypatch.setattr(ranks, "_train", fails)
+    monkeypatch.setattr(rank_process, "_train", fails)
     stage = SimpleNamespace(work={"method": SimpleNamespace(spec=SimpleNamespace(origin="built-in"))})
     job = {"rank": 0, "threads": 1, "benchmark": False, "stage": stage, "run": SimpleNamespace(device="cpu")}
-    return ranks._work(job, None, None)
+    return rank_process._work(job, None, None)
 
 
 @pytest.mark.parametrize(

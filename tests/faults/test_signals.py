@@ -85,7 +85,8 @@ def test_only_the_command_gets_the_signal(matrix, tmp_path, long_reference, back
 
 def test_a_time_limit_while_data_are_read(matrix, tmp_path):
     """Before the first stage: hashing and decoding may take hours, and a cluster requeues what ends with 3."""
-    slow = "import time, wsolbench.benchmark.images as i\ni.decode_squashed = lambda *a: time.sleep(2) or 1 / 0\n"
+    slow = "import time, wsolbench.benchmark.data.image_cache as i\n"
+    slow += "i.decode_squashed = lambda *a: time.sleep(2) or 1 / 0\n"
     job = matrix.start(tmp_path / "r", inject=slow)
     until_said(job, "stages to do")
     time.sleep(0.3)
@@ -98,7 +99,7 @@ def test_a_time_limit_while_data_are_read(matrix, tmp_path):
 
 def test_a_second_ctrl_c_stops_at_once(matrix, tmp_path):
     """Where the first is not enough, e.g. in a step that takes minutes."""
-    slow = "import wsolbench.benchmark.steps as t, time\nt.train_step = lambda *a, **k: time.sleep(600)\n"
+    slow = "import wsolbench.benchmark.training.train_step as t, time\nt.train_step = lambda *a, **k: time.sleep(600)\n"
     job = matrix.start(tmp_path / "r", inject=slow)
     until_said(job, "epoch 0/")
     job.signal(signal.SIGINT)

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from tests.faults.training import HOOKS, Bare, as_bytes, scores, trained
-from wsolbench.benchmark import stop
-from wsolbench.benchmark.stop import Stopped
-from wsolbench.benchmark.team import Team
+from wsolbench.benchmark.core import shutdown
+from wsolbench.benchmark.core.shutdown import Stopped
+from wsolbench.benchmark.distributed.process_group import Team
 
 
 class Asked:
@@ -142,9 +142,9 @@ def stop_at(bare: Bare, asked: Asked, number: int) -> None:
 
 
 def test_a_request_is_seen_by_a_team_of_one():
-    stop.request(130)
+    shutdown.request(130)
     try:
         with pytest.raises(Stopped):
             Team().check()
     finally:
-        stop._State.code = 0
+        shutdown._State.code = 0

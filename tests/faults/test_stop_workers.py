@@ -5,17 +5,18 @@ import time
 
 import pytest
 
-from wsolbench.benchmark import execute, relay, stop, worker
-from wsolbench.benchmark.engines import Engine
-from wsolbench.benchmark.execute import Crew, Outcome
-from wsolbench.benchmark.worker import Done, Job
+from wsolbench.benchmark.core import shutdown
+from wsolbench.benchmark.execution import progress_channel, scheduler, worker
+from wsolbench.benchmark.execution.parallel_backends import Engine
+from wsolbench.benchmark.execution.scheduler import Crew, Outcome
+from wsolbench.benchmark.execution.worker import Done, Job
 
 
 @pytest.fixture(autouse=True)
 def forgotten():
     yield
-    stop.forget()
-    stop.follow(None)
+    shutdown.forget()
+    shutdown.follow(None)
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def planned(world):
 
 def crew(run, sources, answer, monkeypatch, seen=None):
     """A crew whose groups are answered by a function instead of being done."""
-    monkeypatch.setattr(execute, "do_group", answer)
+    monkeypatch.setattr(scheduler, "do_group", answer)
     return Crew(Engine("loky", 1, True), Job(run, sources), (seen if seen is not None else []).append)
 
 
@@ -73,19 +74,19 @@ def test_who_finds_others_at_work_again_waits_again(planned, monkeypatch, world)
 
 
 def test_a_time_limit_outdoes_a_lost_lease():
-    stop.request(stop.LOST)
-    stop.request(stop.TERMINATED)
-    assert stop.requested() == stop.TERMINATED
-    stop.request(stop.LOST)
-    assert stop.requested() == stop.TERMINATED
+    shutdown.request(shutdown.LOST)
+    shutdown.request(shutdown.TERMINATED)
+    assert shutdown.requested() == shutdown.TERMINATED
+    shutdown.request(shutdown.LOST)
+    assert shutdown.requested() == shutdown.TERMINATED
 
 
 def test_a_lease_lost_after_the_work_leaves_no_request_behind(planned, monkeypatch):
     plan, run, sources = planned
     group = next(iter(plan.stages.values()))
-    monkeypatch.setattr(worker, "_do_claimed", lambda *a: stop.request(stop.LOST))
+    monkeypatch.setattr(worker, "_do_claimed", lambda *a: shutdown.request(shutdown.LOST))
     done = worker.do_group([group], Job(run, sources), lambda event: None)
-    assert (done.stopped, done.busy, stop.requested()) == (False, "", 0)
+    assert (done.stopped, done.busy, shutdown.requested()) == (False, "", 0)
 
 
 def test_an_error_outside_the_work_fails_its_stages(planned, monkeypatch, world):
@@ -102,8 +103,8 @@ def test_an_error_outside_the_work_fails_its_stages(planned, monkeypatch, world)
 
 
 def test_half_a_line_does_not_end_the_progress(tmp_path):
-    folder, seen = relay.new_folder(tmp_path), []
-    follower = relay.Follower(folder, {}, seen.append)
+    folder, seen = progress_channel.new_folder(tmp_path), []
+    follower = progress_channel.Follower(folder, {}, seen.append)
     (folder / "node-1.jsonl").write_bytes(
         b'{"kind": "warn{"kind": "warning", "text": "a"}\n{"kind":"warning","text":"b"}\n'
     )

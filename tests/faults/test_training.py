@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from tests.faults.training import Bare, scores, trained
-from wsolbench.benchmark import steps
-from wsolbench.benchmark.errors import BenchError
-from wsolbench.benchmark.memory import Retry, Room, is_out_of_memory
-from wsolbench.benchmark.reading import Seen
-from wsolbench.benchmark.steps import DivergedError
-from wsolbench.benchmark.views import Reader
+from wsolbench.benchmark.core.errors import BenchError
+from wsolbench.benchmark.data.eval_loader import Seen
+from wsolbench.benchmark.scoring.adaptive_batch import Retry, Room, is_out_of_memory
+from wsolbench.benchmark.scoring.map_extractor import Reader
+from wsolbench.benchmark.training import train_step
+from wsolbench.benchmark.training.train_step import DivergedError
 
 NUMBERS = itertools.count()
 HEAD = """
@@ -71,7 +71,7 @@ def test_the_step_that_diverged_is_named_and_the_last_good_epoch_is_kept(world, 
         one.do(["train"])
     facts = caught.value.facts
     stage = one.last_training
-    order = steps.epoch_order(32, 16, stage.work["cell"].seed, 2)
+    order = train_step.epoch_order(32, 16, stage.work["cell"].seed, 2)
     bad = next(k for k, rows in enumerate(order, 1) if 5 in rows.tolist())
     ids = [i.id for i in one.desk.manifest(stage.work["cell"]).split("train")]
     assert facts == {
@@ -95,11 +95,11 @@ def test_the_step_that_diverged_is_named_and_the_last_good_epoch_is_kept(world, 
 def test_a_bad_step_between_two_looks_is_found_by_the_later_one(world, tmp_path, monkeypatch):
     """32 steps an epoch and a look every 50: the look at the end of the epoch finds the step in its midst."""
     looks = []
-    honest = steps.look
-    monkeypatch.setattr(steps, "look", lambda job, at: looks.append(at.step) or honest(job, at))
+    honest = train_step.look
+    monkeypatch.setattr(train_step, "look", lambda job, at: looks.append(at.step) or honest(job, at))
     with pytest.raises(DivergedError) as caught:
         bare(world, plugin(tmp_path, "explodes", EXPLODES), batch_size="2").do(["train"])
-    order = steps.epoch_order(32, 2, 0, 2)
+    order = train_step.epoch_order(32, 2, 0, 2)
     assert caught.value.facts["step"] == next(k for k, rows in enumerate(order, 1) if 5 in rows.tolist())
     assert looks == [16, 16]
 
@@ -154,14 +154,14 @@ def test_a_retry_that_is_stopped_goes_on_with_its_parts(world, tmp_path, monkeyp
     path = plugin(tmp_path, "hungry", HUNGRY, most=99, error=ERRORS[0])
     one = bare(world, path)
     folder = one.desk.store.run_dir(one.last_training.key)
-    honest = steps.run_epoch
+    honest = train_step.run_epoch
 
     def killed(job, optimizer, scaler, at, *rest):
         if at.epoch == 2:
             raise KeyboardInterrupt
         return honest(job, optimizer, scaler, at, *rest)
 
-    monkeypatch.setattr("wsolbench.benchmark.train.run_epoch", killed)
+    monkeypatch.setattr("wsolbench.benchmark.training.trainer.run_epoch", killed)
     with pytest.raises(KeyboardInterrupt):
         one.do(["train"])
     assert json.loads((folder / "resume" / "state.json").read_text())["epoch"] == 1

@@ -67,7 +67,7 @@ def wait_for(job, words):
 
 SLOWLY = """
 import time
-import wsolbench.benchmark.steps as steps
+import wsolbench.benchmark.training.train_step as steps
 step = steps.train_step
 def slow(*a, **k):
     time.sleep(0.7)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from tests.faults.matrix import Matrix
 from tests.faults.offline import OFFLINE
-from wsolbench.methods.backbones import create_backbone
+from wsolbench.methods.backbones.adapter import create_backbone
 
 TAG = "test_resnet.r160_in1k"
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from tests.benchmark.conftest import World
-from wsolbench.benchmark.plan import Stage
-from wsolbench.benchmark.preflight import preflight
-from wsolbench.benchmark.score import run_scores
-from wsolbench.benchmark.stages import Desk, know_files, run_maps, run_train
-from wsolbench.benchmark.store import read_npz
+from wsolbench.benchmark.core.results_store import read_npz
+from wsolbench.benchmark.execution.preflight import preflight
+from wsolbench.benchmark.planning.planner import Stage
+from wsolbench.benchmark.stages.context import Desk, know_files, run_maps, run_train
+from wsolbench.benchmark.stages.score_stage import run_scores
 
 HOOKS = '''
 """A method with a state of its own: it changes at the start and the end of epochs, in augment and in loss."""

@@ -26,9 +26,11 @@ ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 300.0  # seconds for any one command, on a machine that does a lot besides
 HEAVY = (
     "torch", "timm", "torchvision", "joblib", "pandas", "scipy.stats", "matplotlib", "cv2", "safetensors.torch",
-    "wsolbench.benchmark.cli.run", "wsolbench.benchmark.execute", "wsolbench.benchmark.preflight",
-    "wsolbench.benchmark.score", "wsolbench.benchmark.plan", "wsolbench.benchmark.progress",
-    "wsolbench.methods.backbones", "wsolbench.reports.rows", "wsolbench.reports.tables", "wsolbench.reports.build",
+    "wsolbench.benchmark.cli.run", "wsolbench.benchmark.execution.scheduler", "wsolbench.benchmark.execution.preflight",
+    "wsolbench.benchmark.stages.score_stage", "wsolbench.benchmark.planning.planner",
+    "wsolbench.benchmark.execution.terminal",
+    "wsolbench.methods.backbones.adapter", "wsolbench.reports.rows.load", "wsolbench.reports.tables.formats",
+    "wsolbench.reports.build",
 )  # fmt: skip
 # A text, not a file: workers that joblib starts would import the file of a parent's `__main__` again.
 SERVE = f"import sys; sys.path.append({str(ROOT)!r}); from tests.faults.warm import serve; serve()"

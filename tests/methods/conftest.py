@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from wsolbench.methods.backbones import create_backbone
+from wsolbench.methods.backbones.adapter import create_backbone
 from wsolbench.methods.base import METHODS, Batch, Evidence, Options, TrainContext
 from wsolbench.methods.spec import method_spec
 

@@ -4,8 +4,8 @@ import torch
 from skimage.color import rgb2hed
 from skimage.filters import threshold_otsu
 
+from wsolbench.methods.backbones.normalisation import HALF, IMAGENET
 from wsolbench.methods.base import Evidence
-from wsolbench.methods.normalisation import HALF, IMAGENET
 from wsolbench.methods.spec import method_spec
 
 

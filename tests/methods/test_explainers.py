@@ -6,7 +6,7 @@ import pytorch_grad_cam as package
 import torch
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-from wsolbench.benchmark.errors import BenchError
+from wsolbench.benchmark.core.errors import BenchError
 from wsolbench.methods.base import Evidence
 
 OWN = ("cam", "gradcam", "gradcampp", "xgradcam", "layercam", "hirescam", "gradcam_elementwise", "eigencam")

@@ -6,12 +6,12 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from wsolbench.benchmark.config import PRESETS, TrainConfig
-from wsolbench.benchmark.errors import BenchError
-from wsolbench.methods.backbones import create_backbone
+from wsolbench.benchmark.core.errors import BenchError
+from wsolbench.benchmark.planning.config import PRESETS, TrainConfig
+from wsolbench.methods.backbones.adapter import create_backbone
 from wsolbench.methods.base import METHODS, Options, is_explainable
-from wsolbench.methods.losses import partial_cross_entropy
-from wsolbench.methods.pseudolabels import SeedRule, draw_seeds
+from wsolbench.methods.parts.losses import partial_cross_entropy
+from wsolbench.methods.parts.pseudo_labels import SeedRule, draw_seeds
 from wsolbench.methods.spec import method_spec
 
 TRAINED = ("classifier", "deepmil", "pixelcam", "unet")

@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from wsolbench.benchmark.errors import BenchError
+from wsolbench.benchmark.core.errors import BenchError
 from wsolbench.methods import twostep
-from wsolbench.methods.barrier import size_barrier
 from wsolbench.methods.base import METHODS, Options, is_explainable
-from wsolbench.methods.crf import PUBLISHED_PAIRS, dense_crf, joint_crf
+from wsolbench.methods.parts.barrier import size_barrier
+from wsolbench.methods.parts.crf import PUBLISHED_PAIRS, dense_crf, joint_crf
 from wsolbench.methods.spec import method_spec
 
 NAMES = ("twostep", "fcam", "negev")

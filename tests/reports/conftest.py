@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, zoom
 
-from wsolbench.benchmark.metrics import BINS
-from wsolbench.benchmark.store import Store, key_of, write_npz
+from wsolbench.benchmark.core.metrics import BINS
+from wsolbench.benchmark.core.results_store import Store, key_of, write_npz
 from wsolbench.reports.figures import base
-from wsolbench.reports.rows import Findings, collect
+from wsolbench.reports.rows.load import Findings, collect
 
 EXPLAINERS = {"cam": 2.2, "gradcampp": 1.9, "layercam": 2.6}
 TRAINED = {"classifier": 0.0, "pixelcam": 3.6, "unet": 7.0}

@@ -9,28 +9,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsolbench.benchmark.store import Store
-from wsolbench.reports.aggregate import build_tables
+from wsolbench.benchmark.core.results_store import Store
 from wsolbench.reports.figures import away as away_figure
 from wsolbench.reports.figures import base, classes, draw, qualitative
-from wsolbench.reports.figures.base import (
-    COLOURS,
-    AwayScene,
-    Palette,
-    Scene,
-    ShiftScene,
-    render,
-    slug,
-    spread_of,
-)
+from wsolbench.reports.figures.base import COLOURS, AwayScene, Palette, Scene, ShiftScene, render, slug, spread_of
 from wsolbench.reports.figures.convergence import read_history
 from wsolbench.reports.figures.draw import FIGURES, draw_away, draw_figures, draw_shifted
 from wsolbench.reports.figures.qualitative import outline
 from wsolbench.reports.figures.score_histograms import BARS, rebin
-from wsolbench.reports.ood import build_away
-from wsolbench.reports.rows import collect
-from wsolbench.reports.shifts import build_shifted
-from wsolbench.reports.spreads import spread_over_groups
+from wsolbench.reports.rows.load import collect
+from wsolbench.reports.statistics.spreads import spread_over_groups
+from wsolbench.reports.tables.aggregate import build_tables
+from wsolbench.reports.tables.ood import build_away
+from wsolbench.reports.tables.shifts import build_shifted
 
 
 def scenes(store: Store, found=None, rows=None) -> list[Scene]:

@@ -8,11 +8,11 @@ import re
 
 import pytest
 
-from wsolbench.reports.aggregate import tables_of
 from wsolbench.reports.build import build_report
-from wsolbench.reports.contents import Contents
 from wsolbench.reports.figures import draw
-from wsolbench.reports.rows import collect
+from wsolbench.reports.rows.load import collect
+from wsolbench.reports.tables.aggregate import tables_of
+from wsolbench.reports.tables.contents import Contents
 
 
 @pytest.fixture(scope="module")

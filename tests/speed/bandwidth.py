@@ -15,8 +15,8 @@ import torch
 from alternate import measure
 from rows import Row, show
 
-from wsolbench.benchmark.maps import histogram, resize_maps, resized_histogram, scale_later
-from wsolbench.benchmark.metrics import BINS
+from wsolbench.benchmark.core.metrics import BINS
+from wsolbench.benchmark.scoring.map_scaling import histogram, resize_maps, resized_histogram, scale_later
 
 COPIED = 1 << 30  # bytes of the yardstick: far more than a GPU's cache holds
 REACH = ">= 0.5"

@@ -27,15 +27,15 @@ from rows import Row, show
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from wsolbench.benchmark.build import build_method, choose_device, statistics_of
-from wsolbench.benchmark.checkpoints import Midway
-from wsolbench.benchmark.config import RunConfig, TrainConfig
-from wsolbench.benchmark.data import TrainingSet
-from wsolbench.benchmark.images import Frames, ImageCache, Need
-from wsolbench.benchmark.resolve import Resolver
-from wsolbench.benchmark.stopwatch import Stopwatch
-from wsolbench.benchmark.store import Store
-from wsolbench.benchmark.train import Training, Validation, make_optimizer, run_epoch
+from wsolbench.benchmark.core.results_store import Store
+from wsolbench.benchmark.core.timing import Stopwatch
+from wsolbench.benchmark.data.image_cache import Frames, ImageCache, Need
+from wsolbench.benchmark.data.train_loader import TrainingSet
+from wsolbench.benchmark.planning.config import RunConfig, TrainConfig
+from wsolbench.benchmark.planning.method_refs import Resolver
+from wsolbench.benchmark.scoring.build import build_method, choose_device, statistics_of
+from wsolbench.benchmark.training.checkpoints import Midway
+from wsolbench.benchmark.training.trainer import Training, Validation, make_optimizer, run_epoch
 from wsolbench.datasets.base import Dataset, DatasetCard, Item, Manifest
 from wsolbench.datasets.open import content_hashes
 from wsolbench.methods.base import TrainContext

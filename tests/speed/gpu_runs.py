@@ -26,11 +26,11 @@ from alternate import measure
 from memory_ratio import write_set
 from rows import Row, show
 
-from wsolbench.benchmark.build import build_method, choose_device
-from wsolbench.benchmark.config import TrainConfig
-from wsolbench.benchmark.resolve import Resolver
-from wsolbench.benchmark.store import Store
-from wsolbench.benchmark.train import autocast, make_optimizer
+from wsolbench.benchmark.core.results_store import Store
+from wsolbench.benchmark.planning.config import TrainConfig
+from wsolbench.benchmark.planning.method_refs import Resolver
+from wsolbench.benchmark.scoring.build import build_method, choose_device
+from wsolbench.benchmark.training.trainer import autocast, make_optimizer
 from wsolbench.methods.base import Batch, Method, TrainContext
 
 TRAINED = ("classifier", "pixelcam", "negev")

@@ -18,8 +18,8 @@ from alternate import measure
 from rows import Row, show
 from torchmetrics.functional.classification import binary_precision_recall_curve
 
-from wsolbench.benchmark.maps import histogram
-from wsolbench.benchmark.metrics import BINS, THRESHOLDS
+from wsolbench.benchmark.core.metrics import BINS, THRESHOLDS
+from wsolbench.benchmark.scoring.map_scaling import histogram
 
 EDGES = np.append(np.arange(0, 1, 0.001), [1.0, 2.0, 3.0])
 LADDER = torch.from_numpy(THRESHOLDS)

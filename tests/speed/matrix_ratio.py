@@ -34,16 +34,16 @@ from rows import Row, show
 from scipy.ndimage import gaussian_filter
 
 from wsolbench.benchmark.cli.run import make_request
-from wsolbench.benchmark.images import Need, mask_need
-from wsolbench.benchmark.metrics import BINS
-from wsolbench.benchmark.plan import Plan, Planner, Stage, selecting_maps
-from wsolbench.benchmark.protocols import PROTOCOLS
-from wsolbench.benchmark.score import _evaluation_facts, _synthetic, _write_pictures
-from wsolbench.benchmark.seeds import seed_for
-from wsolbench.benchmark.stages import Desk, common_facts, example_rows
-from wsolbench.benchmark.store import Store, write_npz
+from wsolbench.benchmark.core.metrics import BINS
+from wsolbench.benchmark.core.protocols import PROTOCOLS
+from wsolbench.benchmark.core.results_store import Store, write_npz
+from wsolbench.benchmark.core.seeds import seed_for
+from wsolbench.benchmark.data.image_cache import Need, mask_need
+from wsolbench.benchmark.planning.planner import Plan, Planner, Stage, selecting_maps
+from wsolbench.benchmark.stages.context import Desk, common_facts, example_rows
+from wsolbench.benchmark.stages.score_stage import _evaluation_facts, _synthetic, _write_pictures
 from wsolbench.datasets.base import Item
-from wsolbench.datasets.synthetic import WRITERS
+from wsolbench.datasets.synthesis.synthetic import WRITERS
 
 NAMES = {
     "plan": "bench run of a finished matrix", "plan, numbers not kept": "bench run of a finished matrix, nothing kept",

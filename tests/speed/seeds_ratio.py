@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from alternate import measure
 from rows import Row, show
 
-from wsolbench.benchmark.build import build_method, choose_device
-from wsolbench.benchmark.config import TrainConfig
-from wsolbench.benchmark.resolve import Resolver
-from wsolbench.benchmark.train import make_optimizer
+from wsolbench.benchmark.planning.config import TrainConfig
+from wsolbench.benchmark.planning.method_refs import Resolver
+from wsolbench.benchmark.scoring.build import build_method, choose_device
+from wsolbench.benchmark.training.trainer import make_optimizer
 from wsolbench.methods.base import Batch, TrainContext
-from wsolbench.methods.pseudolabels import draw_seeds
+from wsolbench.methods.parts.pseudo_labels import draw_seeds
 
 
 def sides(name: str, options: argparse.Namespace, device: torch.device) -> dict[str, Callable[[], object]]:

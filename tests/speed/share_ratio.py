@@ -24,7 +24,7 @@ from typing import Any
 
 from rows import Row, show
 
-from wsolbench.benchmark.store import Store
+from wsolbench.benchmark.core.results_store import Store
 
 METHODS = ("cam", "layercam", "gradcampp", "deepmil", "negev", "fcam", "pixelcam")
 MAIN = "import sys; from wsolbench.benchmark.cli import main; main(sys.argv[1:])"

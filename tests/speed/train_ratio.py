@@ -19,19 +19,19 @@ import torch.nn.functional as F
 from alternate import measure
 from rows import Row, show
 
-from wsolbench.benchmark.build import build_method, choose_device, compile_backbone, statistics_of
-from wsolbench.benchmark.checkpoints import Midway
-from wsolbench.benchmark.config import RunConfig, TrainConfig
-from wsolbench.benchmark.costs import shares
-from wsolbench.benchmark.data import TrainingSet
-from wsolbench.benchmark.images import Frames
-from wsolbench.benchmark.pixelstore import PixelStore, Rows
-from wsolbench.benchmark.resolve import Resolver
-from wsolbench.benchmark.stopwatch import Stopwatch
-from wsolbench.benchmark.train import Training, Validation, autocast, make_optimizer, run_epoch
+from wsolbench.benchmark.core.timing import Stopwatch
+from wsolbench.benchmark.data.image_cache import Frames
+from wsolbench.benchmark.data.pixel_store import PixelStore, Rows
+from wsolbench.benchmark.data.train_loader import TrainingSet
+from wsolbench.benchmark.planning.config import RunConfig, TrainConfig
+from wsolbench.benchmark.planning.method_refs import Resolver
+from wsolbench.benchmark.scoring.build import build_method, choose_device, compile_backbone, statistics_of
+from wsolbench.benchmark.stages.costs import shares
+from wsolbench.benchmark.training.checkpoints import Midway
+from wsolbench.benchmark.training.trainer import Training, Validation, autocast, make_optimizer, run_epoch
 from wsolbench.datasets.base import Item
 from wsolbench.methods.base import Batch, Method, TrainContext
-from wsolbench.methods.pseudolabels import IGNORE
+from wsolbench.methods.parts.pseudo_labels import IGNORE
 
 BATCHES = 3
 

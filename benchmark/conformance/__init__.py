@@ -1,0 +1,1 @@
+"""`bench check`: the contract of a method, tested line by line."""

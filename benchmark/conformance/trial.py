@@ -1,0 +1,186 @@
+"""The stage on which `bench check` tests a method: the synthetic task, its parents trained, itself not yet."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...methods.base import Batch, Evidence, Method, TrainContext, is_explainable
+from ..data.image_cache import MaskForm, Need
+from ..data.train_loader import TrainingSet
+from ..execution.scheduler import execute
+from ..planning.config import Request, RunConfig
+from ..planning.method_refs import MethodRef
+from ..planning.planner import Plan, Planner, Stage
+from ..scoring.build import build_method, load_function, options, statistics_of
+from ..stages.context import Desk, load_model, needs_of, parent_states, teacher_maps
+from .synthetic_task import write_blobs
+
+SETTINGS = {
+    "image_size": "64",
+    "load_size": "72",
+    "epochs": "14",
+    "batch_size": "16",
+    "lr": "0.05",
+    "head_lr_scale": "1",
+    "jitter": "0.1,0.1,0.1,0.0",
+    "step_epochs": "11",
+    "warmup_epochs": "1",
+}
+
+
+class BrokenError(Exception):
+    """A line of the contract does not hold."""
+
+
+class SkippedError(Exception):
+    """The method makes no such promise."""
+
+
+@dataclass
+class Bench:
+    """A method on the synthetic task: its parents are trained, itself is not yet."""
+
+    planner: Planner
+    plan: Plan
+    desk: Desk
+    ref: MethodRef
+    train_stage: Stage | None
+    score_stage: Stage
+
+    @property
+    def device(self) -> torch.device:
+        """The CPU: the contract is about behaviour, not speed."""
+        return torch.device("cpu")
+
+    def context(self) -> TrainContext:
+        """What training would hand to the method."""
+        card = self.planner.sources[self.score_stage.work["cell"].dataset].dataset.card
+        stage = self.train_stage
+        parents = parent_states(stage, self.desk) if stage else {}
+        generator = torch.Generator().manual_seed(0)
+        return TrainContext(1, 14, len(card.classes), card.region_classes, self.device, generator, parents)
+
+    def fresh(self) -> tuple[Method, TrainContext]:
+        """The method as training starts it."""
+        if self.train_stage is None:
+            raise SkippedError("nothing is trained")
+        stage, context = self.train_stage, self.context()
+        work, classes = stage.work, context.num_classes
+        method = build_method(self.ref, work["cell"].backbone, work["config"], classes, 0, work["statistics"])
+        method.setup(context)
+        return method, context
+
+    def batch(self) -> Batch:
+        """Sixteen training images of both classes, with what the method is entitled to."""
+        stage = self.train_stage or self.score_stage
+        manifest, config = self.desk.manifest(stage.work["cell"]), stage.work["config"]
+        pixel = self.ref.spec.supervision == "pixel"
+        images = self.desk.images(stage.work["cell"])
+        frames = images.frames(manifest.split("train"), config.load_size, MaskForm(config.load_size) if pixel else None)
+        maps = teacher_maps(stage, self.desk, frames.ids) if stage.kind == "train" else {}
+        data = TrainingSet(frames, config, self.device, stage.work["statistics"], maps).on_device()
+        return data.batch(torch.arange(16), torch.Generator().manual_seed(0))
+
+    @cached_property
+    def draws(self) -> bool:
+        """Whether a method that may draw random numbers really does: another seed gives another map."""
+        if not self.ref.spec.uses_seed or self.ref.spec.trains:
+            return self.ref.spec.uses_seed
+        images = self.batch().images[:2]
+        one, two = (self.reading(seed)[1](images, torch.ones(2, dtype=torch.long)) for seed in (0, 1))
+        return not torch.equal(one, two)
+
+    def reading(self, seed: int = 0) -> tuple[Method | None, Callable[[Tensor, Tensor | None], Tensor]]:
+        """The model behind the map (trained where its parents are), and a function from images and classes to maps.
+
+        seed: of the run, for methods that draw.
+        """
+        if self.ref.spec.trains:
+            method = self.fresh()[0].eval()
+            return method, lambda images, classes: own_maps(method, images, classes)
+        model, _ = load_model(self.score_stage, self.desk, self.score_stage.work["role"])
+        explain, settings = load_function(self.ref), options(self.ref)
+
+        def read(images: Tensor, classes: Tensor | None) -> Tensor:
+            ids = [f"{float(i.double().sum()):.6f}" for i in images]  # an image keeps its id in any batch
+            source = model if is_explainable(model) else None
+            return explain(
+                Evidence(images, classes, source, ids=ids, seed=seed, statistics=statistics_of(model)), settings
+            )
+
+        return model, read
+
+
+def own_maps(method: Method, images: Tensor, classes: Tensor | None) -> Tensor:
+    """The maps (B, h, w) a trained method makes itself. Raises SkippedError if it makes none."""
+    with torch.no_grad():
+        found = method.predict(images, classes).maps
+    if found is None:
+        raise SkippedError("the method makes no maps")
+    return found
+
+
+def exercise(bench: Bench) -> None:
+    """One loss and one map, as training and scoring ask for them."""
+    batch = bench.batch()
+    if bench.ref.spec.trains:
+        method, context = bench.fresh()
+        method.train()
+        method.loss(batch, context)
+    _, read = bench.reading()
+    with contextlib.suppress(SkippedError):  # a classifier makes no maps
+        read(batch.images[:4], None)
+
+
+def prepare(name: str, folder: Path, backbone: str) -> Bench:
+    """Writes the task, plans the method on it and trains what it builds on, with the real harness."""
+    csv = write_blobs(folder / "data")
+    planner = make_planner(name, csv, folder / "results", backbone)
+    ref = planner.methods[0]
+    plan = planner.build()
+    score = plan.stages[plan.rows[0]]
+    train = plan.stages.get(score.parents.get("checkpoint", "")) if ref.spec.trains else None
+    desk = Desk(planner.request.run, planner.sources)
+    cell = score.work["cell"]
+    manifest, config = desk.manifest(cell), score.work["config"]
+    needs = [Need(tuple(manifest.split("train")), config.load_size)]  # baselines have no training that asks for them
+    needs += [n for s in plan.stages.values() for n in needs_of(s, desk)]
+    desk.images(cell).prepare(list(dict.fromkeys(needs)))
+    target = train or score
+    parents = replace_rows(
+        plan, list(target.parents.values()) if train else [k for k in [score.parents.get("checkpoint")] if k]
+    )
+    do(parents, planner)
+    return Bench(planner, plan, desk, ref, train, score)
+
+
+def make_planner(name: str, csv: Path, results: Path, backbone: str, **changes: str) -> Planner:
+    """A plan of one method on the synthetic task."""
+    request = Request(
+        (name,),
+        (str(csv),),
+        (backbone,),
+        "none",
+        preset="smoke",
+        selections=("last",),  # the one whose rows are judged: slow explainers end in their minute
+        overrides={"train": {**SETTINGS, **changes}},
+        run=RunConfig(results=results, device="cpu"),
+    )
+    return Planner(request)
+
+
+def replace_rows(plan: Plan, rows: list[str]) -> Plan:
+    """The same stages with other targets."""
+    return replace(plan, rows=rows)
+
+
+def do(plan: Plan, planner: Planner) -> None:
+    """Does the stages a plan still misses. Raises BrokenError with the first failure."""
+    outcome = execute(plan, planner.request.run, planner.sources, lambda event: None)
+    if outcome.failed:
+        raise BrokenError(next(iter(outcome.failed.values())))

@@ -1,0 +1,81 @@
+"""Where a number was made: versions, hardware and commit, recorded with every stage and never part of its key."""
+
+import functools
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+MATPLOTLIB_BACKEND = "MPLBACKEND"
+PACKAGES = ("torch", "torchvision", "timm", "grad-cam", "segmentation-models-pytorch", "numpy", "scipy", "pillow")
+
+
+def draw_to_files() -> None:
+    """Makes matplotlib draw to files in this process and those it starts, whatever the surrounding program asks for.
+
+    A notebook exports MPLBACKEND=module://matplotlib_inline.backend_inline to all it starts, and matplotlib refuses to
+    be imported where it cannot find what that names. To be called before anything imports matplotlib.
+    """
+    os.environ[MATPLOTLIB_BACKEND] = "agg"
+
+
+@functools.cache
+def environment() -> dict[str, Any]:
+    """Versions of what can change a number, the machine's kind, and the commit of the project if it is a checkout."""
+    from ... import __version__
+
+    found: dict[str, Any] = {
+        "wsolbench": __version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "commit": _commit(),
+    }
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def compute(device: Any) -> dict[str, Any]:
+    """The device a stage ran on, and its thread count or GPU name."""
+    import torch
+
+    if device.type == "cuda":
+        return {"device": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    return {"device": "cpu", "threads": torch.get_num_threads()}
+
+
+def forget_peak(device: Any) -> None:
+    """Starts a GPU's peak anew; that of a process cannot be."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.init()  # a process whose first call this is has no GPU numbers yet
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_mb(device: Any) -> float:
+    """Highest memory use so far in MiB: of the GPU where there is one, else of the process."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    scale = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+
+
+def _commit() -> str:
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        command = ["git", "-C", os.fspath(root), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,92 @@
+"""The images of an evaluation, batch after batch on the device; on a GPU the next ones are read meanwhile."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...methods.backbones.normalisation import Statistics
+from ..core.timing import Stopwatch
+from ..distributed.process_group import ALONE, Team, even
+from .augment import normalise
+from .image_cache import Frames
+from .prefetch import ahead, staged
+
+
+class Seen(NamedTuple):
+    """A batch: its rows; images (B, 3, S, S) normalised; labels (B,); ids; masks (B, P, P) bool or None."""
+
+    rows: slice
+    images: Tensor
+    labels: Tensor
+    ids: list[str]
+    masks: Tensor | None
+
+
+def batches(
+    frames: Frames,
+    size: int,
+    device: torch.device,
+    *,
+    statistics: Statistics,
+    side: int = 0,
+    change: Callable[[np.ndarray, Sequence[str]], np.ndarray] | None = None,
+    masks: bool = False,
+    watch: Stopwatch | None = None,
+    team: Team = ALONE,
+) -> Iterator[Seen]:
+    """Evaluation batches of `size` images in order, all tensors on the device.
+
+    statistics: what the images are normalised by. side: squash the images to this size in px on the device, 0 leaves
+    them as they are. change: applied to the uint8 images (B, S, S, 3) with their ids before anything else. masks: bring
+    the masks of the frames too. watch: charged for `load`. team: every process gets batches of its own, the same ones
+    as one process would see. Raises Stopped before a batch if a stop was requested, in all processes of a team at once.
+    """
+    watch = watch or Stopwatch(device)
+    count = -(-len(frames.items) // size)
+    shares = even(count, team.size)
+    raw = _raw(frames, size, device, change, masks, shares[team.rank])
+    source = iter(ahead(raw) if device.type == "cuda" else raw)
+    for _ in range(shares[0].stop):  # the longest share; who has less asks as often whether to stop
+        team.check()
+        with watch.part("load"):
+            found = next(source, None)
+            if found is not None:
+                found = _uploaded(found, device, side, statistics)
+        if found is not None:
+            yield found
+
+
+def part_of(seen: Seen, some: slice) -> Seen:
+    """Some images of a batch."""
+    rows = slice(seen.rows.start + some.start, seen.rows.start + some.stop)
+    masks = None if seen.masks is None else seen.masks[some]
+    return Seen(rows, seen.images[some], seen.labels[some], seen.ids[some], masks)
+
+
+def _raw(
+    frames: Frames, size: int, device: torch.device, change: Callable | None, masks: bool, share: slice
+) -> Iterator[Seen]:
+    """Batches as stored, where they can be uploaded from at once; `images` are uint8 (B, S, S, 3) still."""
+    labels, ids = torch.from_numpy(frames.labels), frames.ids
+    for start in range(share.start * size, min(share.stop * size, len(ids)), size):
+        rows = slice(start, start + size)
+        pixels = frames.images[rows]
+        pixels = pixels if change is None else change(pixels, ids[rows])
+        truth = None
+        if masks:
+            if frames.masks is None:
+                raise ValueError("the masks of these frames were asked for and never prepared")
+            truth = staged(torch.from_numpy(frames.masks[rows]), device)
+        yield Seen(rows, staged(torch.from_numpy(pixels), device), staged(labels[rows], device), ids[rows], truth)
+
+
+def _uploaded(raw: Seen, device: torch.device, side: int, statistics: Statistics) -> Seen:
+    images = normalise(raw.images.to(device, non_blocking=True), statistics)
+    if side and images.shape[-1] != side:
+        images = F.interpolate(images, (side, side), mode="bilinear", align_corners=False, antialias=True)
+    masks = None if raw.masks is None else raw.masks.to(device, non_blocking=True)
+    return raw._replace(images=images, labels=raw.labels.to(device, non_blocking=True), masks=masks)

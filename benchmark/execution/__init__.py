@@ -1,0 +1,1 @@
+"""Who runs stages, where, and in which order."""

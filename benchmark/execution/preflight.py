@@ -1,0 +1,213 @@
+"""What is checked after planning and before any training: data, weights, device, code of methods."""
+
+import logging
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...datasets.verify import quick_checks
+from ...methods import METHODS
+from ...methods.backbones.adapter import Backbone, check_weights_fit, create_backbone
+from ...methods.backbones.weights import PINS
+from ...methods.backbones.weights_hub import UnreachableError
+from ..core.errors import BenchError
+from ..data.image_cache import Need
+from ..data.mask_notes import notes_of_needs
+from ..maintenance.doctor_gpu import why_no_gpu
+from ..planning.config import Request
+from ..planning.eval_sets import EvalSet
+from ..planning.method_refs import MethodRef
+from ..planning.planner import Cell, Stage
+from ..scoring.build import choose_device, options
+from ..stages.context import Desk, know_files, needs_of, place_of, pool_needs
+from .gpu_slots import workers
+from .parallel_backends import check_backend
+
+if TYPE_CHECKING:
+    from ..planning.planner import Planner
+
+log = logging.getLogger(__name__)
+
+
+def preflight(stages: Sequence[Stage], planner: "Planner") -> list[str]:
+    """Raises BenchError for anything that would stop the work later; decodes the images that will be needed.
+
+    Returns what a person must know about the masks, one line each, before they are scored against.
+    """
+    _check_machine(stages, planner.request)
+    desk, needed = _check_work(stages, planner, fetch=True)
+    notes: list[str] = []
+    for place, needs in needed.items():
+        cache = desk.images(place)
+        cache.prepare(list(needs))
+        found = notes_of_needs(desk.manifest(place), cache, list(needs))
+        notes += [f"{planner.sources[place.dataset].title}: {note}" for note in found]
+    return list(dict.fromkeys(notes))
+
+
+def rehearse(stages: Sequence[Stage], planner: "Planner") -> list[str]:
+    """What `preflight` checks, without decoding images and without fetching weights.
+
+    Raises BenchError for what no machine could do. Returns what is missing here alone, which another machine may have:
+    the GPU, the weights of a hub.
+    """
+    missing = []
+    try:
+        _check_machine(stages, planner.request)
+    except BenchError as problem:
+        missing.append(str(problem))
+    try:
+        _check_work(stages, planner, fetch=False)
+    except UnreachableError as problem:
+        missing.append(str(problem))
+    return missing
+
+
+def _check_machine(stages: Sequence[Stage], request: Request) -> None:
+    """Raises BenchError for a device or engine that is not here."""
+    choose_device(request.run.device)
+    _refuse_slow_fallback(stages, request)
+    check_backend(request.run)
+    workers(request.run)
+
+
+def _check_work(
+    stages: Sequence[Stage], planner: "Planner", fetch: bool
+) -> tuple[Desk, dict[Cell | EvalSet, dict[Need, None]]]:
+    """Checks methods, backbones, weights and data; returns the arrays that will be needed, by where they are from.
+
+    Weights that cannot be had here are told last: what is wrong anywhere matters more.
+    """
+    know_files(list(_unlike(stages, _methods).values()))
+    _check_options(stages)
+    _check_training_masks(stages, planner)
+    unreachable = _check_backbones(stages, planner, fetch)
+    desk = Desk(planner.request.run, planner.sources)
+    places: dict[tuple[str, str], Cell | EvalSet] = {}
+    needed: dict[Cell | EvalSet, dict[Need, None]] = {}
+    for stage in _unlike(stages, _reads).values():
+        for place, need in [*((place_of(stage), n) for n in needs_of(stage, desk)), *pool_needs(stage, desk)]:
+            place = places.setdefault((place.dataset, place.fold), place)
+            needed.setdefault(place, {})[need] = None
+    for place in needed:
+        quick_checks(desk.manifest(place), planner.sources[place.dataset].facts(place.fold))
+    if unreachable is not None:
+        raise unreachable
+    return desk, needed
+
+
+def _refuse_slow_fallback(stages: Sequence[Stage], request: Request) -> None:
+    """Raises BenchError where `auto` would mean days on a processor that nobody asked for; smoke is made for one."""
+    trainings = sum(s.kind == "train" for s in stages)
+    run = request.run
+    if run.device == "auto" and request.preset != "smoke" and trainings and not run.scheduler and (why := why_no_gpu()):
+        raise BenchError(
+            f"No GPU can be used, and {trainings} trainings with the preset {request.preset} may take days on a "
+            f"processor. {why} To train on the processor all the same, say --device cpu."
+        )
+
+
+def _unlike(stages: Sequence[Stage], look: Callable[[Stage], Hashable]) -> dict[Hashable, Stage]:
+    """One stage of each kind: a matrix has thousands of stages and few that differ in what is asked here."""
+    found: dict[Hashable, Stage] = {}
+    for stage in stages:
+        found.setdefault(look(stage), stage)
+    return found
+
+
+def _methods(stage: Stage) -> Hashable:
+    refs = (stage.work["method"], stage.work.get("carrier"))
+    return tuple(ref.spec.module for ref in refs if ref is not None)
+
+
+def _reads(stage: Stage) -> Hashable:
+    """All that `needs_of` and `pool_needs` make a difference of."""
+    place, config, protocol, on = place_of(stage), stage.work["config"], *map(stage.work.get, ("protocol", "on"))
+    lender = (on.lender, on.lender_fold) if on else ()  # of a shift that needs none it is empty
+    what = (stage.kind, place.dataset, place.fold, lender, stage.labels.get("split"))
+    sizes = (config.image_size, config.load_size, *((protocol.size, protocol.mask_reduction) if protocol else ()))
+    return (*what, *sizes, stage.work["method"].spec.supervision)
+
+
+def _check_options(stages: Sequence[Stage]) -> None:
+    """Each set of options of each method once; a recipe may give one name other options on another dataset."""
+    seen: dict[str, list[Mapping[str, Any]]] = {}
+    for stage in stages:
+        ref = stage.work["method"]
+        known = seen.setdefault(ref.spec.name, [])
+        if ref.options in known:
+            continue
+        known.append(ref.options)
+        check = getattr(METHODS.load(ref.spec.name), "check_options", None)
+        if check is not None:
+            _spared(ref, lambda check=check, ref=ref: check(options(ref)))
+
+
+def _check_training_masks(stages: Sequence[Stage], planner: "Planner") -> None:
+    """An upper bound learns from the masks of the training images, so each must be there."""
+    learning = [s for s in stages if s.kind == "train" and s.work["method"].spec.supervision == "pixel"]
+    for stage in _unlike(learning, lambda s: (s.work["cell"].dataset, s.work["cell"].fold)).values():
+        cell = stage.work["cell"]
+        manifest = planner.sources[cell.dataset].manifest(cell.fold)
+        regions = manifest.card.region_classes
+        bare = [i for i in manifest.split("train") if i.mask is None and regions[i.label]]
+        if bare:
+            raise BenchError(
+                f"Method '{stage.labels['method']}' learns from masks, but {len(bare)} training images of "
+                f"{cell.dataset} have none, the first '{bare[0].id}'. Leave the method out or name their masks."
+            )
+
+
+def _check_backbones(stages: Sequence[Stage], planner: "Planner", fetch: bool) -> UnreachableError | None:
+    """Builds every backbone once without memory and lays its weights against it.
+
+    Returns the error for the first weights that are not here and cannot be fetched, for the caller to raise.
+    """
+    seen = set()
+    unreachable: UnreachableError | None = None
+    for stage in stages:
+        ref = stage.work.get("carrier") or stage.work["method"]
+        if not (ref.spec.backbone and ref.spec.trains):
+            continue
+        name, config = stage.work["cell"].backbone, stage.work["config"]
+        stride, side = config.stride, config.image_size
+        place = (name, stride, side, ref.label, ref.changed, stage.labels["method"])
+        if place in seen:
+            continue
+        seen.add(place)
+        backbone = create_backbone(name, stride or None, device="meta")
+        needed = {*ref.spec.backbone, *stage.work["method"].spec.backbone}
+        if missing := needed - set(backbone.abilities):
+            raise BenchError(
+                f"Method '{stage.labels['method']}' needs a backbone with {', '.join(sorted(missing))}; {name} offers "
+                f"{', '.join(sorted(backbone.abilities))}. Choose another with --backbones."
+            )
+        backbone.check_size(side)
+        _check_construction(ref, backbone, stage, planner)
+        try:
+            check_weights_fit(name, planner.weights(name), stride or None, planner.request.run.results / PINS, fetch)
+        except UnreachableError as problem:
+            unreachable = unreachable or problem
+    return unreachable
+
+
+def _check_construction(ref: MethodRef, backbone: Backbone, stage: Stage, planner: "Planner") -> None:
+    """Builds a method without memory, so that options it refuses are known before anything trains."""
+    classes = len(planner.sources[stage.work["cell"].dataset].dataset.card.classes)
+
+    def build() -> None:
+        with torch.device("meta"):
+            METHODS.load(ref.spec.name)(backbone, classes, options(ref))
+
+    _spared(ref, build)
+
+
+def _spared(ref: MethodRef, act: Callable[[], object]) -> None:
+    """Calls code of a method. Options it refuses (BenchError) end the command; its own run tells of other faults."""
+    try:
+        act()
+    except BenchError:
+        raise
+    except (Exception, SystemExit) as problem:  # noqa: BLE001 - faulty code of one method must not stop the others
+        log.debug("method %s: %s", ref.label, problem)

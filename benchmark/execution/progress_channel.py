@@ -1,0 +1,108 @@
+"""Progress of workers, through the results folder: the one thing that workers anywhere share with the command.
+
+Each worker appends JSON lines to a file of its own under `results/progress/<run>/`; the command follows them all and
+shows them as if the stages ran in its own process. The file `stop` in that folder asks the workers to stop.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..core.results_store import jsonable
+from ..planning.planner import Stage
+
+FOLLOW_SECONDS = 0.3
+STOP_FILE = "stop"
+
+
+def new_folder(results: Path) -> Path:
+    """A folder for the progress of one command."""
+    folder = results / "progress" / f"{platform.node()}-{os.getpid()}-{time.time_ns()}"
+    folder.mkdir(parents=True)
+    return folder
+
+
+class Teller:
+    """The worker's end: writes events and warnings. A command that has gone is no reason to fail, only to be silent."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / f"{platform.node()}-{os.getpid()}.jsonl"
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        """Tells an event of a stage."""
+        plain = {k: v.key if isinstance(v, Stage) else v for k, v in event.items()}
+        line = json.dumps(jsonable(plain)).encode() + b"\n"
+        with contextlib.suppress(OSError):  # the folder goes with its command; a full disk shows in what matters
+            if self.folder.is_dir():
+                with self.path.open("ab") as handle:
+                    handle.write(line)
+
+
+class WarningsTo(logging.Handler):
+    """Sends warnings of a worker to the terminal of the command."""
+
+    def __init__(self, tell: Callable[[dict[str, Any]], None]) -> None:
+        super().__init__(logging.WARNING)
+        self.tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Sends one."""
+        self.tell({"kind": "warning", "text": record.getMessage()})
+
+
+class Follower:
+    """The command's end: reads what workers write, in a thread, while the `with` block lasts; the folder goes after."""
+
+    def __init__(self, folder: Path, stages: Mapping[str, Stage], report: Callable[[dict[str, Any]], None]) -> None:
+        self.folder, self._stages, self._report = folder, stages, report
+        self._read: dict[Path, int] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
+
+    def __enter__(self) -> "Follower":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self.look()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty: another command is at work
+            self.folder.parent.rmdir()
+
+    def _follow(self) -> None:
+        while not self._ended.wait(FOLLOW_SECONDS):
+            self.look()
+            with contextlib.suppress(OSError):
+                os.utime(self.folder)  # a young folder is in use: `bench clean` lets it be
+
+    def look(self) -> None:
+        """Shows what is new."""
+        for path in sorted(self.folder.glob("*.jsonl")):
+            start = self._read.get(path, 0)
+            with path.open("rb") as handle:
+                handle.seek(start)
+                whole, _, _ = handle.read().rpartition(b"\n")  # the rest of a line comes with the next look
+            if not whole:
+                continue
+            self._read[path] = start + len(whole) + 1
+            for line in whole.split(b"\n"):
+                with contextlib.suppress(ValueError):  # a worker died, or the disk filled, in the middle of a line
+                    self._show(json.loads(line))
+
+    def _show(self, event: dict[str, Any]) -> None:
+        stage = self._stages.get(event.get("stage", ""))
+        if stage is not None:
+            self._report({**event, "stage": stage})
+        elif event["kind"] == "warning":
+            self._report(event)

@@ -1,0 +1,305 @@
+"""What a worker does with a group of stages, in the process of the command or in any other."""
+
+import contextlib
+import errno
+import functools
+import logging
+import os
+import platform
+import shutil
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from ..core import shutdown
+from ..core.environment import draw_to_files
+from ..core.errors import BenchError, DamagedError
+from ..core.results_store import Store
+from ..planning.config import RunConfig
+from ..planning.open_datasets import Source
+from ..planning.planner import Stage
+from .gpu_slots import gpu_slot
+from .progress_channel import STOP_FILE, Teller, WarningsTo
+from .stage_leases import BusyError, claim
+
+log = logging.getLogger(__name__)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ONE_AT_A_TIME = threading.Lock()  # threads of one worker share torch's global generator
+Report = Callable[[dict[str, Any]], None]
+
+
+class DiskFullError(BenchError):
+    """Nothing more can be written; every other stage would fail in the same way."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs beside the stages.
+
+    relay: folder for progress and stop requests, None in the process of the command. driver: host and process of the
+    command. place: its working folder, which relative paths mean. threads: of torch, 0 leaves them as they are.
+    at_once: stages at a time on a machine, 0 if that is not known. wait: stay where another process does the stages,
+    instead of coming back. healed: stages that were done again once already. needs: GPU memory in MiB by stage key, as
+    far as it is known.
+    """
+
+    run: RunConfig
+    sources: dict[str, Source]
+    at_once: int = 1
+    threads: int = 0
+    relay: Path | None = None
+    driver: tuple[str, int] = ("", 0)
+    place: str = ""
+    wait: bool = False
+    healed: frozenset[str] = frozenset()
+    needs: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Done:
+    """What became of a group. problems: error by stage key. damaged: what is wrong with stored stages and the stamp
+    of their record as it was seen, by their key.
+
+    busy: who else does these stages now. full: why nothing can be written any more. stopped: a stop was asked for.
+    """
+
+    problems: dict[str, str] = field(default_factory=dict)
+    damaged: dict[str, tuple[str, tuple[int, int]]] = field(default_factory=dict)
+    busy: str = ""
+    full: str = ""
+    stopped: bool = False
+
+
+def do_group(stages: Sequence[Stage], job: Job, report: Report | None = None) -> Done:
+    """Does the stages of one group in this process, unless they are done already. report: only in the command's own."""
+    done, store = Done(), Store(job.run.results)
+    if report is None:
+        draw_to_files()  # a cluster's worker has the surroundings of whoever started the cluster
+    with _ONE_AT_A_TIME, _settled(job, report) as tell:
+        try:
+            shutdown.check()
+            with claim(store, stages, job.wait):
+                _do_claimed(stages, job, store, tell, done)
+        except BusyError as other:
+            done.busy = str(other)
+        except DiskFullError as problem:
+            done.full = str(problem)
+        except shutdown.Stopped:
+            done.stopped = shutdown.requested() != shutdown.LOST
+            if not done.stopped:
+                done.busy = "a process that took over, as this one did not answer for a while"
+        except Exception as problem:  # noqa: BLE001 - around the stages: a lock of another user, a method file that is gone
+            _fail_outside(stages, store, problem, done)
+        if shutdown.requested() == shutdown.LOST or report is None:
+            shutdown.forget()  # a request to the whole run stands in its file; one to this worker was about this group
+    return done
+
+
+def _fail_outside(stages: Sequence[Stage], store: Store, problem: Exception, done: Done) -> None:
+    """An error before or after the work itself fails the stages that are not finished, as one in it does."""
+    try:
+        _raise_if_full(problem, store)
+        lost = [s for s in stages if not store.is_done(s.key)]
+        done.problems.update(record_failure(lost, store, problem, 0.0))
+    except DiskFullError as full:
+        done.full = str(full)
+
+
+def _do_claimed(stages: Sequence[Stage], job: Job, store: Store, tell: Report, done: Done) -> None:
+    from ..stages.context import Desk, know_files
+
+    for stage in stages:  # a listing makes a network file system look again for a record another host has just written
+        with contextlib.suppress(OSError):
+            os.listdir(store.run_dir(stage.key))  # noqa: PTH208 - nothing is done with the names
+    todo = [s for s in stages if not store.is_done(s.key)]
+    if not todo:
+        return
+    know_files(todo)
+    for stage in todo:  # half-written files of a killed run; the claim says that nobody is writing now
+        for leftover in store.run_dir(stage.key).rglob(".*.tmp"):
+            leftover.unlink()
+    need = max(job.needs.get(s.key, 0.0) for s in todo)
+    with gpu_slot(job.run, store.root / "locks", job.at_once, need) as device:
+        _attempt(todo, Desk(replace(job.run, device=device), job.sources, tell), job.healed, done)
+
+
+def _attempt(stages: Sequence[Stage], desk: Any, healed: frozenset[str], done: Done) -> None:
+    """Runs stages together; where that fails, each method and checkpoint on its own: only the faulty one is lost."""
+    if not stages:
+        return
+    shutdown.check()
+    began = time.monotonic()
+    try:
+        _run(stages, desk)
+        return
+    except (Exception, SystemExit) as problem:  # the run border: recorded with its traceback
+        if shutdown.requested() == shutdown.LOST:
+            raise shutdown.Stopped from problem  # the new owner may have cleared away what this process was writing
+        _raise_if_full(problem, desk.store)
+        if (key := _stage_of(problem, desk.store)) and key not in healed:
+            done.damaged[key] = str(problem), desk.store.stamp(key)
+            return
+        parts = parts_of([s for s in stages if not desk.store.is_done(s.key)])
+        if len(parts) <= 1:
+            lost = list(chain(*parts))
+            done.problems.update(record_failure(lost, desk.store, problem, time.monotonic() - began))
+            return
+    for part in parts:
+        _attempt([s for s in part if not desk.store.is_done(s.key)], desk, healed, done)
+
+
+def _stage_of(problem: BaseException, store: Store) -> str:
+    """The key of the stage whose stored file is damaged; empty for any other problem."""
+    runs = store.root / "runs"
+    if not isinstance(problem, DamagedError) or not problem.path.is_relative_to(runs):
+        return ""
+    return problem.path.relative_to(runs).parts[0]
+
+
+def _raise_if_full(problem: BaseException, store: Store) -> None:
+    """Turns a full disk, however a library words it, into DiskFullError."""
+    cause: BaseException | None = problem
+    seen = set[int]()  # a chain of causes may lead back to itself
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        if (isinstance(cause, OSError) and cause.errno in FULL) or f"os error {errno.ENOSPC})" in str(cause):
+            raise DiskFullError(disk_full(cause, store.root)) from problem
+        cause = cause.__cause__ or cause.__context__
+
+
+def disk_full(problem: BaseException, folder: Path) -> str:
+    """What a full disk means: where, how much room is left, what to do."""
+    file = getattr(problem, "filename", None) or folder
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    room = shutil.disk_usage(there)
+    return (
+        f"The disk is full: {file} could not be written ({room.free / 2**20:.0f} of {room.total / 2**20:.0f} MiB are "
+        f"free in {folder}). What was stored before is untouched. Make room and run the same command again."
+    )
+
+
+def parts_of(stages: Sequence[Stage]) -> list[list[Stage]]:
+    """Stages by method, or those of one method by the checkpoint they read: the smallest that can fail alone."""
+    for key in (lambda s: (s.work["method"].label, s.work["method"].changed), lambda s: (s.work.get("role"),)):
+        found: dict[tuple, list[Stage]] = {}
+        for stage in stages:
+            found.setdefault(key(stage), []).append(stage)
+        if len(found) > 1:
+            return list(found.values())
+    return [list(stages)] if stages else []
+
+
+def _run(stages: Sequence[Stage], desk: Any) -> None:
+    from ..stages.context import run_maps, run_train
+    from ..stages.score_stage import run_scores
+
+    kind = stages[0].kind
+    if kind == "train":
+        for stage in stages:
+            run_train(stage, desk)
+    else:
+        {"maps": run_maps, "score": run_scores}[kind](stages, desk)
+
+
+def record_failure(stages: Sequence[Stage], store: Store, problem: BaseException, seconds: float) -> dict[str, str]:
+    """Writes why stages failed; returns the error by stage key. Raises DiskFullError if that cannot be written."""
+    error = str(problem) if isinstance(problem, BenchError) else f"{type(problem).__name__}: {problem}"
+    if isinstance(problem, SystemExit):
+        error = f"the method ended the process (SystemExit {problem.code}); it must raise an error instead"
+    facts = {"status": "failed", **getattr(problem, "facts", {})}
+    trace = "".join(traceback.format_exception(problem))
+    for stage in stages:
+        failure = {"kind": stage.kind, "labels": stage.labels, "error": error, "seconds": seconds, "traceback": trace}
+        try:
+            store.fail(stage.key, {**failure, **facts})
+        except OSError as second:
+            _raise_if_full(second, store)
+            raise
+        log.debug("stage %s failed", stage.key, exc_info=problem)
+    return {s.key: error for s in stages}
+
+
+def begin_worker(parent: int) -> None:
+    """The first call in a process that the command starts: what signals mean there, and that it ends with its parent.
+
+    Ctrl-C and a cluster's SIGTERM reach all processes at once, idle ones too; a worker that died of them would take the
+    others along in the middle of a write. So they are born with both held back (`sheltered`), ignore Ctrl-C, which the
+    command passes on, and take SIGTERM for a request to stop.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: shutdown.request(shutdown.TERMINATED))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    _watch(parent)
+
+
+@contextlib.contextmanager
+def sheltered() -> Iterator[None]:
+    """Processes that are started meanwhile are born with Ctrl-C and SIGTERM held back; this one hears them as ever."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, ended = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS), threading.Event()
+
+    def hear() -> None:  # the one thread that the system may give them to; Python runs their handlers in the main one
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        ended.wait()
+
+    thread = threading.Thread(target=hear, name="signals", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@functools.cache
+def _watch(parent: int) -> None:
+    """Ends this worker when its command has gone, killed perhaps: nobody waits for what follows. Stages stop first."""
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        shutdown.request(shutdown.TERMINATED)
+        with _ONE_AT_A_TIME:
+            os._exit(1)
+
+    threading.Thread(target=look, name="parent", daemon=True).start()
+
+
+@contextlib.contextmanager
+def _settled(job: Job, report: Report | None) -> Iterator[Report]:
+    """The process as stages need it: threads, signals, where progress goes. Yields what to report to."""
+    import torch
+
+    if job.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = not job.run.deterministic  # sizes hardly change: the search for a kernel pays
+    if report is not None or job.relay is None:
+        yield report or (lambda event: None)
+        return
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    if job.place:
+        with contextlib.suppress(OSError):  # not there on this machine: absolute paths work all the same
+            os.chdir(job.place)
+    shutdown.follow(job.relay / STOP_FILE)
+    if (platform.node(), os.getppid()) == job.driver:
+        _watch(job.driver[1])
+    tell = Teller(job.relay)
+    logger, handler = logging.getLogger(__name__.partition(".")[0]), WarningsTo(tell)
+    logger.addHandler(handler)
+    logger.propagate = False  # the command shows them
+    try:
+        yield tell
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True

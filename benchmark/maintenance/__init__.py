@@ -1,0 +1,1 @@
+"""Diagnosis of an installation and its data, and cleaning of a results folder."""

@@ -1,0 +1,1 @@
+"""From names to a graph of stages, each with the key of its identity. Imports no torch."""

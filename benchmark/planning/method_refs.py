@@ -1,0 +1,141 @@
+"""From what the user typed to methods with settled options: names, variants, files, and the needs between methods."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...methods import METHODS
+from ...methods.spec import MethodSpec, Need, method_spec, parse_need, twins
+from ..core.errors import BenchError, did_you_mean
+from .config import convert
+
+
+@dataclass(frozen=True)
+class MethodRef:
+    """A method with its options settled. `label` is its name in tables: `pixelcam`, `pixelcam:deepmil`, …"""
+
+    label: str
+    spec: MethodSpec
+    options: Mapping[str, Any]
+    train: Mapping[str, Any]  # training settings for this method alone
+    chosen: frozenset[str] = frozenset()  # options the user set
+
+    def __hash__(self) -> int:
+        """By name: equal methods have it in common, and options may hold lists."""
+        return hash((self.label, self.spec.name))
+
+    def at(self, preset: str, dataset: str, backbone: str) -> "MethodRef":
+        """With the options its recipe gives for a dataset and backbone, where the user set none.
+
+        Raises BenchError for a recipe with an option that does not exist.
+        """
+        base = self.spec.name.removesuffix(":*")
+        wanted = self.spec.recipe(preset, dataset, backbone).options
+        fresh = {k: _option(self.spec, base, k, v) for k, v in wanted.items() if k not in self.chosen}
+        if not fresh:
+            return self
+        options = {**self.options, **fresh}
+        return replace(self, label=_label(self.spec, options), options=options)
+
+    @property
+    def changed(self) -> str:
+        """Options that differ from their defaults and do not show in the label, as text."""
+        shown = {self.spec.variant}
+        pairs = [f"{k}={v}" for k, v in self.options.items() if k not in shown and v != self.spec.options[k]]
+        return ", ".join(pairs)
+
+    def needs(self) -> list[Need]:
+        """What this method builds on, options filled in. Raises BenchError where two of a role have one name."""
+        found = [parse_need(need.format(**self.options)) for need in self.spec.needs]
+        if problem := twins(found):
+            raise BenchError(f"{self.label} {problem}")
+        return found
+
+    def parents(self) -> dict[str, Need]:
+        """Its needs by the names its stage knows them by: the role, or of several with one role `role:name`."""
+        found = self.needs()
+        count = Counter(need.role for need in found)
+        return {need.role if count[need.role] == 1 else f"{need.role}:{need.name}": need for need in found}
+
+    def identity(self) -> dict[str, Any]:
+        """What of the method enters a stage key."""
+        return self.spec.identity({k: list(v) if isinstance(v, tuple) else v for k, v in self.options.items()})
+
+
+class Resolver:
+    """Turns names into MethodRefs, with the options of one request applied wherever a method occurs."""
+
+    def __init__(self, overrides: Mapping[str, Mapping[str, Any]]) -> None:
+        self._overrides = overrides
+        self._used: set[str] = set()
+        self._cache: dict[str, MethodRef] = {}
+
+    def expand(self, names: Iterable[str]) -> list[MethodRef]:
+        """The methods asked for; a path of a Python file stands for all methods it registers."""
+        refs: list[MethodRef] = []
+        for name in names:
+            found = METHODS.load_file(Path(name)) if is_file(name) else [name]
+            refs += [r for r in (self.ref(n) for n in found) if r not in refs]
+        return refs
+
+    def ref(self, name: str) -> MethodRef:
+        """One method by name. Raises BenchError for an unknown name, option or value."""
+        if name not in self._cache:
+            self._cache[name] = self._resolve(name)
+        return self._cache[name]
+
+    def _resolve(self, name: str) -> MethodRef:
+        spec = method_spec(name)
+        base, _, variant = name.partition(":")
+        options, train = dict(spec.options), {}
+        chosen: set[str] = set()
+        sections = [s for s in (base, name) if s in self._overrides]
+        for section in dict.fromkeys(sections):
+            self._used.add(section)
+            for key, value in self._overrides[section].items():
+                if key.startswith("train."):
+                    train[key.removeprefix("train.")] = value
+                else:
+                    options[key] = _option(spec, base, key, value)
+                    chosen.add(key)
+        if variant and name != spec.name:
+            if not spec.variant:
+                raise BenchError(f"Method '{base}' has no variants, so '{name}' means nothing; write '{base}'.")
+            options[spec.variant] = _option(spec, base, spec.variant, variant)
+            chosen.add(spec.variant)
+        return MethodRef(_label(spec, options), spec, options, train, frozenset(chosen))
+
+    def check_sections(self, known: Iterable[str]) -> None:
+        """Raises BenchError for a section of settings that belongs to nothing in this request."""
+        allowed = self._used | set(known)
+        for section in self._overrides:
+            if section not in allowed:
+                in_plan = allowed | {r.spec.name for r in self._cache.values()}
+                raise BenchError(
+                    f"The settings {section}.* belong to no method of this run.{did_you_mean(section, in_plan)}"
+                )
+
+
+def is_file(name: str) -> bool:
+    """Whether a typed method is a path rather than a name."""
+    return name.endswith(".py") or "/" in name or "\\" in name
+
+
+def _option(spec: MethodSpec, base: str, key: str, value: Any) -> Any:
+    if key not in spec.options:
+        raise BenchError(f"Method '{base}' has no option '{key}'.{did_you_mean(key, spec.options)}")
+    value = convert(value, spec.options[key], f"{base}.{key}")
+    allowed = spec.choices.get(key)
+    if allowed and value not in allowed:
+        raise BenchError(f"{base}.{key} = {value!r} is not one of {', '.join(map(str, allowed))}.")
+    return value
+
+
+def _label(spec: MethodSpec, options: Mapping[str, Any]) -> str:
+    base = spec.name.removesuffix(":*")
+    value = options.get(spec.variant) if spec.variant else None
+    if value is None or value == spec.options.get(spec.variant):
+        return base
+    return f"{base}:{value if not isinstance(value, tuple) else '+'.join(map(str, value))}"

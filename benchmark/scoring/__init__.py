@@ -1,0 +1,1 @@
+"""From a model to score maps, and from those to per-image histograms."""

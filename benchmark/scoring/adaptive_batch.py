@@ -1,0 +1,149 @@
+"""Running out of memory: what is tried with less at a time, and what the user is told when that does not help."""
+
+import gc
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from ..core.environment import peak_memory_mb
+from ..core.errors import BenchError
+from ..core.results_store import read_json, write_json
+from ..data.eval_loader import Seen, part_of
+from ..distributed.process_group import even
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+PHRASES = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "_alloc_failed")
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether an error means that memory ran out: of torch on a GPU or the CPU, of a CUDA library, or of Python."""
+    if isinstance(problem, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(problem, RuntimeError) and any(p in str(problem).lower() for p in PHRASES)
+
+
+def free_memory() -> None:
+    """Gives back what nobody holds any more. Call it where no exception is being handled: that holds all its frames."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def peak_text(device: torch.device) -> str:
+    """The highest memory use so far, in words."""
+    return f"{peak_memory_mb(device):,.0f} MiB at most {'on the GPU' if device.type == 'cuda' else 'in this process'}"
+
+
+class Room:
+    """How many images of a scoring batch fit at a time: what does not fit is halved, down to one, and stays so."""
+
+    def __init__(self, what: str, device: torch.device) -> None:
+        self.what, self.device, self.most = what, device, 0
+
+    def each(self, seen: Seen, work: Callable[[Seen], T]) -> list[T]:
+        """The results of some work on a batch, in one piece or in several, in order.
+
+        work must leave nothing behind when it runs out of memory, or what doing it again overwrites. Raises BenchError
+        where one image alone does not fit.
+        """
+        parts, found = self._cut(seen), []
+        while parts:
+            fits, result = self._try(parts[0], work)
+            if fits:
+                found.append(result)
+                parts.pop(0)
+                continue
+            free_memory()
+            here = len(parts[0].ids)
+            if here == 1:
+                raise BenchError(
+                    f"{self.what}: one image alone does not fit into memory ({peak_text(self.device)}). Use a larger "
+                    "GPU, fewer stages a GPU (--jobs-per-gpu) or --device cpu."
+                )
+            self.most = -(-here // 2)
+            log.warning("%s: out of memory with %d images at a time, going on with %d", self.what, here, self.most)
+            parts = [small for part in parts for small in self._cut(part)]
+        return found
+
+    def _cut(self, seen: Seen) -> list[Seen]:
+        count = len(seen.ids)
+        if not self.most or count <= self.most:
+            return [seen]
+        return [part_of(seen, some) for some in even(count, -(-count // self.most))]
+
+    def _try(self, part: Seen, work: Callable[[Seen], T]) -> tuple[bool, Any]:
+        try:
+            return True, work(part)
+        except (RuntimeError, MemoryError) as problem:
+            if not is_out_of_memory(problem):
+                raise
+            return False, None
+
+
+class Retry:
+    """How a training that ran out of memory is done again: once, from the start, with half of each batch at a time.
+
+    The decision lies in the stage's folder, so that a training that is killed goes on with the parts it began with. It
+    is forgotten when the training is done, and when half is too much as well: the next try may find more memory.
+    """
+
+    def __init__(self, folder: Path, asked: int, largest: int) -> None:
+        """asked: the setting `micro_batch`, 0 = all. largest: images of the largest batch."""
+        self._path, self.asked, self.largest = folder / "retry.json", asked, largest
+
+    @property
+    def used(self) -> int:
+        """The images of a batch that are trained on at once, 0 = all."""
+        return int(read_json(self._path)["micro_batch"]) if self._path.is_file() else self.asked
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the record of a training says if it was done again."""
+        return {} if self.used == self.asked else {"micro_batch": {"asked": self.asked, "used": self.used}}
+
+    def halve(self, title: str, peak: str) -> None:
+        """Settles on half. Raises BenchError if that was done before, or if a batch is one image."""
+        at_once = min(self.used or self.largest, self.largest)
+        if self.used != self.asked or at_once == 1:
+            self.forget()
+            before = (
+                "" if at_once == 1 else f", after {min(self.asked or self.largest, self.largest)} did not fit either"
+            )
+            raise BenchError(
+                f"Out of memory with {at_once} images at a time{before} ({peak}). Set train.micro_batch to less than "
+                f"{at_once}, use a larger GPU or fewer stages a GPU (--jobs-per-gpu), or spread the training over "
+                "several (--devices)."
+            )
+        half = -(-at_once // 2)
+        write_json(self._path, {"micro_batch": half, "asked": self.asked, "peak": peak})
+        log.warning(
+            "%s: out of memory with %d images at a time (%s); once more from the start with %d at a time, gradients "
+            "added up to the same batch",
+            title, at_once, peak, half,
+        )  # fmt: skip
+
+    def forget(self) -> None:
+        """Takes the decision back."""
+        self._path.unlink(missing_ok=True)
+
+    def attempt(self, work: Callable[[], None], title: str, device: torch.device) -> None:
+        """Does a training; once more with half of each batch at a time if memory runs out, then raises BenchError."""
+        while (peak := _outcome(work, device)) is not None:
+            free_memory()
+            self.halve(title, peak)
+        self.forget()
+
+
+def _outcome(work: Callable[[], None], device: torch.device) -> str | None:
+    """Does it; returns the peak in words if memory ran out."""
+    try:
+        work()
+    except (RuntimeError, MemoryError) as problem:
+        if not is_out_of_memory(problem):
+            raise
+        return getattr(problem, "peak", "") or peak_text(device)
+    return None

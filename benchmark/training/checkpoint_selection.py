@@ -1,0 +1,37 @@
+"""Which epoch a selection means: the rules of `loc`, `cl` and `last`, kept up while a model trains."""
+
+import math
+from collections.abc import Mapping
+
+from ..core.protocols import PROTOCOLS, Protocol
+
+
+def update_roles(
+    roles: dict[str, dict], epoch: int, accuracy: float, loss: float, pxap: Mapping[tuple[str, str], float]
+) -> bool:
+    """Lets an evaluated epoch take the roles it deserves; returns whether it took any.
+
+    accuracy in percent and loss over the validation images; pxap by (protocol, map) over the masked ones, NaN where
+    undefined. Ties go to the later epoch or to the lower loss (of equal losses the later), as the
+    protocol says (B-CL, B-LOC).
+    """
+    taken = False
+    for protocol in PROTOCOLS.values():
+        if epoch < protocol.first_epoch:
+            continue
+        scores = {f"cl/{protocol.name}": accuracy}
+        scores.update({f"loc/{p}/{m}": v for (p, m), v in pxap.items() if p == protocol.name})
+        for role, value in scores.items():
+            if not math.isnan(value) and _better(value, loss, roles.get(role), protocol):
+                roles[role] = {"epoch": epoch, "value": value, "loss": loss}
+                taken = True
+    roles["last"] = {"epoch": epoch, "value": accuracy, "loss": loss}
+    return taken
+
+
+def _better(value: float, loss: float, held: dict | None, protocol: Protocol) -> bool:
+    if held is None or value > held["value"]:
+        return True
+    # Equal losses too go to the later epoch: where the classifier is frozen (negev, fcam) every epoch is equal, and the
+    # first would be a decoder that has learned nothing.
+    return value == held["value"] and (protocol.ties == "last" or loss <= held["loss"])

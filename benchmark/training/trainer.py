@@ -1,0 +1,207 @@
+"""The training loop, one for every method: deterministic order, evaluation per epoch, exact resume, NaN stops it."""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ..core.metrics import Histograms, accuracy, at_tau, pxap
+from ..core.results_store import jsonable
+from ..core.seeds import seed_for
+from ..core.shutdown import Stopped
+from ..scoring.inference import Task, validation_pass
+from ..scoring.map_extractor import Reader
+from .checkpoint_selection import update_roles
+from .checkpoints import Learner, Midway, Progress, Snapshots, copy_state
+from .train_step import (
+    DivergedError,
+    Training,
+    Validation,
+    autocast,
+    diverged,
+    make_optimizer,
+    make_scaler,
+    run_epoch,
+    train_step,
+)
+
+__all__ = [
+    "DivergedError", "Training", "Validation", "autocast", "evaluate", "make_optimizer", "run_epoch", "train",
+    "train_step",
+]  # fmt: skip
+
+
+def train(job: Training) -> tuple[Progress, dict[int, str]]:
+    """Trains to the end, or on from the newest snapshot; returns the roles and the SHA-256 of each kept epoch.
+
+    Raises DivergedError when a loss is not finite, BenchError for a method that breaks its contract, and Stopped, with
+    a snapshot of the very step, when a stop was requested. In a team only the first process writes.
+    """
+    course = _Course.begin(job)
+    job, progress = course.job, course.progress
+    with _determinism(job.run.deterministic):
+        try:
+            if progress.epoch < 0:
+                course.finish_epoch(Midway(0), {"epoch": 0})
+            for epoch in range(progress.epoch + 1, job.config.epochs + 1):
+                course.run_epoch(epoch)
+                if epoch < job.config.epochs:
+                    course.save_if_due()
+                    job.team.check()
+        except DivergedError:
+            if job.team.first:  # the last good weights; the snapshots stay as well
+                course.snapshots.write_candidates(progress)
+            raise
+        except Stopped:
+            if job.team.requested() >= 0:  # else another process has taken over, and the folder is its own
+                course.save()
+            raise
+    with job.watch.part("write"):
+        return progress, course.snapshots.write_candidates(progress)
+
+
+class _Course:
+    """A training on its way."""
+
+    def __init__(self, job: Training, learner: Learner, snapshots: Snapshots, progress: Progress) -> None:
+        self.job, self.learner, self.snapshots, self.progress = job, learner, snapshots, progress
+        self.history = History(job.folder / "history.jsonl", progress.history_bytes) if job.team.first else None
+        self.started, self.saved = time.monotonic() - progress.seconds, time.monotonic()
+        if progress.midway and not job.team.first:  # the first has the losses of all
+            progress.midway.sums = {k: torch.zeros_like(v) for k, v in progress.midway.sums.items()}
+
+    @classmethod
+    def begin(cls, job: Training) -> "_Course":
+        """Where a training starts, or where it was left."""
+        method = job.method.to(job.context.device)
+        torch.manual_seed(seed_for("setup", job.seed))  # whatever setup draws is the same every time
+        job.context.generator.manual_seed(seed_for("setup", job.seed))
+        method.setup(job.context)
+        learner = Learner(method, make_optimizer(method, job.config), make_scaler(job), job.context.generator)
+        snapshots = Snapshots(job.folder, job.config.micro_batch)
+        progress = snapshots.load(learner)
+        for name, seconds in progress.times.items():
+            job.watch.add(name, seconds)
+        losses = job.team.join(method, learner.optimizer, job.context)
+        return cls(replace(job, losses=losses), learner, snapshots, progress)
+
+    def run_epoch(self, epoch: int) -> None:
+        """Trains and evaluates an epoch, or the rest of it."""
+        job, left = self.job, self.progress.midway
+        at = self.progress.midway = left or Midway(epoch)
+        restore = (lambda: self.snapshots.restore_again(self.learner)) if left else (lambda: None)
+        entry = run_epoch(job, self.learner.optimizer, self.learner.scaler, at, restore)
+        self.finish_epoch(at, entry)
+        self.progress.images += len(job.data.labels)
+        self.progress.midway = None
+        self.progress.seconds = time.monotonic() - self.started
+
+    def finish_epoch(self, at: Midway, entry: dict[str, Any]) -> None:
+        """Evaluates the model, lets the epoch take its roles and writes the history line."""
+        job, progress, epoch = self.job, self.progress, at.epoch
+        with job.watch.part("evaluate"):
+            val, curves = evaluate(job, at)
+        found = {(t.protocol.name, t.view.method.label): c["pxap"] for t, c in curves.items()}
+        if self.history is not None:
+            taken = update_roles(progress.roles, epoch, val["accuracy"], val["loss"], found)
+            if taken or epoch == job.config.epochs:
+                with job.watch.part("write"):
+                    progress.candidates[epoch] = copy_state(job.method)
+            if epoch < job.config.epochs:
+                # `last` means the last of the schedule; until then it would only force a copy of every epoch.
+                progress.roles.pop("last")
+            progress.prune()
+            maps = {f"{t.protocol.name}/{t.view.method.label}": c for t, c in curves.items()}
+            entry = {**entry, "val": val, "valpx": maps}
+            progress.history_bytes = self.history.append(entry)
+        progress.epoch = epoch
+        job.report({**entry, "epochs": job.config.epochs, "images": len(job.data.labels)})
+
+    def save_if_due(self) -> None:
+        """Writes a snapshot where the last one is old enough."""
+        if time.monotonic() - self.saved >= self.job.run.snapshot_seconds:
+            self.save()
+
+    def save(self) -> None:
+        """Writes a snapshot of this moment, unless nothing is done yet."""
+        job, at = self.job, self.progress.midway
+        if self.progress.epoch < 0 or (at and not at.step):
+            return
+        if at:
+            at.sums = {name: job.team.add(value) for name, value in at.sums.items()}
+        self.progress.seconds = time.monotonic() - self.started
+        self.progress.times = job.watch.seconds()
+        if job.team.first:
+            with job.watch.part("write"):
+                self.snapshots.save(self.progress, self.learner)
+        self.saved = time.monotonic()
+
+
+def evaluate(job: Training, at: Midway) -> tuple[dict[str, float], dict[Task, dict[str, float]]]:
+    """Accuracy (percent) and cross-entropy of the validation images, PxAP and Dice at 0.5 of the masked ones.
+
+    Of a team the first process gets them, the others nothing. Raises DivergedError where logits are not finite, and
+    Stopped before a batch.
+    """
+    v = job.validation
+    views = tuple(dict.fromkeys(t.view for t in v.tasks))
+    reader = Reader(job.method, views, v.regions, job.context.num_classes)
+    device, batch = job.context.device, job.run.score_batch
+
+    def finite(logits: torch.Tensor) -> None:
+        if at.step and not bool(torch.isfinite(logits).all()) and _gives_logits(job):
+            raise diverged(job, at.epoch, at.step, {}, "what the model says of validation images")
+
+    found = validation_pass(reader, v.tasks, v.frames, v.masks, device, batch, job.team, finite)
+    if found is None:
+        return {}, {}
+    logits, scored = found
+    labels = v.frames.labels
+    loss = float(F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)))
+    curves = {t: _quality(scored[t.name].histograms) for t in v.tasks}
+    return {"accuracy": accuracy(logits, labels), "loss": loss}, curves
+
+
+def _gives_logits(job: Training) -> bool:
+    """Whether the method's predictions have logits at all; those of one without are NaN, and no sign of divergence."""
+    side = job.config.image_size
+    with torch.no_grad():
+        return job.method.predict(torch.zeros(1, 3, side, side, device=job.context.device)).logits is not None
+
+
+def _quality(histograms: Histograms) -> dict[str, float]:
+    if not histograms.foreground.size:
+        return {"pxap": float("nan"), "dice_at_half": float("nan")}
+    return {"pxap": pxap(histograms), "dice_at_half": at_tau(histograms, 0.5)["dice"]}
+
+
+class History:
+    """The JSON lines of a training, one an epoch; lines after the snapshot that was resumed are cut off."""
+
+    def __init__(self, path: Path, keep_bytes: int) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as handle:
+            handle.truncate(keep_bytes)
+
+    def append(self, entry: Mapping[str, Any]) -> int:
+        """Adds a line (NaN as null) and returns the file's length in bytes."""
+        with self.path.open("ab") as handle:
+            handle.write(json.dumps(jsonable(entry)).encode() + b"\n")
+            return handle.tell()
+
+
+@contextlib.contextmanager
+def _determinism(asked: bool) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(asked or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

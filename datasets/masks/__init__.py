@@ -1,0 +1,1 @@
+"""Ground-truth masks: reading them, their rules, and doubts about them."""

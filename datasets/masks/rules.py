@@ -1,0 +1,249 @@
+"""What the numbers of a mask mean, and the one reader of masks: data sets, CSV sets and `bench score` go through it.
+
+Nothing is guessed. A mask that can be read in two ways is refused, and the message says how to declare which is meant.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...benchmark.core.errors import BenchError
+from .doubts import check_values
+from .files import mask_size, stored_values
+
+__all__ = [
+    "READER_VERSION", "SETTINGS", "MaskFacts", "MaskPixels", "MaskRule", "declared_rule", "listed", "make_rule",
+    "mask_size", "read_mask",
+]  # fmt: skip
+
+READER_VERSION = 1  # raised whenever a file may give another mask than before; part of the identity of a data set
+BACKGROUND, FOREGROUND, IGNORED = 0, 1, 2  # codes of a pixel where masks are stored as numbers
+LISTED = 64  # distinct values a mask's facts name
+_MEANINGS = ("auto", "any", "instances", "black-white")
+_RANGE = re.compile(r"(\d+)\s*-\s*(\d+)")
+_HIGHEST = 65535
+SETTINGS = ("mask_foreground", "mask_ignore", "mask_threshold")
+_BOTH = (
+    "mask_foreground and mask_threshold are both given. Keep one: the first names the values that are foreground, the "
+    "second makes every value above it foreground."
+)
+
+
+@dataclass(frozen=True)
+class MaskRule:
+    """What the numbers in the masks of a data set mean; part of its identity.
+
+    foreground: the values that are foreground, all others being background. None: every value above 0.
+    ignore: values that mean "not annotated": such pixels count nowhere.
+    threshold: a value above it is foreground; for soft masks. Excludes `foreground`.
+    meaning: what is known where `foreground` and `threshold` are not given. `auto`: nothing, so that values which can
+        be read in two ways are refused; `any`: declared to be foreground whatever they look like; `instances`: the
+        data set stores object numbers; `black-white`: the data set stores 0 and 255 alone.
+    """
+
+    foreground: tuple[int, ...] | None = None
+    ignore: tuple[int, ...] = ()
+    threshold: float | None = None
+    meaning: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.meaning not in _MEANINGS:
+            raise ValueError(f"{self.meaning!r} is not one of {', '.join(_MEANINGS)}")
+        if self.foreground is not None and self.threshold is not None:
+            raise BenchError(_BOTH)
+        if self.foreground is not None and not self.foreground:
+            raise BenchError("mask_foreground names no value.")
+        if both := sorted(set(self.foreground or ()) & set(self.ignore)):
+            raise BenchError(f"The mask value {both[0]} is given as foreground and as ignored. Keep one.")
+        if self.threshold is not None and not np.isfinite(self.threshold):
+            raise BenchError(f"mask_threshold = {self.threshold} is not a number that values can lie above.")
+
+    @property
+    def declarable(self) -> bool:
+        """Whether a user can say what the values mean; not where the data set itself says so."""
+        return self.meaning in ("auto", "any")
+
+    @property
+    def words(self) -> str:
+        """What is foreground, for a reader of the table."""
+        if self.threshold is not None:
+            return f"mask value above {self.threshold:g}"
+        if self.foreground is not None:
+            return f"mask value {listed(self.foreground)}"
+        return "mask value above 0"
+
+    def identity(self) -> dict[str, Any]:
+        """The rule as a JSON value, lists of values as ranges, with the version of the reader."""
+        lists = {name: _ranges(getattr(self, name)) for name in ("foreground", "ignore")}
+        return {**lists, "threshold": self.threshold, "meaning": self.meaning, "reader": READER_VERSION}
+
+
+@dataclass(frozen=True)
+class MaskFacts:
+    """What was found in one mask.
+
+    values: its distinct values, ascending, at most LISTED of them; distinct: how many there are. lowest, highest: of
+    all values. foreground, ignored: pixels of each kind, of `pixels`.
+    """
+
+    values: tuple[float, ...]
+    distinct: int
+    lowest: float
+    highest: float
+    pixels: int
+    foreground: int
+    ignored: int
+
+    @property
+    def background(self) -> int:
+        """Pixels that are background."""
+        return self.pixels - self.foreground - self.ignored
+
+
+@dataclass(frozen=True)
+class MaskPixels:
+    """One mask, read. foreground (H, W) bool; ignored (H, W) bool, or None where no pixel is ignored."""
+
+    foreground: np.ndarray
+    ignored: np.ndarray | None
+    facts: MaskFacts
+
+    @property
+    def codes(self) -> np.ndarray:
+        """(H, W) uint8: BACKGROUND, FOREGROUND or IGNORED."""
+        found = self.foreground.astype(np.uint8)
+        if self.ignored is not None:
+            found[self.ignored] = IGNORED
+        return found
+
+
+def read_mask(path: Path, rule: MaskRule = MaskRule()) -> MaskPixels:
+    """Reads a mask: BMP, PNG or TIFF with one grey channel (or a palette that holds numbers), NPY or NPZ.
+
+    Raises BenchError naming the file for what is no mask, for a container that gives its numbers another meaning or
+    has changed them (lossy compression), and for numbers that the rule does not make clear.
+    """
+    values = stored_values(path)
+    if values.dtype == np.bool_:
+        values = _greys(values, rule)
+    found = _distinct(values)
+    ignored = np.isin(values, rule.ignore) if rule.ignore else None
+    if ignored is not None and not ignored.any():
+        ignored = None
+    check_values(path, values, found, ignored, rule)
+    if rule.threshold is not None:
+        foreground = values > rule.threshold
+    elif rule.foreground is not None:
+        foreground = np.isin(values, rule.foreground)
+    else:
+        foreground = values > 0
+    if ignored is not None:
+        foreground &= ~ignored
+    facts = MaskFacts(
+        values=tuple(found[:LISTED].tolist()),
+        distinct=len(found),
+        lowest=float(found[0]),
+        highest=float(found[-1]),
+        pixels=values.size,
+        foreground=int(np.count_nonzero(foreground)),
+        ignored=0 if ignored is None else int(np.count_nonzero(ignored)),
+    )
+    return MaskPixels(foreground, ignored, facts)
+
+
+def _distinct(values: np.ndarray) -> np.ndarray:
+    """The distinct values, ascending. Counting is many times faster than sorting all pixels."""
+    if values.dtype.kind in "ui" and values.min() >= 0 and values.max() <= _HIGHEST:
+        return np.flatnonzero(np.bincount(values.ravel())).astype(values.dtype)
+    return np.unique(values)
+
+
+def _greys(bits: np.ndarray, rule: MaskRule) -> np.ndarray:
+    """1-bit pixels as numbers: white is 255 where the rule speaks of grey levels, else 1."""
+    named = set(rule.foreground or ()) | set(rule.ignore)
+    levels = rule.threshold is not None or rule.meaning == "black-white" or (255 in named and 1 not in named)
+    return bits.astype(np.uint8) * np.uint8(255 if levels else 1)
+
+
+def make_rule(foreground: str = "", ignore: str = "", threshold: str = "", where: str = "") -> MaskRule:
+    """The rule that a person declared; an empty text declares nothing.
+
+    foreground, ignore: whole numbers and ranges such as `2` or `1-3, 7`; foreground may also be `any`, which makes
+    every value above 0 foreground whatever it looks like. threshold: one number. where: begins the message.
+    Raises BenchError for a text that is none of that, or for two that contradict.
+    """
+    return declared_rule(dict(zip(SETTINGS, (foreground, ignore, threshold), strict=True)), where)
+
+
+def declared_rule(texts: Mapping[str, str], where: str, base: MaskRule = MaskRule()) -> MaskRule:
+    """As `make_rule`, from texts by the names of SETTINGS. base: what holds where they are empty.
+
+    A foreground or a threshold takes the place of both of the base.
+    """
+    foreground, ignore, threshold = (texts[name].strip() for name in SETTINGS)
+    try:
+        if foreground and threshold:
+            raise BenchError(_BOTH)
+        changes: dict[str, Any] = {}
+        if foreground or threshold:
+            changes = {"foreground": None, "threshold": None, "meaning": "auto"}
+        if foreground.lower() == "any":
+            changes["meaning"] = "any"
+        elif foreground:
+            changes["foreground"] = _values(foreground, "mask_foreground")
+        if threshold:
+            changes["threshold"] = _number(threshold, "mask_threshold")
+        if ignore:
+            changes["ignore"] = _values(ignore, "mask_ignore")
+        return replace(base, **changes)
+    except BenchError as problem:
+        raise BenchError(f"{where}: {problem}" if where else str(problem)) from None
+
+
+def _values(text: str, what: str) -> tuple[int, ...]:
+    """Whole numbers of a list such as `0, 3-5`, ascending."""
+    found: set[int] = set()
+    for part in filter(None, (p.strip() for p in re.split("[,;]", text))):
+        if span := _RANGE.fullmatch(part):
+            low, high = int(span[1]), int(span[2])
+            if low > high or high > _HIGHEST:
+                raise BenchError(f"{what} '{text}': {part} is no rising range of values up to {_HIGHEST}.")
+            found.update(range(low, high + 1))
+            continue
+        number = _number(part, f"{what} '{text}'")
+        if number != int(number) or abs(number) > _HIGHEST:
+            raise BenchError(f"{what} '{text}': {part} is no whole number up to {_HIGHEST}.")
+        found.add(int(number))
+    return tuple(sorted(found))
+
+
+def _ranges(values: Sequence[int] | None) -> list[list[int]] | None:
+    """First and last value of every stretch without a gap."""
+    if values is None:
+        return None
+    found: list[list[int]] = []
+    for value in sorted(values):
+        if found and value == found[-1][1] + 1:
+            found[-1][1] = value
+        else:
+            found.append([value, value])
+    return found
+
+
+def _number(text: str, what: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise BenchError(
+            f"{what}: '{text.strip()}' is not a number. Write one such as 127, or a list: 1, 3-5."
+        ) from None
+
+
+def listed(values: Sequence[float], most: int = 8) -> str:
+    """Values for a message: `0, 1, 255`, cut off after `most`."""
+    some = ", ".join(f"{v:g}" for v in values[:most])
+    return some if len(values) <= most else f"{some}, … ({len(values)} values)"

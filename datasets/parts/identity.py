@@ -1,0 +1,52 @@
+"""One patient, one name: group ids compared in a normalised form, whatever spreadsheets and people made of them."""
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from ..base import Item
+
+_NUMBER = re.compile(r"([^\W\d_]*)[ _-]?0*([0-9]+)(?:\.0+)?")
+SHOWN = 5
+
+
+def normal_group(text: str) -> str:
+    """A group id in the form in which ids are compared.
+
+    Unicode NFKC, no blanks around it and single ones inside, lower case; a plain number, or letters and a number, loses
+    leading zeros, a decimal part of zeros and what joins the two: 7, 7.0 and 007 are one, and so are P7, p7, P-07 and
+    P_7. Other ids, such as TCGA-02-0001 or patient_004_node_1, keep all their digits.
+    """
+    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    number = _NUMBER.fullmatch(plain)
+    return f"{number[1]}{number[2]}" if number else plain
+
+
+def spellings(groups: Iterable[str]) -> dict[str, list[str]]:
+    """Normalised form -> its spellings, for ids that are spelt in several ways."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for group in groups:
+        found[normal_group(group)].add(group)
+    return {k: sorted(found[k], key=lambda s: (len(s), s)) for k in sorted(found) if len(found[k]) > 1}
+
+
+def one_spelling(groups: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """For every id spelt in several ways the shortest of them, and a note that names what is taken for one."""
+    several = list(spellings(groups).values())
+    if not several:
+        return {}, []
+    some = "; ".join(", ".join(f"'{s}'" for s in found) for found in several[:SHOWN])
+    more = f" (and {len(several) - SHOWN} more)" if len(several) > SHOWN else ""
+    note = f"groups spelt in several ways are taken for one each: {some}{more}"
+    return {spelling: found[0] for found in several for spelling in found}, [note]
+
+
+def unify_groups(items: Sequence[Item]) -> tuple[tuple[Item, ...], list[str]]:
+    """The rows with one spelling for every group, and the note on it.
+
+    Rows whose groups are spelt in one way are returned as they are, so that their keys stay the same.
+    """
+    names, notes = one_spelling(i.group for i in items)
+    return tuple(replace(i, group=names.get(i.group, i.group)) for i in items) if names else tuple(items), notes

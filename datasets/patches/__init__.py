@@ -1,0 +1,1 @@
+"""Patches from whole-slide images."""

@@ -1,0 +1,1 @@
+"""Shifts of the stain, level by level."""

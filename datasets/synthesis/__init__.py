@@ -1,0 +1,1 @@
+"""Synthetic histology in the official layouts of the datasets."""

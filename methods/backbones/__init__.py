@@ -1,0 +1,1 @@
+"""Networks of timm behind one adapter, with their weights and normalisation."""

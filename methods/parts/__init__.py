@@ -1,0 +1,1 @@
+"""What methods are made of: heads, decoders, losses, pseudo-labels."""

@@ -1,0 +1,1 @@
+"""Intervals and spreads of what several runs gave."""

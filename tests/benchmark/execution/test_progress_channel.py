@@ -1,0 +1,68 @@
+"""Progress through the results folder: every line once, whole, in the words of the command's own stages."""
+
+import json
+import logging
+import shutil
+
+from wsolbench.benchmark.execution.progress_channel import Follower, Teller, WarningsTo, new_folder
+from wsolbench.benchmark.planning.planner import Stage
+
+STAGE = Stage("train", {}, key="k1")
+TRAIN = {"stage": STAGE, "kind": "train", "epoch": 1, "losses": {"total": float("nan")}}
+
+
+def follower(folder):
+    seen = []
+    return Follower(folder, {"k1": STAGE}, seen.append), seen
+
+
+def test_events_arrive_once_with_the_stage_itself(tmp_path):
+    folder = new_folder(tmp_path)
+    follow, seen = follower(folder)
+    with follow:
+        tell = Teller(folder)
+        tell(TRAIN)
+        follow.look()
+        follow.look()
+        tell({"kind": "done", "stage": STAGE})
+        tell({"kind": "done", "stage": Stage("train", {}, key="of another plan")})
+    assert [e["kind"] for e in seen] == ["train", "done"]
+    assert all(e["stage"] is STAGE for e in seen)
+    assert seen[0]["losses"] == {"total": None}
+    assert not (tmp_path / "progress").exists()
+
+
+def test_half_a_line_waits_for_its_other_half(tmp_path):
+    folder = new_folder(tmp_path)
+    follow, seen = follower(folder)
+    line = json.dumps({"kind": "done", "stage": "k1"}).encode() + b"\n"
+    path = folder / "node7-12.jsonl"
+    path.write_bytes(line + line[:9])
+    follow.look()
+    assert len(seen) == 1
+    path.write_bytes(line + line)
+    follow.look()
+    assert len(seen) == 2
+
+
+def test_warnings_of_a_worker_are_heard(tmp_path):
+    folder = new_folder(tmp_path)
+    follow, seen = follower(folder)
+    logger = logging.getLogger("wsolbench.test_relay")
+    handler = WarningsTo(Teller(folder))
+    logger.addHandler(handler)
+    try:
+        logger.warning("snapshot %s is damaged", "x")
+        logger.info("nothing of interest")
+    finally:
+        logger.removeHandler(handler)
+    follow.look()
+    assert seen == [{"kind": "warning", "text": "snapshot x is damaged"}]
+
+
+def test_a_command_that_has_gone_is_no_reason_to_fail(tmp_path):
+    folder = new_folder(tmp_path)
+    tell = Teller(folder)
+    shutil.rmtree(folder)
+    tell(TRAIN)
+    assert not folder.exists()
