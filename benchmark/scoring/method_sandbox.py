@@ -144,7 +144,7 @@ def modes_unchanged(model: nn.Module | None) -> Iterator[None]:
 def guarded(run: Callable[..., None]) -> Callable[..., None]:
     """A function that does a stage or several of them (its first argument) at a desk: methods in it are watched.
 
-    Masks are refused (mask_guard.py), printed lines go to the error output, settings of the process are put back. Whatever
+    Masks are refused, printed lines go to the error output, settings of the process are put back. Whatever
     a method does wrong becomes a BenchError that names it, so that its runs fail and no others.
     """
 
