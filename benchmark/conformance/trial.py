@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...methods.base import Batch, Evidence, Method, TrainContext, is_explainable
+from ...methods.base import Batch, Evidence, EvidenceSettings, Method, TrainContext, is_explainable
 from ..data.image_cache import MaskForm, Need
 from ..data.train_loader import TrainingSet
 from ..execution.scheduler import execute
@@ -109,9 +109,8 @@ class Bench:
         def read(images: Tensor, classes: Tensor | None) -> Tensor:
             ids = [f"{float(i.double().sum()):.6f}" for i in images]  # an image keeps its id in any batch
             source = model if is_explainable(model) else None
-            return explain(
-                Evidence(images, classes, source, ids=ids, seed=seed, statistics=statistics_of(model)), settings
-            )
+            about = EvidenceSettings(ids, seed, statistics=statistics_of(model))
+            return explain(Evidence(images, classes, source, settings=about), settings)
 
         return model, read
 

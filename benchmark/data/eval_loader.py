@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ...methods.backbones.normalisation import Statistics
 from ..core.timing import Stopwatch
-from ..distributed.process_group import ALONE, Team, even
+from ..distributed.batch_shards import even
+from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from .augment import normalise
 from .image_cache import Frames
 from .prefetch import ahead, staged
@@ -36,22 +37,22 @@ def batches(
     change: Callable[[np.ndarray, Sequence[str]], np.ndarray] | None = None,
     masks: bool = False,
     watch: Stopwatch | None = None,
-    team: Team = ALONE,
+    process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> Iterator[Seen]:
     """Evaluation batches of `size` images in order, all tensors on the device.
 
     statistics: what the images are normalised by. side: squash the images to this size in px on the device, 0 leaves
     them as they are. change: applied to the uint8 images (B, S, S, 3) with their ids before anything else. masks: bring
-    the masks of the frames too. watch: charged for `load`. team: every process gets batches of its own, the same ones
-    as one process would see. Raises Stopped before a batch if a stop was requested, in all processes of a team at once.
+    the masks of the frames too. watch: charged for `load`. process_group: every process gets batches of its own, the
+    same ones as one process would see. Raises Stopped before a batch if a stop was requested, in all processes at once.
     """
     watch = watch or Stopwatch(device)
     count = -(-len(frames.items) // size)
-    shares = even(count, team.size)
-    raw = _raw(frames, size, device, change, masks, shares[team.rank])
+    shares = even(count, process_group.size)
+    raw = _raw(frames, size, device, change, masks, shares[process_group.rank])
     source = iter(ahead(raw) if device.type == "cuda" else raw)
     for _ in range(shares[0].stop):  # the longest share; who has less asks as often whether to stop
-        team.check()
+        process_group.check()
         with watch.part("load"):
             found = next(source, None)
             if found is not None:

@@ -1,8 +1,8 @@
-"""What a stage reads: the frames of a split, the teacher maps, batches of augmented training images on the device."""
+"""Batches of augmented training images on the device, with teacher maps and masks, in a deterministic order."""
 
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -13,11 +13,11 @@ from ...datasets.masks.rules import FOREGROUND, IGNORED
 from ...methods.backbones.normalisation import Statistics
 from ...methods.base import Batch
 from ..core.mask_guard import WITHHELD
-from ..core.seeds import seed_for
 from ..core.timing import Stopwatch
-from ..distributed.process_group import even
+from ..distributed.batch_shards import cut_batch
 from ..planning.config import TrainConfig
 from .augment import Draw, augment, crop, crop_maps, draw
+from .epoch_order import SHUFFLED, Sampling, epoch_order, generator_of, group_numbers
 from .image_cache import Frames
 from .pixel_store import Rows
 from .prefetch import ahead, staged, upload
@@ -25,39 +25,8 @@ from .prefetch import ahead, staged, upload
 UPLOAD = 1024  # images copied to a GPU at once
 
 
-class Piece(NamedTuple):
-    """A part of a batch that is trained on at once: its positions in the batch, and which of those are here."""
-
-    whole: slice
-    own: slice
-
-    @property
-    def within(self) -> slice:
-        """The own positions, counted from the start of the part."""
-        return slice(self.own.start - self.whole.start, self.own.stop - self.whole.start)
-
-
-def pieces(count: int, most: int, rank: int = 0, size: int = 1) -> list[Piece]:
-    """A batch of `count` images cut into nearly equal parts of at most `most` (0: one part).
-
-    rank, size: each part is cut once more for `size` processes that train on it together, of which this is number
-    `rank`; so a part holds the same images whatever their number.
-    """
-    found = []
-    for part in even(count, -(-count // most) if most and most < count else 1):
-        own = even(part.stop - part.start, size)[rank]
-        found.append(Piece(part, slice(part.start + own.start, part.start + own.stop)))
-    return found
-
-
-def epoch_order(count: int, batch_size: int, seed: int, epoch: int) -> tuple[Tensor, ...]:
-    """The rows of every batch of an epoch, in order."""
-    order = torch.randperm(count, generator=_generator("order", seed, epoch))
-    return order.tensor_split(-(-count // batch_size))
-
-
-class Start(NamedTuple):
-    """Where in an epoch to begin, and what of each batch this process takes (as `pieces` numbers processes)."""
+class StepCursor(NamedTuple):
+    """The step of an epoch to begin at, and which of the processes that share its batches this is."""
 
     step: int = 0
     rank: int = 0
@@ -69,6 +38,7 @@ class TrainingSet:
     """The training images of a stage, decoded.
 
     statistics: what they are normalised by. maps: (N, h, w) float32 maps in [0, 1] in row order, by name of teacher.
+    sampling: what the method declares of the order of its images, their views and their groups.
 
     The pixels stay memory-mapped on the CPU unless the device is a GPU with room for them, where they live as uint8.
     """
@@ -78,6 +48,7 @@ class TrainingSet:
     device: torch.device
     statistics: Statistics
     maps: Mapping[str, np.ndarray] = field(default_factory=dict)
+    sampling: Sampling = SHUFFLED
 
     def on_device(self) -> "DeviceSet":
         """The arrays as tensors, on the device where they fit in a quarter of its free memory."""
@@ -88,9 +59,15 @@ class TrainingSet:
             target = self.device if size < free // 4 else target
         masks = None if self.frames.masks is None else Pixels.of(self.frames.masks, target)
         maps = {name: torch.from_numpy(found).to(self.device) for name, found in self.maps.items()}
-        labels = torch.from_numpy(self.frames.labels).to(self.device)
-        return DeviceSet(
-            Pixels.of(self.frames.images, target), labels, maps, masks, self.config, self.device, self.statistics
+        pixels, labels = Pixels.of(self.frames.images, target), torch.from_numpy(self.frames.labels)
+        wanted = self.sampling.groups or self.sampling.order == "group"
+        groups = torch.from_numpy(group_numbers([item.group for item in self.frames.items])) if wanted else None
+        data = DeviceSet(pixels, labels.to(self.device), maps, masks, self.config, self.device, self.statistics)
+        return replace(
+            data,
+            sampling=self.sampling,
+            strata={"class": labels, "group": groups}.get(self.sampling.order),
+            groups=groups.to(self.device) if self.sampling.groups and groups is not None else None,
         )
 
 
@@ -134,18 +111,22 @@ def _tensor(array: np.ndarray) -> Tensor:
 
 
 class Raw(NamedTuple):
-    """A batch before augmentation: rows on the CPU and on the device, what was drawn, pixels and masks as stored."""
+    """A batch before augmentation: rows on the CPU and the device, draws of each view, pixels and masks as stored."""
 
     rows: Tensor
     places: Tensor
-    drawn: Draw
+    drawn: tuple[Draw, ...]
     pixels: Tensor
     masks: Tensor | None
 
 
 @dataclass(frozen=True)
 class DeviceSet:
-    """Training arrays as tensors; `epoch_batches` yields an epoch in its deterministic order. labels: on the device."""
+    """Training arrays as tensors; `epoch_batches` yields an epoch in its deterministic order.
+
+    labels: (N,) on the device. strata: (N,) int64 on the CPU, the classes or groups that an epoch is balanced by, None
+    for plain shuffling. groups: (N,) int64 on the device, for methods that ask for them.
+    """
 
     pixels: Pixels
     labels: Tensor
@@ -154,13 +135,20 @@ class DeviceSet:
     config: TrainConfig
     device: torch.device
     statistics: Statistics
+    sampling: Sampling = SHUFFLED
+    strata: Tensor | None = None
+    groups: Tensor | None = None
+
+    def epoch_order(self, seed: int, epoch: int) -> tuple[Tensor, ...]:
+        """The rows of every batch of an epoch, in order."""
+        return epoch_order(len(self.labels), self.config.batch_size, seed, epoch, self.strata)
 
     def batches_per_epoch(self) -> int:
-        """Updates per epoch: every image is seen once, in nearly equal batches."""
+        """Training steps of an epoch, which has as many images as the set, in nearly equal batches."""
         return -(-len(self.labels) // self.config.batch_size)
 
     def epoch_batches(
-        self, seed: int, epoch: int, watch: Stopwatch | None = None, start: Start | None = None
+        self, seed: int, epoch: int, watch: Stopwatch | None = None, start: StepCursor | None = None
     ) -> Iterator[Batch]:
         """The batches of an epoch; order and augmentation depend on (seed, epoch, step) alone.
 
@@ -169,7 +157,7 @@ class DeviceSet:
         processes.
         """
         watch = watch or Stopwatch(self.device)
-        raw = self._raw(seed, epoch, start or Start())
+        raw = self._raw(seed, epoch, start or StepCursor())
         source = iter(ahead(raw) if self.device.type == "cuda" and self.pixels.rows is not None else raw)
         while True:
             with watch.part("load"):
@@ -182,22 +170,24 @@ class DeviceSet:
                 batch = self._augmented(found)
             yield batch
 
-    def share(self, count: int, start: Start) -> tuple[slice, ...]:
+    def share(self, count: int, start: StepCursor) -> tuple[slice, ...]:
         """Which positions of a batch of `count` images `epoch_batches` yields to a process."""
-        return tuple(p.own for p in pieces(count, self.config.micro_batch, start.rank, start.size))
+        return tuple(p.own for p in cut_batch(count, self.config.micro_batch, start.rank, start.size))
 
-    def _raw(self, seed: int, epoch: int, start: Start) -> Iterator[Raw]:
-        batches = epoch_order(len(self.labels), self.config.batch_size, seed, epoch)[start.step :]
+    def _raw(self, seed: int, epoch: int, start: StepCursor) -> Iterator[Raw]:
+        batches = self.epoch_order(seed, epoch)[start.step :]
         owned = [self.share(len(rows), start) for rows in batches]
         mine = [torch.cat([rows[s] for s in own]) for rows, own in zip(batches, owned, strict=True)]
         if not mine:
             return
         places = upload(torch.cat(mine), self.device).split([len(rows) for rows in mine])
         for k, rows in enumerate(mine):
-            drawn = draw(len(batches[k]), self.config, _generator("augment", seed, epoch, start.step + k))
-            yield self._read(rows, places[k], drawn.of(owned[k]))
+            address = ("augment", seed, epoch, start.step + k)
+            sources = [generator_of(*address, *(("view", view) if view else ())) for view in range(self.sampling.views)]
+            drawn = tuple(draw(len(batches[k]), self.config, source).of(owned[k]) for source in sources)
+            yield self._read(rows, places[k], drawn)
 
-    def _read(self, rows: Tensor, places: Tensor, drawn: Draw) -> Raw:
+    def _read(self, rows: Tensor, places: Tensor, drawn: tuple[Draw, ...]) -> Raw:
         kept = (self.pixels, self.masks)
         pixels, masks = (p and staged(p.take(places if p.rows is None else rows), self.device) for p in kept)
         return Raw(rows, places, drawn, pixels, masks)  # pyright: ignore[reportArgumentType]
@@ -205,29 +195,27 @@ class DeviceSet:
     def _uploaded(self, raw: Raw) -> Raw:
         masks = None if raw.masks is None else raw.masks.to(self.device, non_blocking=True)
         pixels = raw.pixels.to(self.device, non_blocking=True)
-        return raw._replace(drawn=raw.drawn.to(self.device), pixels=pixels, masks=masks)
+        return raw._replace(drawn=tuple(d.to(self.device) for d in raw.drawn), pixels=pixels, masks=masks)
 
     def _augmented(self, raw: Raw) -> Batch:
-        masks, ignored = WITHHELD, None
+        masks, ignored, first = WITHHELD, None, raw.drawn[0]
         if raw.masks is not None:
-            masks, ignored = parted(crop(raw.masks, raw.drawn, self.config.image_size))
+            masks, ignored = parted(crop(raw.masks, first, self.config.image_size))
         taught = {
-            name: crop_maps(maps[raw.places], raw.drawn, self.config).clamp_(0, 1) for name, maps in self.maps.items()
+            name: crop_maps(maps[raw.places], first, self.config).clamp_(0, 1) for name, maps in self.maps.items()
         }
         alone = next(iter(taught.values())) if len(taught) == 1 else None
-        images = augment(raw.pixels, raw.drawn, self.config, self.statistics)
-        return Batch(images, self.labels[raw.places], raw.places, alone, cast("Tensor", masks), ignored, taught)
+        views = tuple(augment(raw.pixels, drawn, self.config, self.statistics) for drawn in raw.drawn)
+        labels, groups = self.labels[raw.places], None if self.groups is None else self.groups[raw.places]
+        batch = Batch(views[0], labels, raw.places, alone, cast("Tensor", masks), ignored, taught, groups=groups)
+        return replace(batch, views=views) if len(views) > 1 else batch
 
     def batch(self, rows: Tensor, generator: torch.Generator) -> Batch:
         """One augmented batch of the given rows."""
-        drawn = draw(len(rows), self.config, generator)
+        drawn = tuple(draw(len(rows), self.config, generator) for _ in range(self.sampling.views))
         return self._augmented(self._uploaded(self._read(rows, upload(rows, self.device), drawn)))
 
 
 def parted(masks: Tensor) -> tuple[Tensor, Tensor | None]:
     """Masks as stored to foreground (bool) and ignored pixels (bool, or None where they are stored as bool)."""
     return (masks, None) if masks.dtype == torch.bool else (masks == FOREGROUND, masks == IGNORED)
-
-
-def _generator(*address: str | int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed_for(*address))

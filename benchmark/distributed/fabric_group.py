@@ -1,8 +1,8 @@
-"""A team of processes that train one model with Lightning Fabric: gradients averaged by DDP, one answer to a stop."""
+"""Process group of Lightning Fabric: one model trained by several processes, gradients averaged by DDP."""
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
@@ -11,28 +11,28 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ...methods.base import Batch, Method, TrainContext
+from ...methods.base import Batch, LossFunction, Method, TrainContext
 from ..core import shutdown
 from ..planning.config import RunConfig
-from .process_group import Losses, Team
+from .process_group import Losses, ProcessGroup, SharedLoss
 from .shared_batch_ops import WholeBatch
 
 WAIT = timedelta(minutes=30)  # for each other: the first scores validation maps and writes while the others wait
 
 
 class _Loss(torch.nn.Module):
-    """A method whose forward is its loss: what DDP wraps."""
+    """A method whose forward is one of its losses: what DDP wraps."""
 
     def __init__(self, method: Method, context: TrainContext) -> None:
         super().__init__()
         self.method, self.context = method, context
 
-    def forward(self, batch: Batch) -> Losses:
-        """The method's losses of a batch."""
-        return self.method.loss(batch, self.context)
+    def forward(self, losses: LossFunction, batch: Batch) -> Losses:
+        """The losses of an update, of this process's part of a batch."""
+        return losses(batch, self.context)
 
 
-class FabricTeam(Team):
+class FabricGroup(ProcessGroup):
     """This process as one of several. The main group exchanges gradients; another, on the CPU, what hosts must know."""
 
     def __init__(self, rank: int, size: int, fabric: Any) -> None:
@@ -43,7 +43,7 @@ class FabricTeam(Team):
     @classmethod
     def meet(
         cls, rank: int, run: RunConfig, tell_port: Callable[[int], None], hear_port: Callable[[], int]
-    ) -> "FabricTeam":
+    ) -> "FabricGroup":
         """Waits for the others. run.device: this process's own. The first tells the others where it listens."""
         device, size = torch.device(run.device), run.devices
         if sys.platform.startswith("linux"):
@@ -76,10 +76,8 @@ class FabricTeam(Team):
         fabric.launch()
         return fabric
 
-    def join(
-        self, method: Method, optimizer: torch.optim.Optimizer, context: TrainContext
-    ) -> Callable[[Batch], Losses]:
-        """The loss through DDP. The optimizer stays our own: its parameters are those that DDP fills with gradients."""
+    def join(self, method: Method, optimizer: torch.optim.Optimizer, context: TrainContext) -> SharedLoss:
+        """Losses through DDP. The optimizer stays our own: its parameters are those that DDP fills with gradients."""
         self._module, _ = self.fabric.setup(_Loss(method, context), optimizer)
         return self._module
 
@@ -91,8 +89,11 @@ class FabricTeam(Team):
         """Statistics and dropout as one process would have them."""
         return WholeBatch(context)
 
-    def backward(self, loss: Tensor) -> None:
-        """DDP takes the mean over the processes, and the shares of a loss add up: hence the factor."""
+    def backward(self, loss: Tensor, params: Sequence[Tensor] | None = None) -> None:
+        """DDP takes the mean over the processes, and the shares of a loss add up: hence the factor.
+
+        It waits for the gradients of all parameters; those beside `params` are dropped afterwards.
+        """
         self.fabric.backward(loss * self.size)
 
     def requested(self) -> int:

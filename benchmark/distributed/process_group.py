@@ -1,21 +1,21 @@
-"""Who trains a model: this process alone, or as one of several. What they must agree on is asked of the team."""
+"""Process-group interface; the default is a single process. What processes must agree on is asked of the group."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...methods.base import Batch, Method, TrainContext
+from ...methods.base import Batch, LossFunction, Method, TrainContext
 from ..core import shutdown
 
 Losses = dict[str, Tensor]
+SharedLoss = Callable[[LossFunction, Batch], Losses]  # computes a loss function on this process's part of a batch
 
 
-class Team:
-    """One process alone. A team of several has the same methods; each must call them in the same order.
+class ProcessGroup:
+    """A single process. A group of several has the same methods; each process must call them in the same order.
 
     rank, size: number of this process, and how many there are. The first writes and reports.
     """
@@ -27,11 +27,9 @@ class Team:
         """Whether this process writes and reports."""
         return self.rank == 0
 
-    def join(
-        self, method: Method, optimizer: torch.optim.Optimizer, context: TrainContext
-    ) -> Callable[[Batch], Losses]:
-        """The loss to train on, as a function of a batch; called once everything is where training begins."""
-        return lambda batch: method.loss(batch, context)
+    def join(self, method: Method, optimizer: torch.optim.Optimizer, context: TrainContext) -> SharedLoss:
+        """How losses of the method are computed; called once everything is where training begins."""
+        return lambda losses, batch: losses(batch, context)
 
     def holding(self, last: bool) -> AbstractContextManager[Any]:
         """The block of forward and backward of a part of a batch; gradients are exchanged after the last part."""
@@ -41,9 +39,12 @@ class Team:
         """The block in which batch statistics and dropout are those of the whole batch."""
         return nullcontext()
 
-    def backward(self, loss: Tensor) -> None:
-        """Gradients of a share of the loss of a batch; the gradients of a team are those of the sum of its shares."""
-        loss.backward()
+    def backward(self, loss: Tensor, params: Sequence[Tensor] | None = None) -> None:
+        """Gradients of a share of the loss of a batch; the gradients of a group are those of the sum of its shares.
+
+        params: those that are needed; others may be left out.
+        """
+        loss.backward(inputs=params)
 
     def requested(self) -> int:
         """As `stop.requested`, with one answer for all."""
@@ -67,10 +68,4 @@ class Team:
         return [value]
 
 
-ALONE = Team()
-
-
-def even(count: int, parts: int) -> list[slice]:
-    """`count` positions in nearly equal parts, the longer ones first, as torch.tensor_split cuts them."""
-    edges = [k * (count // parts) + min(k, count % parts) for k in range(parts + 1)]
-    return [slice(a, b) for a, b in pairwise(edges)]
+SINGLE_PROCESS = ProcessGroup()

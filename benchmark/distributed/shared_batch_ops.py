@@ -73,7 +73,7 @@ class WholeBatch(TorchFunctionMode):
 
     def _drop(self, usual: Callable, input: Tensor, p: float, training: bool, inplace: bool, channels: int) -> Tensor:
         """channels: dimensions of a tensor of which whole channels are dropped, 0 to drop single values."""
-        share = self.context.share
+        share = self.context.shard
         fits = share is not None and len(input) and len(input) % share.count == 0 and channels in (0, input.ndim)
         if share is None or not fits or not training or not 0 < p < 1:
             return usual(input, p, training, inplace)

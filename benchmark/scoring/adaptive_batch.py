@@ -12,7 +12,7 @@ from ..core.environment import peak_memory_mb
 from ..core.errors import BenchError
 from ..core.results_store import read_json, write_json
 from ..data.eval_loader import Seen, part_of
-from ..distributed.process_group import even
+from ..distributed.batch_shards import even
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -19,7 +19,7 @@ from ..core.protocols import Protocol
 from ..data.eval_loader import Seen, batches
 from ..data.image_cache import Frames
 from ..data.prefetch import Landing
-from ..distributed.process_group import ALONE, Team
+from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from .adaptive_batch import Room
 from .disk_buffer import Spill
 from .map_extractor import Reader, View
@@ -104,22 +104,22 @@ def validation_pass(
     masks: PixelMasks,
     device: torch.device,
     batch_size: int = 32,
-    team: Team = ALONE,
+    process_group: ProcessGroup = SINGLE_PROCESS,
     inspect: Callable[[Tensor], None] = lambda logits: None,
 ) -> tuple[np.ndarray, dict[str, Scored]] | None:
     """Logits (N, K) of all validation images, and for every task its scale and the histograms of the masked ones.
 
     masks: those of the few validation images whose masks may be read. Constants are quantiles of
-    the native map values of at most `protocol.scale_images` images, evenly spread; no mask enters them. team: each
-    process reads some of the batches, and the first gets the result, the others None. inspect: called with the logits
-    before anything is scored.
+    the native map values of at most `protocol.scale_images` images, evenly spread; no mask enters them. process_group:
+    each process reads some of the batches, and the first gets the result, the others None. inspect: called with the
+    logits before anything is scored.
     """
     evaluation_mode(reader.model)
     chosen = {t.name: _spread(len(frames.items), t.protocol.scale_images) for t in tasks if t.uses_constants}
     wanted = {t.view.name: set(masks.rows) for t in tasks}
     for task in tasks:
         wanted[task.view.name] |= chosen.get(task.name, set())
-    parts = team.gather(_read(reader, wanted, frames, device, batch_size, team))
+    parts = process_group.gather(_read(reader, wanted, frames, device, batch_size, process_group))
     if not parts:
         return None
     logits, kept = _merged(parts, len(frames.items), device)
@@ -154,7 +154,12 @@ class _Part(NamedTuple):
 
 
 def _read(
-    reader: Reader, wanted: Mapping[str, set[int]], frames: Frames, device: torch.device, batch_size: int, team: Team
+    reader: Reader,
+    wanted: Mapping[str, set[int]],
+    frames: Frames,
+    device: torch.device,
+    batch_size: int,
+    process_group: ProcessGroup,
 ) -> _Part:
     """The batches of this process. wanted: view -> rows whose maps are kept."""
     kept: dict[str, dict[int, Tensor]] = {name: {} for name in wanted}
@@ -167,7 +172,9 @@ def _read(
         logits[seen.rows] = found
         return seen, maps
 
-    for batch in batches(frames, batch_size, device, statistics=reader.statistics, watch=reader.watch, team=team):
+    for batch in batches(
+        frames, batch_size, device, statistics=reader.statistics, watch=reader.watch, process_group=process_group
+    ):
         for seen, maps in room.each(batch, read):
             start = seen.rows.start
             rows += range(start, start + len(seen.ids))
@@ -175,7 +182,7 @@ def _read(
                 here = (r for r in range(start, start + len(seen.ids)) if r in wanted[name])
                 # copies: a view would keep the maps of its whole batch, and with few images of each batch thus of all
                 kept[name].update({r: native[r - start].clone() for r in here})
-    return _Part(rows, logits if team.size == 1 else logits[rows], kept)
+    return _Part(rows, logits if process_group.size == 1 else logits[rows], kept)
 
 
 def _merged(parts: Sequence[_Part], count: int, device: torch.device) -> tuple[Tensor, dict[str, dict[int, Tensor]]]:

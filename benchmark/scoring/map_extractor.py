@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...methods.backbones.normalisation import Statistics
-from ...methods.base import Evidence, Method, Prediction, is_explainable
+from ...methods.base import Evidence, EvidenceSettings, Method, Prediction, is_explainable
 from ..core.errors import BenchError
 from ..core.seeds import seed_for
 from ..core.timing import Stopwatch
@@ -95,14 +95,13 @@ class Reader:
         levels, ids, known = _levels_by_class(views), [unreadable(i) for i in ids], self.statistics
         if self.model is None or is_explainable(self.model):
             every = [level for announced in levels.values() for level in announced]
-            evidence = Evidence(
-                images, model=self.model, ids=ids, seed=self.seed, levels=every, part=self.part, statistics=known
-            )
+            settings = EvidenceSettings(ids, self.seed, every, self.part, known)
+            evidence = Evidence(images, model=self.model, settings=settings)
             logits = evidence.logits if self.model is not None else None
         else:
             with self.part("forward"):
                 logits = self._predict(images, None).logits
-            evidence = Evidence(images, ids=ids, seed=self.seed, statistics=known)
+            evidence = Evidence(images, settings=EvidenceSettings(ids, self.seed, statistics=known))
         by_class: dict[str, Evidence] = {}
         for view in views:
             if view.map_class not in by_class:

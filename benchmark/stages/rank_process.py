@@ -27,7 +27,8 @@ import torch
 
 from ..core import shutdown
 from ..core.errors import BenchError
-from ..data.train_loader import epoch_order, pieces
+from ..data.epoch_order import epoch_order
+from ..distributed.batch_shards import cut_batch
 from ..execution.terminal import title
 from ..planning.planner import Stage
 from ..scoring.adaptive_batch import is_out_of_memory, peak_text
@@ -149,7 +150,7 @@ def _check_batches(stage: Stage, desk: Desk, count: int) -> None:
     config = stage.work["config"]
     images, most = len(desk.manifest(stage.work["cell"]).split("train")), retry_of(stage, desk).used
     sizes = {len(rows) for rows in epoch_order(images, config.batch_size, 0, 1)}
-    least = min(p.whole.stop - p.whole.start for size in sizes for p in pieces(size, most))
+    least = min(p.whole.stop - p.whole.start for size in sizes for p in cut_batch(size, most))
     if least < count:
         raise BenchError(
             f"--devices {count} is more than the {least} images of a batch that are trained on at once. Use fewer "
@@ -290,16 +291,16 @@ def _is_of_others(problem: Exception) -> bool:
 
 
 def _train(job: dict[str, Any], line: Connection, inbox: "queue.Queue[Any]") -> None:
-    from ..distributed.fabric_group import FabricTeam
+    from ..distributed.fabric_group import FabricGroup
     from ..scoring.method_sandbox import guarded
     from .train_stage import train_stage
 
     rank, run = job["rank"], job["run"]
-    team = FabricTeam.meet(rank, run, lambda port: line.send(("port", port)), lambda: inbox.get(timeout=600))
+    process_group = FabricGroup.meet(rank, run, lambda port: line.send(("port", port)), lambda: inbox.get(timeout=600))
 
     def report(event: dict[str, Any]) -> None:
-        if team.first:
+        if process_group.first:
             line.send(("event", {k: v for k, v in event.items() if k != "stage"}))
 
     desk = Desk(run, job["sources"], report)
-    guarded(lambda stage, desk: train_stage(stage, desk, team))(job["stage"], desk)
+    guarded(lambda stage, desk: train_stage(stage, desk, process_group))(job["stage"], desk)

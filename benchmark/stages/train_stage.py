@@ -13,7 +13,7 @@ from ..core.errors import BenchError
 from ..core.timing import Stopwatch
 from ..data.image_cache import MaskForm
 from ..data.train_loader import TrainingSet
-from ..distributed.process_group import ALONE, Team
+from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..planning.planner import Stage
 from ..scoring.adaptive_batch import Retry
 from ..scoring.build import build_method, compile_backbone, statistics_of
@@ -31,14 +31,14 @@ def retry_of(stage: Stage, desk: Desk) -> Retry:
     return Retry(desk.store.run_dir(stage.key), config.micro_batch, largest)
 
 
-def train_stage(stage: Stage, desk: Desk, team: Team = ALONE) -> None:
-    """Trains a method and writes its checkpoints, history and record; of a team the first process does."""
+def train_stage(stage: Stage, desk: Desk, process_group: ProcessGroup = SINGLE_PROCESS) -> None:
+    """Trains a method and writes its checkpoints, history and record; of several processes the first does."""
     device, manifest = desk.device, desk.manifest(stage.work["cell"])
     forget_peak(device)
-    job = _training(stage, desk, team)
+    job = _training(stage, desk, process_group)
     progress, hashes = train(job)
-    peak = team.most(peak_memory_mb(device))
-    if not team.first:
+    peak = process_group.most(peak_memory_mb(device))
+    if not process_group.first:
         return
     snapshots = Snapshots(job.folder)
     roles = {
@@ -53,7 +53,7 @@ def train_stage(stage: Stage, desk: Desk, team: Team = ALONE) -> None:
     cost = cost_of(progress.seconds, progress.images, job.watch.seconds())
     common = common_facts(stage, desk, manifest)
     seen = {"seen": stage.work["weights_seen"]} if stage.work["weights_seen"] else {}
-    shared = {"weights": {**job.weights, **seen}, **({"devices": team.size} if team.size > 1 else {})}
+    shared = {"weights": {**job.weights, **seen}, **({"devices": process_group.size} if process_group.size > 1 else {})}
     unlike = {"unlike_published": stage.work["unlike_published"]}
     desk.store.finish(
         stage.key,
@@ -76,7 +76,7 @@ def train_stage(stage: Stage, desk: Desk, team: Team = ALONE) -> None:
     snapshots.remove()
 
 
-def _training(stage: Stage, desk: Desk, team: Team) -> Training:
+def _training(stage: Stage, desk: Desk, process_group: ProcessGroup) -> Training:
     """The method of a stage with its weights, its data and its settings."""
     ref, cell = stage.work["method"], stage.work["cell"]
     config = dataclasses.replace(stage.work["config"], micro_batch=retry_of(stage, desk).used)
@@ -100,7 +100,9 @@ def _training(stage: Stage, desk: Desk, team: Team) -> Training:
         desk.report({"stage": stage, "kind": "train", **event})
 
     judged = validation(ref, desk, cell, config)
-    job = Training(method, data, judged, context, config, desk.run, cell.seed, folder, report, watch, frames.ids, team)
+    job = Training(
+        method, data, judged, context, config, desk.run, cell.seed, folder, report, watch, frames.ids, process_group
+    )
     return dataclasses.replace(job, weights=weights)
 
 

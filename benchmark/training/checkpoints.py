@@ -48,10 +48,10 @@ def copy_state(module: torch.nn.Module) -> dict[str, Tensor]:
 
 
 @dataclass
-class Midway:
-    """How far an epoch has come: updates done, whether its end was told to the method, seconds, and mean losses so far.
+class EpochCursor:
+    """How far an epoch has come: steps done, whether the method has heard of its end, seconds, and mean losses so far.
 
-    sums: on the device; of a team, the share of this process. unseen: losses of the steps since somebody looked.
+    sums: on the device; of several processes, the share of this one. unchecked: losses since the last finite check.
     """
 
     epoch: int
@@ -59,19 +59,19 @@ class Midway:
     ended: bool = False
     seconds: float = 0.0
     sums: dict[str, Tensor] = field(default_factory=dict)
-    unseen: list[dict[str, Tensor]] = field(default_factory=list)
+    unchecked: list[dict[str, Tensor]] = field(default_factory=list)
 
     def add(self, losses: Mapping[str, Tensor], weight: float) -> None:
         """Counts a step whose images are such a share of the epoch."""
         self.step += 1
-        self.unseen.append(dict(losses))
+        self.unchecked.append(dict(losses))
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0) + value * weight
 
 
 @dataclass(frozen=True)
-class Learner:
-    """What changes while a model trains, beside the random numbers of torch itself. generator: the method's own."""
+class TrainState:
+    """All that changes while a model trains, beside the random numbers of torch itself. generator: the method's own."""
 
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
@@ -98,7 +98,7 @@ class Progress:
     history_bytes: int = 0
     candidates: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)  # seconds by part of the stage, as far as they were saved
-    midway: Midway | None = None
+    midway: EpochCursor | None = None
 
     def prune(self) -> None:
         """Forgets the weights of epochs that no role points at any more."""
@@ -125,17 +125,17 @@ class Snapshots:
                 self._written[epoch] = save_tensors(self.run / self.weights_name(epoch), weights)
         return {e: self._written[e] for e in progress.candidates}
 
-    def save(self, progress: Progress, learner: Learner) -> None:
+    def save(self, progress: Progress, train_state: TrainState) -> None:
         """Writes a snapshot of the finished epoch, or of the one that is under way."""
         candidates = self.write_candidates(progress)
-        tensors, rest = _flatten_optimizer(learner.optimizer.state_dict())
-        tensors |= {f"model.{k}": v for k, v in copy_state(learner.model).items()}
+        tensors, rest = _flatten_optimizer(train_state.optimizer.state_dict())
+        tensors |= {f"model.{k}": v for k, v in copy_state(train_state.model).items()}
         name, midway = f"{progress.epoch:04d}.safetensors", None
-        if at := progress.midway:
-            name = f"{at.epoch:04d}-{at.step:06d}{'-ended' if at.ended else ''}.safetensors"
-            tensors |= {f"sums.{k}": v for k, v in at.sums.items()} | _random_states(learner)
-            midway = {"epoch": at.epoch, "step": at.step, "ended": at.ended, "seconds": at.seconds}
-            midway["losses"] = list(at.sums)  # their order
+        if cursor := progress.midway:
+            name = f"{cursor.epoch:04d}-{cursor.step:06d}{'-ended' if cursor.ended else ''}.safetensors"
+            tensors |= {f"sums.{k}": v for k, v in cursor.sums.items()} | _random_states(train_state)
+            midway = {"epoch": cursor.epoch, "step": cursor.step, "ended": cursor.ended, "seconds": cursor.seconds}
+            midway["losses"] = list(cursor.sums)  # their order
         state = {
             "epoch": progress.epoch,
             "roles": progress.roles,
@@ -145,7 +145,7 @@ class Snapshots:
             "file": name,
             "sha256": save_tensors(self.folder / name, tensors),
             "optimizer": rest,
-            "scaler": learner.scaler.state_dict(),
+            "scaler": train_state.scaler.state_dict(),
             "candidates": {str(e): h for e, h in candidates.items()},
             "times": progress.times,
             "midway": midway,
@@ -168,18 +168,18 @@ class Snapshots:
                 path.unlink()
         self._written = {e: h for e, h in self._written.items() if self.weights_name(e) in epochs}
 
-    def load(self, learner: Learner) -> Progress:
+    def load(self, train_state: TrainState) -> Progress:
         """Restores the newest intact snapshot; a damaged one is passed over with a warning. Empty if there is none."""
         for name in STATES:
             if not (self.folder / name).is_file():
                 continue
             try:
-                return self._restore(self.folder / name, learner)
+                return self._restore(self.folder / name, train_state)
             except DamagedError as problem:
                 log.warning("snapshot %s is not used: %s", self.folder / name, problem)
         return Progress()
 
-    def _restore(self, path: Path, learner: Learner) -> Progress:
+    def _restore(self, path: Path, train_state: TrainState) -> Progress:
         state = read_json(path)
         try:
             if state.get("parts", self.parts) != self.parts:
@@ -188,7 +188,7 @@ class Snapshots:
             hashes = {int(e): h for e, h in state["candidates"].items()}
             reached = {k: state[k] for k in ("epoch", "roles", "seconds", "images", "history_bytes")}
             names = (state.get("midway") or {}).pop("losses", [])
-            midway = Midway(**state["midway"]) if state.get("midway") else None
+            midway = EpochCursor(**state["midway"]) if state.get("midway") else None
         except (KeyError, TypeError, AttributeError, ValueError) as problem:
             raise DamagedError(path, f"is no state of a training ({type(problem).__name__}: {problem})") from None
         curve = self.run / "history.jsonl"
@@ -197,28 +197,28 @@ class Snapshots:
         tensors = load_tensors(file, digest)
         candidates = {e: load_tensors(self.run / self.weights_name(e), h) for e, h in hashes.items()}
         if midway:
-            midway.sums.update({name: tensors[f"sums.{name}"].to(learner.device) for name in names})
-        self._fill(learner, tensors, state)
+            midway.sums.update({name: tensors[f"sums.{name}"].to(train_state.device) for name in names})
+        self._fill(train_state, tensors, state)
         self._written, self._resumed = hashes, state
         return Progress(**reached, candidates=candidates, times=state.get("times", {}), midway=midway)
 
-    def restore_again(self, learner: Learner) -> None:
+    def restore_again(self, train_state: TrainState) -> None:
         """Sets all to the snapshot that was loaded, and the random numbers to those of the middle of its epoch.
 
         Raises DamagedError if it changed since.
         """
         tensors = load_tensors(self.folder / self._resumed["file"], self._resumed["sha256"])
-        self._fill(learner, tensors, self._resumed)
+        self._fill(train_state, tensors, self._resumed)
         torch.set_rng_state(tensors["random.cpu"])
-        learner.generator.set_state(tensors["random.generator"])
-        if learner.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["random.cuda"], learner.device)
+        train_state.generator.set_state(tensors["random.generator"])
+        if train_state.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random.cuda"], train_state.device)
 
-    def _fill(self, learner: Learner, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    def _fill(self, train_state: TrainState, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-        learner.model.load_state_dict(weights)
-        _load_optimizer(learner.optimizer, _unflatten_optimizer(tensors, state["optimizer"]))
-        learner.scaler.load_state_dict(state["scaler"])
+        train_state.model.load_state_dict(weights)
+        _load_optimizer(train_state.optimizer, _unflatten_optimizer(tensors, state["optimizer"]))
+        train_state.scaler.load_state_dict(state["scaler"])
 
     def remove(self) -> None:
         """Deletes the snapshots and weights no role needs, once the training has its record."""
@@ -252,11 +252,11 @@ def _readable(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) and {"file", "candidates"} <= set(found) else {}
 
 
-def _random_states(learner: Learner) -> dict[str, Tensor]:
+def _random_states(train_state: TrainState) -> dict[str, Tensor]:
     """The random number generators that a step may draw from, as bytes."""
-    states = {"random.cpu": torch.get_rng_state(), "random.generator": learner.generator.get_state()}
-    if learner.device.type == "cuda":
-        states["random.cuda"] = torch.cuda.get_rng_state(learner.device)
+    states = {"random.cpu": torch.get_rng_state(), "random.generator": train_state.generator.get_state()}
+    if train_state.device.type == "cuda":
+        states["random.cuda"] = torch.cuda.get_rng_state(train_state.device)
     return states
 
 

@@ -1,9 +1,9 @@
-"""The updates of a training: optimizer, a step, an epoch from any step on, and what happens when the loss diverges."""
+"""Optimizer, one training step, and an epoch from any step on; a loss that is not finite ends the training."""
 
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,21 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...methods.base import Batch, Method, Share, TrainContext
+from ...methods.base import Batch, BatchShard, LossFunction, Method, TrainContext, Update
 from ..core.errors import BenchError
 from ..core.seeds import seed_for
 from ..core.shutdown import Stopped
 from ..core.timing import Stopwatch
 from ..data.image_cache import Frames
-from ..data.train_loader import DeviceSet, Start, epoch_order, pieces
-from ..distributed.process_group import ALONE, Losses, Team
+from ..data.train_loader import DeviceSet, StepCursor
+from ..distributed.batch_shards import cut_batch
+from ..distributed.process_group import SINGLE_PROCESS, Losses, ProcessGroup, SharedLoss
 from ..planning.config import RunConfig, TrainConfig
 from ..scoring.inference import PixelMasks, Task
-from .checkpoints import Midway
+from .checkpoints import EpochCursor
 from .micro_batches import split_batch
 
 Report = Callable[[dict[str, Any]], None]
-LOOK_EVERY = 50  # steps between two looks at the loss: a GPU runs ahead meanwhile, and a long epoch that fails stops
+CHECK_EVERY = 50  # steps; the check for NaN synchronises the GPU, which runs ahead meanwhile
 
 
 class DivergedError(Exception):
@@ -69,13 +70,13 @@ class Training:
     report: Report = lambda event: None
     watch: Stopwatch = field(default_factory=lambda: Stopwatch(torch.device("cpu")))
     ids: Sequence[str] = ()
-    team: Team = ALONE
-    losses: Callable[[Batch], Losses] | None = None  # what the team made of the method's loss
+    process_group: ProcessGroup = SINGLE_PROCESS
+    shared_loss: SharedLoss | None = None  # how the processes compute losses together
     weights: Mapping[str, Any] = field(default_factory=dict)  # where the backbone started, with the hash of a file
 
-    def loss(self, batch: Batch) -> Losses:
-        """The method's losses of a batch, or of a part of it."""
-        return self.method.loss(batch, self.context) if self.losses is None else self.losses(batch)
+    def losses(self, function: LossFunction, batch: Batch) -> Losses:
+        """A loss function of a batch, or of a part of it."""
+        return function(batch, self.context) if self.shared_loss is None else self.shared_loss(function, batch)
 
 
 def make_optimizer(method: Method, config: TrainConfig) -> torch.optim.Optimizer:
@@ -108,114 +109,200 @@ def run_epoch(
     job: Training,
     optimizer: torch.optim.Optimizer,
     scaler: Any,
-    at: Midway,
+    cursor: EpochCursor,
     restore: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Trains an epoch from where `at` stands to its end, moving `at`; returns the history entry without evaluation.
+    """Trains an epoch from where the cursor stands to its end, moving it; returns the history entry without evaluation.
 
     restore: sets everything to where an epoch was left, once the method knows which epoch it is. Raises DivergedError,
-    and Stopped after a step if a stop was requested; `at` and the model then hold what is needed to go on.
+    and Stopped after a step if a stop was requested; the cursor and the model then hold what is needed to go on.
     """
-    method, context, team = job.method, job.context, job.team
-    rate = _begin(job, optimizer, at.epoch)
+    method, context, process_group = job.method, job.context, job.process_group
+    _begin_epoch(job, cursor.epoch)
     restore()
-    began, count = time.monotonic() - at.seconds, len(job.data.labels)
-    sizes = [len(rows) for rows in epoch_order(count, job.config.batch_size, job.seed, at.epoch)]
-    start = Start(at.step, team.rank, team.size)
-    for batch in job.data.epoch_batches(job.seed, at.epoch, job.watch, start):
-        whole = sizes[at.step]
-        context.share = _share(job, whole)
+    began, count, done = time.monotonic() - cursor.seconds, len(job.data.labels), context.step
+    sizes = [len(rows) for rows in job.data.epoch_order(job.seed, cursor.epoch)]
+    start = StepCursor(cursor.step, process_group.rank, process_group.size)
+    for batch in job.data.epoch_batches(job.seed, cursor.epoch, job.watch, start):
+        whole = sizes[cursor.step]
+        context.step, context.shard = done + cursor.step, _shard(job, whole)
+        _set_rates(job, optimizer, cursor.epoch)
         with job.watch.part("augment"):
             batch = method.augment(batch, context)
         losses = train_step(method, batch, optimizer, scaler, job)
-        at.add(losses, whole / count)
-        if at.step % LOOK_EVERY == 0:
-            look(job, at)
-        if team.requested():
-            at.seconds = time.monotonic() - began
-            look(job, at)  # what has diverged is no state to go on from
+        cursor.add(losses, whole / count)
+        if cursor.step % CHECK_EVERY == 0:
+            check_finite(job, cursor)
+        if process_group.requested():
+            cursor.seconds = time.monotonic() - began
+            check_finite(job, cursor)  # what has diverged is no state to go on from
             raise Stopped
-    if not at.ended:
-        context.share = None
+    context.step, context.shard = done + cursor.step, None
+    rate = _rate(job, cursor.epoch)
+    if not cursor.ended:
         method.on_epoch_end(context)
-        at.ended = True
-    at.seconds = time.monotonic() - began
-    return {"epoch": at.epoch, "lr": rate, "losses": look(job, at), "seconds": at.seconds}
+        cursor.ended = True
+    cursor.seconds = time.monotonic() - began
+    return {"epoch": cursor.epoch, "lr": rate, "losses": check_finite(job, cursor), "seconds": cursor.seconds}
 
 
-def _begin(job: Training, optimizer: torch.optim.Optimizer, epoch: int) -> float:
-    """Everything as an epoch starts; returns the learning rate."""
+def _begin_epoch(job: Training, epoch: int) -> None:
+    """Everything as an epoch starts."""
     context = job.context
-    context.epoch, context.share = epoch, None
+    context.epoch, context.shard, context.steps_per_epoch = epoch, None, job.data.batches_per_epoch()
+    context.step = (epoch - 1) * context.steps_per_epoch
     # One address per epoch for dropout and for the method's own draws: between epochs no generator state is needed.
     torch.manual_seed(seed_for("global", job.seed, epoch))
     context.generator.manual_seed(seed_for("method", job.seed, epoch))
-    rate = job.config.lr_at(epoch)
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["scale"]
     job.method.train()
     job.method.on_epoch_start(context)
-    return rate
 
 
-def _share(job: Training, whole: int) -> Share | None:
+def _rate(job: Training, epoch: int) -> float:
+    """The learning rate at this step: the schedule's, times the method's factor. Raises BenchError for a bad factor."""
+    factor = job.method.lr_scale(job.context)
+    if not 0 <= factor < math.inf:
+        raise _contract(job.method, f"lr_scale() gave {factor}; a finite number from 0 on is expected.")
+    return job.config.lr_at(epoch) * factor
+
+
+def _set_rates(job: Training, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+    """Gives every parameter group its own share of the rate."""
+    rate = _rate(job, epoch)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["scale"]
+
+
+def _shard(job: Training, whole: int) -> BatchShard | None:
     """What of a batch of `whole` images is here, None where all of it is."""
-    if job.team.size == 1:
+    if job.process_group.size == 1:
         return None
-    cut = pieces(whole, job.config.micro_batch, job.team.rank, job.team.size)
-    return Share(whole, tuple(p.own for p in cut), job.team.add)
+    cut = cut_batch(whole, job.config.micro_batch, job.process_group.rank, job.process_group.size)
+    return BatchShard(whole, tuple(part.own for part in cut), job.process_group.add)
 
 
 def train_step(method: Method, batch: Batch, optimizer: torch.optim.Optimizer, scaler: Any, job: Training) -> Losses:
-    """One update, its batch cut in parts where memory asks for it; returns the detached mean losses.
+    """All updates of a batch, then `on_step_end`; returns the detached mean losses, summed over the updates.
 
-    In a team the losses are this process's share of the mean.
+    Of several processes each returns its share of the mean. Raises BenchError for a method that breaks its contract.
     """
-    optimizer.zero_grad(set_to_none=True)
     sums: Losses = {}
-    context, team = job.context, job.team
-    whole = context.share.total if context.share else len(batch.labels)
-    cut = pieces(whole, job.config.micro_batch, team.rank, team.size)
-    counts = [p.own.stop - p.own.start for p in cut]
-    for number, part in enumerate(split_batch(batch, counts)):
-        weight = counts[number] / whole
-        if team.size > 1:
-            piece = cut[number]
-            context.share = Share(piece.whole.stop - piece.whole.start, (piece.within,), team.add)
-        with team.holding(last=number == len(cut) - 1):
-            with job.watch.part("forward"), autocast(job.config.precision, context.device), team.whole_batch(context):
-                losses = job.loss(part)
-            if "total" not in losses:
-                raise BenchError(f"Method '{type(method).registered_name}': loss() returned no \"total\".")
-            with job.watch.part("backward"):
-                team.backward(scaler.scale(losses["total"] * weight))
-        for name, value in losses.items():
-            sums[name] = sums.get(name, 0) + value.detach().float() * weight
-    with job.watch.part("step"):
-        scaler.step(optimizer)
-        scaler.update()
+    context, shard = job.context, job.context.shard
+    for update in method.updates(batch, context):
+        params = _own_params(method, optimizer, update)
+        optimizer.zero_grad(set_to_none=True)
+        _accumulate(job, update, batch, params, scaler, sums)
+        context.shard = shard
+        if params is not None:
+            _drop_gradients(optimizer, params)
+        with job.watch.part("step"):
+            scaler.step(optimizer)
+            scaler.update()
+    if not sums:
+        raise _contract(method, "updates() made none: yield at least one a step.")
+    context.shard = None
+    with torch.no_grad():
+        method.on_step_end(context)
     return sums
 
 
-def look(job: Training, at: Midway) -> dict[str, float]:
+def _accumulate(
+    job: Training, update: Update, batch: Batch, params: Sequence[Tensor] | None, scaler: Any, sums: Losses
+) -> None:
+    """Gradients of an update, its batch cut in parts where memory asks for it; adds the mean losses to `sums`."""
+    context, process_group = job.context, job.process_group
+    whole = context.shard.total if context.shard else len(batch.labels)
+    cut = cut_batch(whole, job.config.micro_batch, process_group.rank, process_group.size)
+    for number, part in enumerate(split_batch(batch, [c.images for c in cut])):
+        micro, last = cut[number], number == len(cut) - 1
+        weight = micro.images / whole
+        if process_group.size > 1:
+            context.shard = BatchShard(micro.whole.stop - micro.whole.start, (micro.within,), process_group.add)
+        with process_group.holding(last):
+            with (
+                job.watch.part("forward"),
+                autocast(job.config.precision, context.device),
+                process_group.whole_batch(context),
+            ):
+                losses = job.losses(update.losses, part)
+            if "total" not in losses:
+                raise _contract(job.method, f'{_name(update.losses)}() returned no "total".')
+            with job.watch.part("backward"):
+                _backward(job, scaler.scale(losses["total"] * weight), params)
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0) + value.detach().float() * weight
+
+
+def _backward(job: Training, loss: Tensor, params: Sequence[Tensor] | None) -> None:
+    """Gradients of a share of the loss. Raises BenchError where it rests on a graph that an earlier update used up."""
+    try:
+        job.process_group.backward(loss, params)
+    except RuntimeError as problem:
+        if "backward through the graph a second time" not in str(problem):
+            raise
+        raise _contract(
+            job.method, "the losses of one update rest on tensors of another: compute them anew, or detach them."
+        ) from problem
+
+
+def _own_params(method: Method, optimizer: torch.optim.Optimizer, update: Update) -> Sequence[Tensor] | None:
+    """The parameters of an update, None for all. Raises BenchError for what is no update of this method."""
+    if not isinstance(update, Update):
+        raise _contract(method, f"updates() yielded a {type(update).__name__}; Update(losses, params) is expected.")
+    if not callable(update.losses):
+        what = type(update.losses).__name__
+        raise _contract(
+            method,
+            f"updates() yielded losses as a {what}; a function of a batch is expected, as in Update(self.loss), since "
+            "a batch may be cut in parts.",
+        )
+    if update.params is None:
+        return None
+    params = list(update.params)
+    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not params or not all(id(p) in known for p in params):
+        which = "no parameters" if not params else "parameters that param_groups() does not give to the optimizer"
+        raise _contract(method, f"updates() yielded {which} with {_name(update.losses)}().")
+    return params
+
+
+def _drop_gradients(optimizer: torch.optim.Optimizer, params: Iterable[Tensor]) -> None:
+    """Leaves gradients to these parameters alone: an optimizer passes over those that have none."""
+    chosen = {id(p) for p in params}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) not in chosen:
+                parameter.grad = None
+
+
+def _name(function: LossFunction) -> str:
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _contract(method: Method, problem: str) -> BenchError:
+    """The error for a method that breaks its contract."""
+    return BenchError(f"Method '{type(method).registered_name}': {problem}")
+
+
+def check_finite(job: Training, cursor: EpochCursor) -> dict[str, float]:
     """The mean losses so far as numbers: the one place where a training waits for its GPU. Raises DivergedError."""
-    unseen, at.unseen = at.unseen, []
-    losses = _numbers(job.team, at.sums)
+    unchecked, cursor.unchecked = cursor.unchecked, []
+    losses = _numbers(job.process_group, cursor.sums)
     if all(math.isfinite(v) for v in losses.values()):
         return losses
-    for number, values in enumerate(unseen, at.step - len(unseen) + 1):
-        found = _numbers(job.team, values)
-        if not all(math.isfinite(v) for v in found.values()):
-            raise diverged(job, at.epoch, number, found)
-    raise diverged(job, at.epoch, at.step, losses)
+    for number, values in enumerate(unchecked, cursor.step - len(unchecked) + 1):
+        numbers = _numbers(job.process_group, values)
+        if not all(math.isfinite(v) for v in numbers.values()):
+            raise diverged(job, cursor.epoch, number, numbers)
+    raise diverged(job, cursor.epoch, cursor.step, losses)
 
 
-def _numbers(team: Team, losses: Losses) -> dict[str, float]:
-    """Losses of whatever shape and type as numbers, those of a team added up."""
+def _numbers(process_group: ProcessGroup, losses: Losses) -> dict[str, float]:
+    """Losses of whatever shape and type as numbers, added up over the processes."""
     if not losses:
         return {}
     device = losses["total"].device
-    values = team.add(torch.stack([v.double().reshape(()).to(device) for v in losses.values()]))
+    values = process_group.add(torch.stack([v.double().reshape(()).to(device) for v in losses.values()]))
     return dict(zip(losses, values.tolist(), strict=True))
 
 
@@ -223,15 +310,15 @@ def diverged(
     job: Training, epoch: int, step: int, losses: Mapping[str, float], what: str = "the loss"
 ) -> DivergedError:
     """The error for a step after which something is not finite, with the images of that step."""
-    rows = epoch_order(len(job.data.labels), job.config.batch_size, job.seed, epoch)[step - 1].tolist()
+    rows = job.data.epoch_order(job.seed, epoch)[step - 1].tolist()
     ids = [str(job.ids[row]) for row in rows] if job.ids else [str(row) for row in rows]
     texts = {name: str(value) for name, value in losses.items()}  # JSON has no NaN
     facts = {"epoch": epoch, "step": step, "ids": ids, "seed": job.seed, "losses": texts}
     few = ", ".join(ids[:3]) + (", …" if len(ids) > 3 else "")
-    seen = "".join(f"{name} {value:g}, " for name, value in losses.items())
+    values = "".join(f"{name} {value:g}, " for name, value in losses.items())
     return DivergedError(
         f"{what} is not finite from step {step} of {job.data.batches_per_epoch()} of epoch {epoch} on "
-        f"({seen}images {few}); a lower train.lr usually helps",
+        f"({values}images {few}); a lower train.lr usually helps",
         facts,
     )
 

@@ -18,7 +18,7 @@ from ..core.shutdown import Stopped
 from ..scoring.inference import Task, validation_pass
 from ..scoring.map_extractor import Reader
 from .checkpoint_selection import update_roles
-from .checkpoints import Learner, Midway, Progress, Snapshots, copy_state
+from .checkpoints import EpochCursor, Progress, Snapshots, TrainState, copy_state
 from .train_step import (
     DivergedError,
     Training,
@@ -41,72 +41,74 @@ def train(job: Training) -> tuple[Progress, dict[int, str]]:
     """Trains to the end, or on from the newest snapshot; returns the roles and the SHA-256 of each kept epoch.
 
     Raises DivergedError when a loss is not finite, BenchError for a method that breaks its contract, and Stopped, with
-    a snapshot of the very step, when a stop was requested. In a team only the first process writes.
+    a snapshot of the very step, when a stop was requested. Of several processes only the first writes.
     """
-    course = _Course.begin(job)
-    job, progress = course.job, course.progress
+    trainer = Trainer.begin(job)
+    job, progress = trainer.job, trainer.progress
     with _determinism(job.run.deterministic):
         try:
             if progress.epoch < 0:
-                course.finish_epoch(Midway(0), {"epoch": 0})
+                trainer.finish_epoch(EpochCursor(0), {"epoch": 0})
             for epoch in range(progress.epoch + 1, job.config.epochs + 1):
-                course.run_epoch(epoch)
+                trainer.run_epoch(epoch)
                 if epoch < job.config.epochs:
-                    course.save_if_due()
-                    job.team.check()
+                    trainer.save_if_due()
+                    job.process_group.check()
         except DivergedError:
-            if job.team.first:  # the last good weights; the snapshots stay as well
-                course.snapshots.write_candidates(progress)
+            if job.process_group.first:  # the last good weights; the snapshots stay as well
+                trainer.snapshots.write_candidates(progress)
             raise
         except Stopped:
-            if job.team.requested() >= 0:  # else another process has taken over, and the folder is its own
-                course.save()
+            if job.process_group.requested() >= 0:  # else another process has taken over, and the folder is its own
+                trainer.save()
             raise
     with job.watch.part("write"):
-        return progress, course.snapshots.write_candidates(progress)
+        return progress, trainer.snapshots.write_candidates(progress)
 
 
-class _Course:
-    """A training on its way."""
+class Trainer:
+    """State of a running training: its data and model, its snapshots, and how far it has come."""
 
-    def __init__(self, job: Training, learner: Learner, snapshots: Snapshots, progress: Progress) -> None:
-        self.job, self.learner, self.snapshots, self.progress = job, learner, snapshots, progress
-        self.history = History(job.folder / "history.jsonl", progress.history_bytes) if job.team.first else None
+    def __init__(self, job: Training, train_state: TrainState, snapshots: Snapshots, progress: Progress) -> None:
+        self.job, self.train_state, self.snapshots, self.progress = job, train_state, snapshots, progress
+        self.history = (
+            History(job.folder / "history.jsonl", progress.history_bytes) if job.process_group.first else None
+        )
         self.started, self.saved = time.monotonic() - progress.seconds, time.monotonic()
-        if progress.midway and not job.team.first:  # the first has the losses of all
+        if progress.midway and not job.process_group.first:  # the first has the losses of all
             progress.midway.sums = {k: torch.zeros_like(v) for k, v in progress.midway.sums.items()}
 
     @classmethod
-    def begin(cls, job: Training) -> "_Course":
+    def begin(cls, job: Training) -> "Trainer":
         """Where a training starts, or where it was left."""
         method = job.method.to(job.context.device)
         torch.manual_seed(seed_for("setup", job.seed))  # whatever setup draws is the same every time
         job.context.generator.manual_seed(seed_for("setup", job.seed))
         method.setup(job.context)
-        learner = Learner(method, make_optimizer(method, job.config), make_scaler(job), job.context.generator)
+        train_state = TrainState(method, make_optimizer(method, job.config), make_scaler(job), job.context.generator)
         snapshots = Snapshots(job.folder, job.config.micro_batch)
-        progress = snapshots.load(learner)
+        progress = snapshots.load(train_state)
         for name, seconds in progress.times.items():
             job.watch.add(name, seconds)
-        losses = job.team.join(method, learner.optimizer, job.context)
-        return cls(replace(job, losses=losses), learner, snapshots, progress)
+        shared_loss = job.process_group.join(method, train_state.optimizer, job.context)
+        return cls(replace(job, shared_loss=shared_loss), train_state, snapshots, progress)
 
     def run_epoch(self, epoch: int) -> None:
         """Trains and evaluates an epoch, or the rest of it."""
         job, left = self.job, self.progress.midway
-        at = self.progress.midway = left or Midway(epoch)
-        restore = (lambda: self.snapshots.restore_again(self.learner)) if left else (lambda: None)
-        entry = run_epoch(job, self.learner.optimizer, self.learner.scaler, at, restore)
-        self.finish_epoch(at, entry)
+        cursor = self.progress.midway = left or EpochCursor(epoch)
+        restore = (lambda: self.snapshots.restore_again(self.train_state)) if left else (lambda: None)
+        entry = run_epoch(job, self.train_state.optimizer, self.train_state.scaler, cursor, restore)
+        self.finish_epoch(cursor, entry)
         self.progress.images += len(job.data.labels)
         self.progress.midway = None
         self.progress.seconds = time.monotonic() - self.started
 
-    def finish_epoch(self, at: Midway, entry: dict[str, Any]) -> None:
-        """Evaluates the model, lets the epoch take its roles and writes the history line."""
-        job, progress, epoch = self.job, self.progress, at.epoch
+    def finish_epoch(self, cursor: EpochCursor, entry: dict[str, Any]) -> None:
+        """Evaluates the model, updates the best-checkpoint table with this epoch and writes the history line."""
+        job, progress, epoch = self.job, self.progress, cursor.epoch
         with job.watch.part("evaluate"):
-            val, curves = evaluate(job, at)
+            val, curves = evaluate(job, cursor)
         found = {(t.protocol.name, t.view.method.label): c["pxap"] for t, c in curves.items()}
         if self.history is not None:
             taken = update_roles(progress.roles, epoch, val["accuracy"], val["loss"], found)
@@ -130,23 +132,23 @@ class _Course:
 
     def save(self) -> None:
         """Writes a snapshot of this moment, unless nothing is done yet."""
-        job, at = self.job, self.progress.midway
-        if self.progress.epoch < 0 or (at and not at.step):
+        job, cursor = self.job, self.progress.midway
+        if self.progress.epoch < 0 or (cursor and not cursor.step):
             return
-        if at:
-            at.sums = {name: job.team.add(value) for name, value in at.sums.items()}
+        if cursor:
+            cursor.sums = {name: job.process_group.add(value) for name, value in cursor.sums.items()}
         self.progress.seconds = time.monotonic() - self.started
         self.progress.times = job.watch.seconds()
-        if job.team.first:
+        if job.process_group.first:
             with job.watch.part("write"):
-                self.snapshots.save(self.progress, self.learner)
+                self.snapshots.save(self.progress, self.train_state)
         self.saved = time.monotonic()
 
 
-def evaluate(job: Training, at: Midway) -> tuple[dict[str, float], dict[Task, dict[str, float]]]:
+def evaluate(job: Training, cursor: EpochCursor) -> tuple[dict[str, float], dict[Task, dict[str, float]]]:
     """Accuracy (percent) and cross-entropy of the validation images, PxAP and Dice at 0.5 of the masked ones.
 
-    Of a team the first process gets them, the others nothing. Raises DivergedError where logits are not finite, and
+    Of several processes the first gets them, the others nothing. Raises DivergedError where logits are not finite, and
     Stopped before a batch.
     """
     v = job.validation
@@ -155,10 +157,10 @@ def evaluate(job: Training, at: Midway) -> tuple[dict[str, float], dict[Task, di
     device, batch = job.context.device, job.run.score_batch
 
     def finite(logits: torch.Tensor) -> None:
-        if at.step and not bool(torch.isfinite(logits).all()) and _gives_logits(job):
-            raise diverged(job, at.epoch, at.step, {}, "what the model says of validation images")
+        if cursor.step and not bool(torch.isfinite(logits).all()) and _gives_logits(job):
+            raise diverged(job, cursor.epoch, cursor.step, {}, "what the model says of validation images")
 
-    found = validation_pass(reader, v.tasks, v.frames, v.masks, device, batch, job.team, finite)
+    found = validation_pass(reader, v.tasks, v.frames, v.masks, device, batch, job.process_group, finite)
     if found is None:
         return {}, {}
     logits, scored = found

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ...benchmark.core.results_store import Store
-from ..rows.load import Evidence
+from ..rows.load import StoredMaps
 from ..statistics.spreads import spread_over_groups
 from ..tables.aggregate import SYNTHETIC, USUAL, Line, Table
 from ..tables.ood import Away
@@ -120,7 +120,7 @@ class Scene:
     """What the figures of one table draw from."""
 
     table: Table
-    evidence: Mapping[str, Evidence]
+    evidence: Mapping[str, StoredMaps]
     records: Mapping[str, Mapping[str, Any]]
     store: Store
     palette: Palette

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ...benchmark.core.metrics import Curve, Histograms, curve
-from ..rows.load import Evidence
+from ..rows.load import StoredMaps
 from ..tables.aggregate import Line
 from .base import Drawn, Scene, by_backbone, legend_beside, new_figure, settle, slug
 
@@ -52,6 +52,6 @@ def _chance(axes: Any, lines: list[Line]) -> None:
         axes.annotate(f"chance {chance:.1f}", (1, chance), (0, -10), textcoords="offset points", fontsize=8)
 
 
-def pooled_curve(evidence: Evidence) -> Curve:
+def pooled_curve(evidence: StoredMaps) -> Curve:
     """The threshold curve of a run."""
     return curve(Histograms(*(h[None] for h in evidence.pooled)))

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...benchmark.core.errors import BenchError
 from ...benchmark.core.results_store import Store
-from ..statistics.quality import ClassResult, DamageError, Evidence
+from ..statistics.quality import ClassResult, DamageError, StoredMaps
 from .measures import UNUSABLE, EvidenceOf
 from .pooling import foldwise
 from .reader import Reader
@@ -17,7 +17,7 @@ from .row import USUAL, Row
 from .stored import ignored_words, read_stored
 from .unfinished import Unfinished, unfinished_of
 
-__all__ = ["ClassResult", "Evidence", "Findings", "Row", "collect", "load_report_rows", "load_rows", "need_rows"]
+__all__ = ["ClassResult", "Findings", "Row", "StoredMaps", "collect", "load_report_rows", "load_rows", "need_rows"]
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from ...benchmark.core import intervals, metrics
 from ...benchmark.core.metrics import best_tau
 from ...benchmark.core.results_store import Store, jsonable
 from ..statistics import quality, spreads
-from ..statistics.quality import NAN, ClassResult, DamageError, Evidence, Scores
+from ..statistics.quality import NAN, ClassResult, DamageError, Scores, StoredMaps
 from ..statistics.spreads import JACKKNIFED, Clusters, spread_over_groups
 from .cache import read_kept, write_kept
 
@@ -157,18 +157,18 @@ class Measures:
         return [status.st_size, status.st_mtime_ns]
 
 
-class EvidenceOf(Mapping[str, Evidence]):
+class EvidenceOf(Mapping[str, StoredMaps]):
     """What figures need of some rows by `Row.evidence`, read when it is asked for."""
 
     def __init__(self, store: Store | None = None) -> None:
         self.asked: dict[str, Asked] = {}
-        self._read: Callable[[str], Evidence] = functools.cache(lambda name: _evidence(store, self.asked[name]))
+        self._read: Callable[[str], StoredMaps] = functools.cache(lambda name: _evidence(store, self.asked[name]))
 
     def add(self, name: str, asked: Asked) -> None:
         """Makes a row with maps known."""
         self.asked[name] = asked
 
-    def __getitem__(self, key: str) -> Evidence:
+    def __getitem__(self, key: str) -> StoredMaps:
         if key not in self.asked:
             raise KeyError(key)
         return self._read(key)
@@ -183,7 +183,7 @@ class EvidenceOf(Mapping[str, Evidence]):
         return len(self.asked)
 
 
-def _evidence(store: Store | None, asked: Asked) -> Evidence:
+def _evidence(store: Store | None, asked: Asked) -> StoredMaps:
     if store is None:
         raise DamageError("there is no results folder to read from.")
     scores = _scores([quality.read_scores(store.run_dir(stage)) for stage in asked.stages], asked)

@@ -54,7 +54,7 @@ class ClassResult:
     chance: float
 
 
-class Evidence(NamedTuple):
+class StoredMaps(NamedTuple):
     """What figures need of a row, float64 arrays of shape (BINS,).
 
     pooled: pixel counts of all images, foreground and background. typical: mean over images of each image's own
@@ -232,7 +232,7 @@ def by_class(scores: Scores, classes: Sequence[str]) -> tuple[ClassResult, ...]:
     return tuple(found)
 
 
-def evidence_of(maps: Histograms, labels: np.ndarray) -> Evidence:
+def evidence_of(maps: Histograms, labels: np.ndarray) -> StoredMaps:
     """What figures need of histograms of N rows and labels (N,)."""
     typical = []
     for counts in maps:
@@ -245,4 +245,4 @@ def evidence_of(maps: Histograms, labels: np.ndarray) -> Evidence:
         )
         typical.append(sums / some if some else np.full(BINS, NAN))
     whole = Histograms(*(h.sum(0, dtype=np.float64) for h in maps))
-    return Evidence(whole, Histograms(*typical), _image_pxap(maps), labels)
+    return StoredMaps(whole, Histograms(*typical), _image_pxap(maps), labels)

@@ -19,7 +19,7 @@ from wsolbench.benchmark.core import shutdown
 from wsolbench.benchmark.core.errors import BenchError
 from wsolbench.benchmark.core.shutdown import Stopped
 from wsolbench.benchmark.data.eval_loader import batches
-from wsolbench.benchmark.distributed.process_group import Team
+from wsolbench.benchmark.distributed.process_group import ProcessGroup
 from wsolbench.benchmark.scoring.inference import _merged, _Part
 from wsolbench.benchmark.stages import rank_process
 from wsolbench.methods.backbones.normalisation import IMAGENET
@@ -151,7 +151,7 @@ def test_two_processes_train_as_one_does(world, tmp_path, base):
 
 
 # -- validation is cut in parts ---------------------------------------------------------------------------------------
-class Member(Team):
+class Member(ProcessGroup):
     """One of several that never meet."""
 
     def __init__(self, rank, size):
@@ -172,7 +172,7 @@ def test_every_image_is_read_once_whatever_the_number_of_processes(world, size):
     found, asked = [], set()
     for rank in range(size):
         member = Member(rank, size)
-        found += batches(frames, 5, torch.device("cpu"), statistics=IMAGENET, team=member)
+        found += batches(frames, 5, torch.device("cpu"), statistics=IMAGENET, process_group=member)
         asked.add(member.asked)
     assert [s.ids for s in found] == [s.ids for s in alone]
     assert [name for s in found for name in s.ids] == [i.id for i in items]
@@ -276,7 +276,7 @@ def test_memory_that_runs_out_in_one_process_halves_the_batches_of_all(world, tm
                 """Holds four images a process."""
 
                 def loss(self, batch, context):
-                    if context.share is not None and len(batch.labels) > 4 and context.share.own[0].start:
+                    if context.shard is not None and len(batch.labels) > 4 and context.shard.own[0].start:
                         raise torch.OutOfMemoryError("CUDA out of memory")
                     return super().loss(batch, context)
         ''')

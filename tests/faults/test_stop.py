@@ -7,7 +7,7 @@ import pytest
 from tests.faults.training import HOOKS, Bare, as_bytes, scores, trained
 from wsolbench.benchmark.core import shutdown
 from wsolbench.benchmark.core.shutdown import Stopped
-from wsolbench.benchmark.distributed.process_group import Team
+from wsolbench.benchmark.distributed.process_group import ProcessGroup
 
 
 class Asked:
@@ -15,9 +15,9 @@ class Asked:
 
     def __init__(self, monkeypatch) -> None:
         self.count, self.at = 0, -1
-        monkeypatch.setattr(Team, "requested", self.answer)
+        monkeypatch.setattr(ProcessGroup, "requested", self.answer)
 
-    def answer(self, team=None) -> int:
+    def answer(self, group=None) -> int:
         self.count += 1
         return 130 if self.count - 1 == self.at else 0
 
@@ -128,7 +128,7 @@ def test_a_damaged_state_is_passed_over(world, tmp_path, monkeypatch, caplog, te
     stop_at(bare, Asked(monkeypatch), 1)
     state = bare.desk.store.run_dir(bare.last_training.key) / "resume" / "state.json"
     state.write_text(text)
-    monkeypatch.setattr(Team, "requested", lambda team: 0)
+    monkeypatch.setattr(ProcessGroup, "requested", lambda group: 0)
     bare.do(["train"])
     assert bare.desk.store.is_done(bare.last_training.key)
     assert "is not used" in caplog.text
@@ -145,6 +145,6 @@ def test_a_request_is_seen_by_a_team_of_one():
     shutdown.request(130)
     try:
         with pytest.raises(Stopped):
-            Team().check()
+            ProcessGroup().check()
     finally:
         shutdown._State.code = 0

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from tests.faults.training import Bare, scores, trained
 from wsolbench.benchmark.core.errors import BenchError
+from wsolbench.benchmark.data.epoch_order import epoch_order
 from wsolbench.benchmark.data.eval_loader import Seen
 from wsolbench.benchmark.scoring.adaptive_batch import Retry, Room, is_out_of_memory
 from wsolbench.benchmark.scoring.map_extractor import Reader
@@ -71,7 +72,7 @@ def test_the_step_that_diverged_is_named_and_the_last_good_epoch_is_kept(world, 
         one.do(["train"])
     facts = caught.value.facts
     stage = one.last_training
-    order = train_step.epoch_order(32, 16, stage.work["cell"].seed, 2)
+    order = epoch_order(32, 16, stage.work["cell"].seed, 2)
     bad = next(k for k, rows in enumerate(order, 1) if 5 in rows.tolist())
     ids = [i.id for i in one.desk.manifest(stage.work["cell"]).split("train")]
     assert facts == {
@@ -94,14 +95,14 @@ def test_the_step_that_diverged_is_named_and_the_last_good_epoch_is_kept(world, 
 
 def test_a_bad_step_between_two_looks_is_found_by_the_later_one(world, tmp_path, monkeypatch):
     """32 steps an epoch and a look every 50: the look at the end of the epoch finds the step in its midst."""
-    looks = []
-    honest = train_step.look
-    monkeypatch.setattr(train_step, "look", lambda job, at: looks.append(at.step) or honest(job, at))
+    checks = []
+    honest = train_step.check_finite
+    monkeypatch.setattr(train_step, "check_finite", lambda job, at: checks.append(at.step) or honest(job, at))
     with pytest.raises(DivergedError) as caught:
         bare(world, plugin(tmp_path, "explodes", EXPLODES), batch_size="2").do(["train"])
-    order = train_step.epoch_order(32, 2, 0, 2)
+    order = epoch_order(32, 2, 0, 2)
     assert caught.value.facts["step"] == next(k for k, rows in enumerate(order, 1) if 5 in rows.tolist())
-    assert looks == [16, 16]
+    assert checks == [16, 16]
 
 
 def test_weights_that_are_nan_take_no_role(world, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from wsolbench.methods.backbones.adapter import create_backbone
-from wsolbench.methods.base import METHODS, Batch, Evidence, Options, TrainContext
+from wsolbench.methods.base import METHODS, Batch, Evidence, EvidenceSettings, Options, TrainContext
 from wsolbench.methods.spec import method_spec
 
 SIZE = (64, 96)
@@ -30,7 +30,7 @@ def evidence(model, images=3, size=SIZE):
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randn(images, 3, *size, generator=generator)
     classes = torch.arange(images) % 3
-    return Evidence(pixels, classes, model, ids=[f"image-{i}" for i in range(images)], seed=7)
+    return Evidence(pixels, classes, model, settings=EvidenceSettings([f"image-{i}" for i in range(images)], 7))
 
 
 def explain(name, seen, **changed):

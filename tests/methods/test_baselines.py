@@ -5,7 +5,7 @@ from skimage.color import rgb2hed
 from skimage.filters import threshold_otsu
 
 from wsolbench.methods.backbones.normalisation import HALF, IMAGENET
-from wsolbench.methods.base import Evidence
+from wsolbench.methods.base import Evidence, EvidenceSettings
 from wsolbench.methods.spec import method_spec
 
 
@@ -21,7 +21,7 @@ def rgb():
 def seen(rgb, ids=("a", "b"), seed=0, known=IMAGENET):
     pixels = torch.from_numpy(rgb).permute(0, 3, 1, 2).float()
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (known.mean, known.std))
-    return Evidence((pixels - mean) / std, ids=ids, seed=seed, statistics=known)
+    return Evidence((pixels - mean) / std, settings=EvidenceSettings(ids, seed, statistics=known))
 
 
 @pytest.mark.parametrize("name", ["random", "constant", "darkness", "tissue"])

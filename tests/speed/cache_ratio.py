@@ -34,7 +34,7 @@ from wsolbench.benchmark.data.train_loader import TrainingSet
 from wsolbench.benchmark.planning.config import RunConfig, TrainConfig
 from wsolbench.benchmark.planning.method_refs import Resolver
 from wsolbench.benchmark.scoring.build import build_method, choose_device, statistics_of
-from wsolbench.benchmark.training.checkpoints import Midway
+from wsolbench.benchmark.training.checkpoints import EpochCursor
 from wsolbench.benchmark.training.trainer import Training, Validation, make_optimizer, run_epoch
 from wsolbench.datasets.base import Dataset, DatasetCard, Item, Manifest
 from wsolbench.datasets.open import content_hashes
@@ -167,7 +167,9 @@ def cached_epochs(job: Training, options: argparse.Namespace) -> Row:
     epochs: list[dict[str, float]] = []
     before: dict[str, float] = {}
     for epoch in range(options.rounds + 1):
-        whole = measure({"epoch": lambda e=epoch: run_epoch(job, optimizer, scaler, Midway(e + 1))}, 1, device)["epoch"]
+        whole = measure({"epoch": lambda e=epoch: run_epoch(job, optimizer, scaler, EpochCursor(e + 1))}, 1, device)[
+            "epoch"
+        ]
         parts = job.watch.seconds()
         # `measure` warms up by a call of its own, so what the watch saw are two epochs
         epochs.append({"epoch": whole, **{k: (v - before.get(k, 0.0)) / 2 for k, v in parts.items()}})

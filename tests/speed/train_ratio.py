@@ -27,7 +27,7 @@ from wsolbench.benchmark.planning.config import RunConfig, TrainConfig
 from wsolbench.benchmark.planning.method_refs import Resolver
 from wsolbench.benchmark.scoring.build import build_method, choose_device, compile_backbone, statistics_of
 from wsolbench.benchmark.stages.costs import shares
-from wsolbench.benchmark.training.checkpoints import Midway
+from wsolbench.benchmark.training.checkpoints import EpochCursor
 from wsolbench.benchmark.training.trainer import Training, Validation, autocast, make_optimizer, run_epoch
 from wsolbench.datasets.base import Item
 from wsolbench.methods.base import Batch, Method, TrainContext
@@ -100,7 +100,7 @@ def sides(
             scalers[1].update()
 
     def harness():
-        return run_epoch(training, optimizers[0], scalers[0], Midway(1))
+        return run_epoch(training, optimizers[0], scalers[0], EpochCursor(1))
 
     return {"bare": bare_loop, "harness": harness}, training.watch
 
@@ -114,7 +114,7 @@ def compiled(config: TrainConfig, options: argparse.Namespace, device: torch.dev
             compile_backbone(training.method)
         scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16" and device.type == "cuda")
         optimizer = make_optimizer(training.method, config)
-        found[side] = lambda t=training, o=optimizer, s=scaler: run_epoch(t, o, s, Midway(1))
+        found[side] = lambda t=training, o=optimizer, s=scaler: run_epoch(t, o, s, EpochCursor(1))
     return found
 
 

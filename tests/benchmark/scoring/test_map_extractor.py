@@ -13,7 +13,7 @@ from wsolbench.benchmark.planning.config import TrainConfig
 from wsolbench.benchmark.planning.method_refs import Resolver
 from wsolbench.benchmark.scoring.build import build_method, load_function, options
 from wsolbench.benchmark.scoring.map_extractor import Reader, View
-from wsolbench.methods.base import Evidence
+from wsolbench.methods.base import Evidence, EvidenceSettings
 
 LAST = ("cam", "gradcam", "gradcampp", "xgradcam", "layercam", "hirescam", "gradcam_elementwise")
 SHALLOW = ("layercam:0", "layercam:shallow", "layercam:-2")
@@ -60,7 +60,7 @@ def test_one_pass_gives_the_maps_of_passes_of_their_own(backbone):
 
 def test_gradients_of_several_levels_are_those_of_the_whole_graph():
     model, pixels = model_of(backbone="test_vit"), images()
-    seen = Evidence(pixels, LABELS, model, levels=(0, 2, -1))
+    seen = Evidence(pixels, LABELS, model, settings=EvidenceSettings(levels=(0, 2, -1)))
     blocks = [model.backbone.net.get_submodule(model.backbone._levels[i]) for i in (0, 2)]
     kept = []
     handles = [b.register_forward_hook(lambda _m, _i, out: (out.retain_grad(), kept.append(out))[0]) for b in blocks]

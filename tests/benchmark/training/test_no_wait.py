@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from wsolbench.benchmark.core.timing import Stopwatch
 from wsolbench.benchmark.data.train_loader import DeviceSet, Pixels
-from wsolbench.benchmark.distributed.process_group import ALONE
+from wsolbench.benchmark.distributed.process_group import SINGLE_PROCESS
 from wsolbench.benchmark.planning.config import TrainConfig
 from wsolbench.benchmark.planning.method_refs import Resolver
 from wsolbench.benchmark.scoring.build import build_method
@@ -63,8 +63,8 @@ def steps(name, device=CPU, regions=(False, True)):
     method.setup(context)
     method.train()
     optimizer, scaler = make_optimizer(method, config), torch.amp.GradScaler("cpu", enabled=False)
-    job = SimpleNamespace(config=config, context=context, watch=Stopwatch(device), team=ALONE)
-    job.loss = lambda batch: method.loss(batch, context)
+    job = SimpleNamespace(config=config, context=context, watch=Stopwatch(device), process_group=SINGLE_PROCESS)
+    job.losses = lambda function, batch: function(batch, context)
     for epoch in (1, 2, 3):
         for batch in data(config, device, masks=ref.spec.supervision == "pixel").epoch_batches(0, epoch):
             yield train_step(method, method.augment(batch, context), optimizer, scaler, job)

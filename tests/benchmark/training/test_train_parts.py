@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from wsolbench.benchmark.core.seeds import seed_for
-from wsolbench.benchmark.data.train_loader import pieces
-from wsolbench.benchmark.distributed.process_group import ALONE
+from wsolbench.benchmark.data.epoch_order import epoch_order
+from wsolbench.benchmark.distributed.batch_shards import cut_batch
+from wsolbench.benchmark.distributed.process_group import SINGLE_PROCESS
 from wsolbench.benchmark.planning.config import TrainConfig
-from wsolbench.benchmark.training.checkpoints import Midway, _load_optimizer
-from wsolbench.benchmark.training.train_step import DivergedError, look, make_optimizer
-from wsolbench.methods.base import Share, TrainContext
+from wsolbench.benchmark.training.checkpoints import EpochCursor, _load_optimizer
+from wsolbench.benchmark.training.train_step import DivergedError, check_finite, make_optimizer
+from wsolbench.methods.base import BatchShard, TrainContext
 
 
 @pytest.mark.parametrize("params", [lambda m: m.parameters(), lambda m: list(m.parameters()), lambda m: m.weight])
@@ -53,25 +54,30 @@ class Job(SimpleNamespace):
 
     def __init__(self, images=7, batch_size=2):
         config = TrainConfig(batch_size=batch_size)
-        data = SimpleNamespace(labels=torch.zeros(images), batches_per_epoch=lambda: -(-images // batch_size))
-        super().__init__(team=ALONE, config=config, data=data, seed=3, ids=[f"image-{k}" for k in range(images)])
+        data = SimpleNamespace(
+            batches_per_epoch=lambda: -(-images // batch_size),
+            epoch_order=lambda seed, epoch: epoch_order(images, batch_size, seed, epoch),
+        )
+        super().__init__(
+            process_group=SINGLE_PROCESS, config=config, data=data, seed=3, ids=[f"image-{k}" for k in range(images)]
+        )
 
 
 def test_losses_of_one_number_are_read_whatever_their_shape():
-    at = Midway(1, sums={"total": torch.tensor([2.0]), "other": torch.tensor(1, dtype=torch.float64)})
-    assert look(Job(), at) == {"total": 2.0, "other": 1.0}
-    assert look(Job(), Midway(1)) == {}
+    at = EpochCursor(1, sums={"total": torch.tensor([2.0]), "other": torch.tensor(1, dtype=torch.float64)})
+    assert check_finite(Job(), at) == {"total": 2.0, "other": 1.0}
+    assert check_finite(Job(), EpochCursor(1)) == {}
 
 
 def test_the_first_bad_step_is_named_with_its_images():
-    job, at = Job(), Midway(5)
+    job, at = Job(), EpochCursor(5)
     for value in (1.0, 2.0):
         at.add({"total": torch.tensor(value)}, 0.25)
-    assert look(job, at)["total"] == 0.75
+    assert check_finite(job, at)["total"] == 0.75
     for value in (1.0, float("inf"), float("nan")):
         at.add({"total": torch.tensor(1.0), "part": torch.tensor(value)}, 0.25)
     with pytest.raises(DivergedError, match="step 4 of 4 of epoch 5") as caught:
-        look(job, at)
+        check_finite(job, at)
     order = torch.randperm(7, generator=torch.Generator().manual_seed(seed_for("order", 3, 5))).tensor_split(4)
     assert caught.value.facts == {
         "status": "diverged", "epoch": 5, "step": 4, "seed": 3, "losses": {"total": "1.0", "part": "inf"},
@@ -86,7 +92,7 @@ def test_pieces_are_those_of_tensor_split_whatever_the_number_of_processes(count
     places = torch.arange(count)
     parts = places.tensor_split(-(-count // most) if most and most < count else 1)
     for rank in range(size):
-        cut = pieces(count, most, rank, size)
+        cut = cut_batch(count, most, rank, size)
         assert [places[p.whole].tolist() for p in cut] == [p.tolist() for p in parts]
         assert [places[p.own].tolist() for p in cut] == [p.tensor_split(size)[rank].tolist() for p in parts]
         assert [p[piece.within].tolist() for p, piece in zip(parts, cut, strict=True)] == [
@@ -95,8 +101,8 @@ def test_pieces_are_those_of_tensor_split_whatever_the_number_of_processes(count
 
 
 def test_a_share_takes_its_own_rows_of_what_was_drawn_for_all():
-    share = Share(10, (slice(0, 2), slice(5, 6)), lambda t: t + 9)
-    context = TrainContext(1, 1, 2, (True, True), torch.device("cpu"), torch.Generator(), share=share)
+    share = BatchShard(10, (slice(0, 2), slice(5, 6)), lambda t: t + 9)
+    context = TrainContext(1, 1, 2, (True, True), torch.device("cpu"), torch.Generator(), shard=share)
     drawn = []
     taken = context.drawn(lambda n: drawn.append(n) or torch.arange(n), 3)
     assert (drawn, taken.tolist()) == ([10], [0, 1, 5])
@@ -104,6 +110,6 @@ def test_a_share_takes_its_own_rows_of_what_was_drawn_for_all():
     # 12 things in all, and 3 of 10 images are here: the share of the mean is sum / (12 * 0.3) * 0.3
     assert float(context.denominator(torch.tensor(3))) == pytest.approx(12 * 0.3)
     assert float(context.weight_of(3)) == pytest.approx(3 / (12 * 0.3))
-    context.share = None
+    context.shard = None
     assert int(context.denominator(torch.tensor(0))) == 1
     assert context.weight_of(3) is None
