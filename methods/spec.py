@@ -12,6 +12,7 @@ from . import METHODS
 
 ABILITIES = ("grid", "pyramid", "tokens", "attention", "batchnorm")
 SUPERVISIONS = ("none", "image", "pixel")
+SAMPLINGS = ("shuffle", "class", "group")
 
 
 class Recipe(NamedTuple):
@@ -71,6 +72,11 @@ class MethodSpec:
         "source" (where the values are from, and which of them are our own choice).
     selects: explainers whose map quality picks a `loc` checkpoint while this classifier trains.
     uses_seed: whether an untrained method draws random numbers.
+    views: independent augmentations of every training image, in `batch.views` where there are several.
+    groups: whether training sees which images are of one patient or slide, in `batch.groups`.
+    sampling: the order of an epoch: `shuffle` (every image once), or balanced by `class` or by `group`, so that each
+        comes equally often in the epoch and in its batches. These three are no fields of the stage key: a method that
+        starts to use one raises its version.
     citation, published: the paper, and its PxAP as {"dataset/backbone": value}.
     """
 
@@ -88,6 +94,9 @@ class MethodSpec:
     recipes: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     selects: tuple[str, ...] = ()
     uses_seed: bool = False
+    views: int = 1
+    groups: bool = False
+    sampling: str = "shuffle"
     citation: str = ""
     published: dict[str, float] = field(default_factory=dict)
     trains: bool = True
@@ -150,6 +159,7 @@ def spec_from_entry(entry: Entry) -> MethodSpec:
         ("supervision", (spec.supervision,), SUPERVISIONS),
         ("backbone", spec.backbone, ABILITIES),
         ("needs", [parse_need(n).role for n in spec.needs], ("checkpoint", "init", "maps")),
+        ("sampling", (spec.sampling,), SAMPLINGS),
     ):
         for value in values:
             if value not in allowed:
@@ -158,4 +168,16 @@ def spec_from_entry(entry: Entry) -> MethodSpec:
                 )
     if problem := twins(parse_need(n) for n in spec.needs):
         raise BenchError(f"{entry.module}: method '{entry.name}' {problem}")
+    _check_loading(spec)
     return spec
+
+
+def _check_loading(spec: MethodSpec) -> None:
+    """Raises BenchError for facts about training batches that make no sense."""
+    what = f"{spec.module}: method '{spec.name}'"
+    if type(spec.views) is not int or spec.views < 1:
+        raise BenchError(f"{what}: views={spec.views!r} must be a whole number from 1 on.")
+    if type(spec.groups) is not bool:
+        raise BenchError(f"{what}: groups={spec.groups!r} must be True or False.")
+    if not spec.trains and (spec.views, spec.groups, spec.sampling) != (1, False, "shuffle"):
+        raise BenchError(f"{what} is a function and trains nothing: views, groups and sampling are for classes.")

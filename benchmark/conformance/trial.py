@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...methods.base import Batch, Evidence, EvidenceSettings, Method, TrainContext, is_explainable
+from ..data.epoch_order import sampling_of
 from ..data.image_cache import MaskForm, Need
 from ..data.train_loader import TrainingSet
 from ..execution.scheduler import execute
@@ -83,7 +84,8 @@ class Bench:
         images = self.desk.images(stage.work["cell"])
         frames = images.frames(manifest.split("train"), config.load_size, MaskForm(config.load_size) if pixel else None)
         maps = teacher_maps(stage, self.desk, frames.ids) if stage.kind == "train" else {}
-        data = TrainingSet(frames, config, self.device, stage.work["statistics"], maps).on_device()
+        sampling = sampling_of(self.ref.spec)
+        data = TrainingSet(frames, config, self.device, stage.work["statistics"], maps, sampling).on_device()
         return data.batch(torch.arange(16), torch.Generator().manual_seed(0))
 
     @cached_property

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...methods.spec import MethodSpec
 from ..core.seeds import seed_for
 
 
@@ -21,6 +22,11 @@ class Sampling:
 
 
 SHUFFLED = Sampling()
+
+
+def sampling_of(spec: MethodSpec) -> Sampling:
+    """What a method declares of its batches."""
+    return Sampling(spec.sampling, spec.views, spec.groups)
 
 
 def epoch_order(count: int, batch_size: int, seed: int, epoch: int, strata: Tensor | None = None) -> tuple[Tensor, ...]:

@@ -11,6 +11,7 @@ from ...methods.base import Method, TrainContext
 from ..core.environment import forget_peak, peak_memory_mb
 from ..core.errors import BenchError
 from ..core.timing import Stopwatch
+from ..data.epoch_order import sampling_of
 from ..data.image_cache import MaskForm
 from ..data.train_loader import TrainingSet
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
@@ -91,7 +92,8 @@ def _training(stage: Stage, desk: Desk, process_group: ProcessGroup) -> Training
     pixel = ref.spec.supervision == "pixel"
     frames = images.frames(manifest.split("train"), config.load_size, MaskForm(config.load_size) if pixel else None)
     maps = teacher_maps(stage, desk, frames.ids)
-    data = TrainingSet(frames, config, device, statistics_of(method), maps).on_device()
+    sampling = sampling_of(ref.spec)
+    data = TrainingSet(frames, config, device, statistics_of(method), maps, sampling).on_device()
     generator, parents = torch.Generator(device), parent_states(stage, desk)
     context = TrainContext(0, config.epochs, len(card.classes), card.region_classes, device, generator, parents)
     folder, watch = desk.store.run_dir(stage.key), Stopwatch(device)

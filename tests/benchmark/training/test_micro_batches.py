@@ -1,6 +1,8 @@
 """Cutting a batch for memory: every field that a method added comes along."""
 
+from collections import OrderedDict, defaultdict
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -86,3 +88,56 @@ def test_a_frozen_batch_is_cut_too():
     first, second = split_batch(batch, [2, 4])
     assert (type(second.inner), second.inner.added.tolist()) == (Views, [2, 3, 4, 5])  # what was merely set, too
     assert (first.held.rows.tolist(), second.held.scale) == ([0, 1], 2.0)
+
+
+def test_a_list_with_one_entry_an_image_is_cut_whatever_the_entries_are():
+    batch = batch_of(Batch)
+    batch.boxes = [torch.full((k, 4), k) for k in range(6)]  # one of them has as many rows as there are images
+    batch.targets = [{"points": torch.arange(k)} for k in range(6)]
+    batch.notes = [("a", k) for k in range(6)]
+    for start, part in zip((0, 2), split_batch(batch, [2, 4]), strict=True):
+        rows = list(range(start, start + len(part.labels)))
+        assert [b.shape for b in part.boxes] == [(k, 4) for k in rows]
+        assert [len(t["points"]) for t in part.targets] == rows
+        assert part.notes == [("a", k) for k in rows]
+    picked = take_images(batch, torch.tensor([5, 0]))
+    assert [len(b) for b in picked.boxes] == [5, 0]
+
+
+def test_a_list_of_levels_is_cut_level_by_level_and_a_doubtful_one_is_refused():
+    batch = batch_of(Batch)
+    batch.levels = [torch.arange(6), torch.arange(12).reshape(6, 2)]
+    first, second = split_batch(batch, [2, 4])
+    assert [len(level) for level in first.levels] == [2, 2]
+    assert second.levels[1].tolist() == [[4, 5], [6, 7], [8, 9], [10, 11]]
+    for doubtful in ([torch.zeros(6, 2)] * 6, [{"level": (torch.zeros(6),)}] * 6):
+        batch.levels = doubtful
+        with pytest.raises(BenchError, match="The field 'levels' of a batch of 6 images holds a list of 6"):
+            split_batch(batch, [2, 4])
+        assert split_batch(batch, [6])[0].levels is doubtful
+    batch.levels = (torch.zeros(6, 2),) * 6
+    assert [level.shape for level in split_batch(batch, [2, 4])[1].levels] == [(4, 2)] * 6
+    batch.levels = np.empty(6, object)
+    batch.levels[:] = [torch.zeros(6, 2)] * 6
+    assert [level.shape for level in split_batch(batch, [2, 4])[1].levels] == [(6, 2)] * 4
+
+
+def test_a_mapping_stays_of_its_kind():
+    batch = batch_of(Batch)
+    batch.counts = defaultdict(list, rows=torch.arange(6))
+    batch.ordered = OrderedDict(b=torch.arange(6), a=3)
+    batch.fixed = MappingProxyType({"rows": torch.arange(6)})
+    part = split_batch(batch, [4, 2])[1]
+    assert (type(part.counts), part.counts["new"], part.counts["rows"].tolist()) == (defaultdict, [], [4, 5])
+    assert (type(part.ordered), list(part.ordered)) == (OrderedDict, ["b", "a"])
+    assert (type(part.fixed), part.fixed["rows"].tolist()) == (MappingProxyType, [4, 5])
+    assert "new" not in batch.counts
+
+
+def test_views_and_groups_are_cut():
+    batch = batch_of(Batch)
+    batch.views = (batch.images, batch.images + 10)
+    batch.groups = torch.arange(6) // 2
+    parts = split_batch(batch, [1, 5])
+    assert [p.groups.tolist() for p in parts] == [[0], [0, 1, 1, 2, 2]]
+    assert all(torch.equal(p.views[0], p.images) and torch.equal(p.views[1], p.images + 10) for p in parts)
