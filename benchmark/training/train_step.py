@@ -129,7 +129,7 @@ def run_epoch(
         _set_rates(job, optimizer, cursor.epoch)
         with job.watch.part("augment"):
             batch = method.augment(batch, context)
-        losses = train_step(method, batch, optimizer, scaler, job)
+        losses = train_step(job, batch, optimizer, scaler)
         cursor.add(losses, whole / count)
         if cursor.step % CHECK_EVERY == 0:
             check_finite(job, cursor)
@@ -181,13 +181,13 @@ def _shard(job: Training, whole: int) -> BatchShard | None:
     return BatchShard(whole, tuple(part.own for part in cut), job.process_group.add)
 
 
-def train_step(method: Method, batch: Batch, optimizer: torch.optim.Optimizer, scaler: Any, job: Training) -> Losses:
+def train_step(job: Training, batch: Batch, optimizer: torch.optim.Optimizer, scaler: Any) -> Losses:
     """All updates of a batch, then `on_step_end`; returns the detached mean losses, summed over the updates.
 
     Of several processes each returns its share of the mean. Raises BenchError for a method that breaks its contract.
     """
     sums: Losses = {}
-    context, shard = job.context, job.context.shard
+    method, context, shard = job.method, job.context, job.context.shard
     for update in method.updates(batch, context):
         params = _own_params(method, optimizer, update)
         optimizer.zero_grad(set_to_none=True)

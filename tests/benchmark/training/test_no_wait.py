@@ -63,11 +63,13 @@ def steps(name, device=CPU, regions=(False, True)):
     method.setup(context)
     method.train()
     optimizer, scaler = make_optimizer(method, config), torch.amp.GradScaler("cpu", enabled=False)
-    job = SimpleNamespace(config=config, context=context, watch=Stopwatch(device), process_group=SINGLE_PROCESS)
+    job = SimpleNamespace(
+        method=method, config=config, context=context, watch=Stopwatch(device), process_group=SINGLE_PROCESS
+    )
     job.losses = lambda function, batch: function(batch, context)
     for epoch in (1, 2, 3):
         for batch in data(config, device, masks=ref.spec.supervision == "pixel").epoch_batches(0, epoch):
-            yield train_step(method, method.augment(batch, context), optimizer, scaler, job)
+            yield train_step(job, method.augment(batch, context), optimizer, scaler)
 
 
 @pytest.mark.parametrize("name", ["classifier", "deepmil", "pixelcam", "negev", "fcam", "unet"])
