@@ -23,8 +23,7 @@ from ..core.results_store import Store
 from ..planning.method_refs import is_file
 from ..scoring.method_sandbox import Settings
 from ..stages.context import load_model
-from ..training.micro_batches import take_images
-from ..training.trainer import make_optimizer
+from .training_lines import check_bf16, check_frozen, check_hooks, check_loss, check_resume
 from .trial import Bench, BrokenError, SkippedError, do, exercise, make_planner, own_maps, prepare
 
 LINE_SECONDS = 45.0  # of a processor; a line takes a few, what takes longer hangs
@@ -141,33 +140,6 @@ def _unchanged(model: torch.nn.Module | None) -> Iterator[None]:
         raise BrokenError(f"making maps left hooks behind, first on {hooked[0]}")
 
 
-def check_loss(bench: Bench) -> str | None:
-    """loss is finite and differentiable on a mixed batch, one class only, none positive, constant teacher maps."""
-    method, context = bench.fresh()
-    batch = bench.batch()
-    cases = {"a mixed batch": batch}
-    for label in range(context.num_classes):
-        rows = (batch.labels == label).nonzero()[:, 0]
-        cases[f"class {label} only"] = take_images(batch, rows)
-    if batch.teachers:
-        flat = {name: torch.zeros_like(maps) for name, maps in batch.teachers.items()}
-        alone = None if batch.maps is None else torch.zeros_like(batch.maps)
-        cases["constant teacher maps"] = replace(batch, maps=alone, teachers=flat)
-    for what, case in cases.items():
-        method.train()
-        losses = method.loss(case, context)
-        if "total" not in losses:
-            raise BrokenError('loss() returned no "total"')
-        total = losses["total"]
-        if total.ndim or not torch.isfinite(total):
-            raise BrokenError(f"on {what} the total is {total.tolist() if total.numel() < 9 else tuple(total.shape)}")
-        total.backward()
-        if bad := [n for n, p in method.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]:
-            raise BrokenError(f"on {what} the gradient of {bad[0]} is not finite")
-        method.zero_grad()
-    return None
-
-
 def check_shape(bench: Bench) -> str | None:
     """maps are (B, h, w), float, finite, in [0, 1] for kind prob, for batches of any size."""
     images = bench.batch().images
@@ -186,26 +158,6 @@ def check_shape(bench: Bench) -> str | None:
     if float((alone - together).abs().max()) / scale > 1e-3:
         raise BrokenError("an image's map depends on the other images of its batch")
     return f"{maps.shape[-2]} x {maps.shape[-1]} at {images.shape[-1]} px"
-
-
-def check_frozen(bench: Bench) -> str | None:
-    """after two updates frozen parameters, and buffers of frozen parts, are bit for bit as before."""
-    method, context = bench.fresh()
-    frozen = {n for n, p in method.named_parameters() if not p.requires_grad}
-    if not frozen:
-        raise SkippedError("nothing is frozen")
-    learning = {n.rpartition(".")[0] for n, p in method.named_parameters() if p.requires_grad}
-    parts = {n.rpartition(".")[0] for n in frozen} - learning
-    before = {k: v.clone() for k, v in method.state_dict().items() if k in frozen or k.rpartition(".")[0] in parts}
-    optimizer = make_optimizer(method, bench.score_stage.work["config"])
-    for _ in range(2):
-        method.train()
-        optimizer.zero_grad()
-        method.loss(bench.batch(), context)["total"].backward()
-        optimizer.step()
-    if moved := [k for k, v in method.state_dict().items() if k in before and not torch.equal(v, before[k])]:
-        raise BrokenError(f"{len(moved)} frozen tensors moved, first {moved[0]} (is its BatchNorm in train mode?)")
-    return f"{len(before)} tensors"
 
 
 def check_class(bench: Bench) -> str | None:
@@ -236,8 +188,8 @@ def check_learns(bench: Bench) -> str | None:
         raise SkippedError("the map is random; it ran through the harness")
     from ...reports.rows.load import load_rows
 
-    stored = load_rows(Store(bench.planner.request.run.results))
-    rows = [r for r in stored if r.selection == "last" and r.method == bench.ref.label]
+    stored = load_rows(Store(bench.planner.request.run.results), bench.plan.rows)
+    rows = [r for r in stored if r.selection == "last"]
     best = max((r.pxap_positives for r in rows), default=float("nan"))
     chance = rows[0].chance_positives if rows else float("nan")
     floor = chance + 0.4 * (100 - chance)
@@ -277,16 +229,6 @@ def check_flip(bench: Bench) -> str | None:
     return f"correlation {agreement:.2f}"
 
 
-def check_bf16(bench: Bench) -> str | None:
-    """loss is finite under bfloat16 autocast."""
-    method, context = bench.fresh()
-    with torch.autocast("cpu", torch.bfloat16):
-        total = method.loss(bench.batch(), context)["total"]
-    if not torch.isfinite(total):
-        raise BrokenError(f"under bfloat16 the total is {float(total)}")
-    return None
-
-
 def check_identity(bench: Bench) -> str | None:
     """the stage key changes with the settings of what it is built from, and with nothing else."""
     csv = Path(bench.planner.request.datasets[0])
@@ -321,7 +263,7 @@ def check_process(bench: Bench) -> str | None:
 
 CHECKS: tuple[tuple[str, Callable[[Bench], str | None]], ...] = (
     ("maps are deterministic and making them changes nothing", check_pure),
-    ("the loss is finite on any mix of labels and maps", check_loss),
+    ("losses are finite on any mix of labels and maps", check_loss),
     ("maps are (B, h, w), finite and independent of the batch", check_shape),
     ("what is frozen stays bit for bit", check_frozen),
     ("class-agnostic maps ignore the class, class-specific ones do not", check_class),
@@ -331,4 +273,6 @@ CHECKS: tuple[tuple[str, Callable[[Bench], str | None]], ...] = (
     ("the stage key follows the settings", check_identity),
     ("no mask is asked for", check_masks),
     ("the process stays as it was", check_process),
+    ("after a step only values change", check_hooks),
+    ("a stopped training goes on bit for bit", check_resume),
 )

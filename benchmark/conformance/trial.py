@@ -12,13 +12,14 @@ from torch import Tensor
 from ...methods.base import Batch, Evidence, EvidenceSettings, Method, TrainContext, is_explainable
 from ..data.epoch_order import sampling_of
 from ..data.image_cache import MaskForm, Need
-from ..data.train_loader import TrainingSet
+from ..data.train_loader import DeviceSet, TrainingSet
 from ..execution.scheduler import execute
 from ..planning.config import Request, RunConfig
 from ..planning.method_refs import MethodRef
 from ..planning.planner import Plan, Planner, Stage
 from ..scoring.build import build_method, load_function, options, statistics_of
-from ..stages.context import Desk, load_model, needs_of, parent_states, teacher_maps
+from ..stages.context import Desk, load_model, needs_of, parent_states, teacher_maps, validation
+from ..training.train_step import Training, make_optimizer, make_scaler, train_step
 from .synthetic_task import write_blobs
 
 SETTINGS = {
@@ -64,20 +65,34 @@ class Bench:
         stage = self.train_stage
         parents = parent_states(stage, self.desk) if stage else {}
         generator = torch.Generator().manual_seed(0)
-        return TrainContext(1, 14, len(card.classes), card.region_classes, self.device, generator, parents)
+        epochs, steps = int(SETTINGS["epochs"]), self.data.batches_per_epoch()
+        context = TrainContext(1, epochs, len(card.classes), card.region_classes, self.device, generator, parents)
+        context.steps_per_epoch = steps
+        return context
 
     def fresh(self) -> tuple[Method, TrainContext]:
         """The method as training starts it."""
-        if self.train_stage is None:
-            raise SkippedError("nothing is trained")
-        stage, context = self.train_stage, self.context()
-        work, classes = stage.work, context.num_classes
-        method = build_method(self.ref, work["cell"].backbone, work["config"], classes, 0, work["statistics"])
+        method, context = self._built(), self.context()
         method.setup(context)
         return method, context
 
-    def batch(self) -> Batch:
-        """Sixteen training images of both classes, with what the method is entitled to."""
+    def _built(self) -> Method:
+        if self.train_stage is None:
+            raise SkippedError("nothing is trained")
+        work, classes = self.train_stage.work, self.context().num_classes
+        return build_method(self.ref, work["cell"].backbone, work["config"], classes, 0, work["statistics"])
+
+    def training(self, set_up: bool = True) -> Training:
+        """A training of the method as the harness has it. set_up: with `setup` done, as its first step finds it."""
+        method, context = self.fresh() if set_up else (self._built(), self.context())
+        stage, run = self.train_stage or self.score_stage, self.planner.request.run
+        cell, config = stage.work["cell"], stage.work["config"]
+        judged = validation(self.ref, self.desk, cell, config)
+        return Training(method, self.data, judged, context, config, run, 0, run.results)
+
+    @cached_property
+    def data(self) -> DeviceSet:
+        """The training images of both classes, with what the method is entitled to."""
         stage = self.train_stage or self.score_stage
         manifest, config = self.desk.manifest(stage.work["cell"]), stage.work["config"]
         pixel = self.ref.spec.supervision == "pixel"
@@ -85,8 +100,16 @@ class Bench:
         frames = images.frames(manifest.split("train"), config.load_size, MaskForm(config.load_size) if pixel else None)
         maps = teacher_maps(stage, self.desk, frames.ids) if stage.kind == "train" else {}
         sampling = sampling_of(self.ref.spec)
-        data = TrainingSet(frames, config, self.device, stage.work["statistics"], maps, sampling).on_device()
-        return data.batch(torch.arange(16), torch.Generator().manual_seed(0))
+        return TrainingSet(frames, config, self.device, stage.work["statistics"], maps, sampling).on_device()
+
+    def batch(self) -> Batch:
+        """Sixteen training images."""
+        return self.data.batch(torch.arange(16), torch.Generator().manual_seed(0))
+
+    def augmented(self, job: Training, batch: Batch) -> Batch:
+        """A batch as the method's losses get it; the batch itself stays as it is."""
+        job.method.train()
+        return job.method.augment(replace(batch), job.context)
 
     @cached_property
     def draws(self) -> bool:
@@ -127,12 +150,12 @@ def own_maps(method: Method, images: Tensor, classes: Tensor | None) -> Tensor:
 
 
 def exercise(bench: Bench) -> None:
-    """One loss and one map, as training and scoring ask for them."""
+    """One training step with all its hooks, and one map, as training and scoring ask for them."""
     batch = bench.batch()
     if bench.ref.spec.trains:
-        method, context = bench.fresh()
-        method.train()
-        method.loss(batch, context)
+        job = bench.training()
+        job.method.lr_scale(job.context)
+        train_step(job, bench.augmented(job, batch), make_optimizer(job.method, job.config), make_scaler(job))
     _, read = bench.reading()
     with contextlib.suppress(SkippedError):  # a classifier makes no maps
         read(batch.images[:4], None)

@@ -189,7 +189,7 @@ def train_step(job: Training, batch: Batch, optimizer: torch.optim.Optimizer, sc
     sums: Losses = {}
     method, context, shard = job.method, job.context, job.context.shard
     for update in method.updates(batch, context):
-        params = _own_params(method, optimizer, update)
+        params = own_params(method, optimizer, update)
         optimizer.zero_grad(set_to_none=True)
         _accumulate(job, update, batch, params, scaler, sums)
         context.shard = shard
@@ -245,7 +245,7 @@ def _backward(job: Training, loss: Tensor, params: Sequence[Tensor] | None) -> N
         ) from problem
 
 
-def _own_params(method: Method, optimizer: torch.optim.Optimizer, update: Update) -> Sequence[Tensor] | None:
+def own_params(method: Method, optimizer: torch.optim.Optimizer, update: Update) -> Sequence[Tensor] | None:
     """The parameters of an update, None for all. Raises BenchError for what is no update of this method."""
     if not isinstance(update, Update):
         raise _contract(method, f"updates() yielded a {type(update).__name__}; Update(losses, params) is expected.")
