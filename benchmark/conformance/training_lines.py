@@ -189,7 +189,7 @@ def check_resume(bench: Bench) -> str | None:
         whole = _begin(bench, Path(folder) / "whole", 0)
         _run(whole, EpochCursor(1))
         stopped = _begin(bench, Path(folder) / "stopped", RESUMED_AT)
-        cursor = stopped.progress.midway = EpochCursor(1)
+        cursor = stopped.progress.cursor = EpochCursor(1)
         try:
             _run(stopped, cursor)
         except Stopped:
@@ -198,7 +198,7 @@ def check_resume(bench: Bench) -> str | None:
         else:
             raise SkippedError("its epoch is too short to be stopped in")
         resumed = _begin(bench, Path(folder) / "stopped", 0)
-        left = resumed.progress.midway
+        left = resumed.progress.cursor
         if left is None:
             raise BrokenError("its checkpoint could not be loaded again")
         run_epoch(

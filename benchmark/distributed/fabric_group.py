@@ -33,7 +33,7 @@ class _Loss(torch.nn.Module):
 
 
 class FabricGroup(ProcessGroup):
-    """This process as one of several. The main group exchanges gradients; another, on the CPU, what hosts must know."""
+    """This process as one of several. NCCL or Gloo exchanges gradients, a Gloo group beside it what hosts agree on."""
 
     def __init__(self, rank: int, size: int, fabric: Any) -> None:
         self.rank, self.size, self.fabric = rank, size, fabric

@@ -47,7 +47,7 @@ class ProcessGroup:
         loss.backward(inputs=params)
 
     def requested(self) -> int:
-        """As `stop.requested`, with one answer for all."""
+        """The exit code of a requested stop, 0 without one (as `shutdown.requested`); the same in all processes."""
         return shutdown.requested()
 
     def check(self) -> None:

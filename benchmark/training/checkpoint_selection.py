@@ -1,4 +1,4 @@
-"""Which epoch a selection means: the rules of `loc`, `cl` and `last`, kept up while a model trains."""
+"""Checkpoint selection: the table of best epochs by the rules of `loc`, `cl` and `last`, updated after every epoch."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from ..core.protocols import PROTOCOLS, Protocol
 def update_roles(
     roles: dict[str, dict], epoch: int, accuracy: float, loss: float, pxap: Mapping[tuple[str, str], float]
 ) -> bool:
-    """Lets an evaluated epoch take the roles it deserves; returns whether it took any.
+    """Updates the best-checkpoint table with this epoch; returns whether the epoch is the best by any rule.
 
     accuracy in percent and loss over the validation images; pxap by (protocol, map) over the masked ones, NaN where
     undefined. Ties go to the later epoch or to the lower loss (of equal losses the later), as the

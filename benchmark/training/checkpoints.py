@@ -62,7 +62,7 @@ class EpochCursor:
     unchecked: list[dict[str, Tensor]] = field(default_factory=list)
 
     def add(self, losses: Mapping[str, Tensor], weight: float) -> None:
-        """Counts a step whose images are such a share of the epoch."""
+        """Counts a step; `weight` is its images as a part of the epoch's."""
         self.step += 1
         self.unchecked.append(dict(losses))
         for name, value in losses.items():
@@ -86,9 +86,9 @@ class TrainState:
 
 @dataclass
 class Progress:
-    """What a training has reached: the epoch done, which epoch each role picked and why, and the weights of those.
+    """Progress of a training: epochs done, the best-checkpoint table (`roles`), and the weights of the epochs in it.
 
-    midway: where the epoch after it was left, if it had begun.
+    cursor: where the epoch after it was left, if it had begun.
     """
 
     epoch: int = -1
@@ -98,10 +98,10 @@ class Progress:
     history_bytes: int = 0
     candidates: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)  # seconds by part of the stage, as far as they were saved
-    midway: EpochCursor | None = None
+    cursor: EpochCursor | None = None
 
     def prune(self) -> None:
-        """Forgets the weights of epochs that no role points at any more."""
+        """Drops the weights of epochs that are no longer in the best-checkpoint table."""
         used = {r["epoch"] for r in self.roles.values()}
         self.candidates = {e: w for e, w in self.candidates.items() if e in used}
 
@@ -131,7 +131,7 @@ class Snapshots:
         tensors, rest = _flatten_optimizer(train_state.optimizer.state_dict())
         tensors |= {f"model.{k}": v for k, v in copy_state(train_state.model).items()}
         name, midway = f"{progress.epoch:04d}.safetensors", None
-        if cursor := progress.midway:
+        if cursor := progress.cursor:
             name = f"{cursor.epoch:04d}-{cursor.step:06d}{'-ended' if cursor.ended else ''}.safetensors"
             tensors |= {f"sums.{k}": v for k, v in cursor.sums.items()} | _random_states(train_state)
             midway = {"epoch": cursor.epoch, "step": cursor.step, "ended": cursor.ended, "seconds": cursor.seconds}
@@ -188,7 +188,7 @@ class Snapshots:
             hashes = {int(e): h for e, h in state["candidates"].items()}
             reached = {k: state[k] for k in ("epoch", "roles", "seconds", "images", "history_bytes")}
             names = (state.get("midway") or {}).pop("losses", [])
-            midway = EpochCursor(**state["midway"]) if state.get("midway") else None
+            cursor = EpochCursor(**state["midway"]) if state.get("midway") else None
         except (KeyError, TypeError, AttributeError, ValueError) as problem:
             raise DamagedError(path, f"is no state of a training ({type(problem).__name__}: {problem})") from None
         curve = self.run / "history.jsonl"
@@ -196,11 +196,11 @@ class Snapshots:
             raise DamagedError(curve, "lacks epochs of the snapshot")
         tensors = load_tensors(file, digest)
         candidates = {e: load_tensors(self.run / self.weights_name(e), h) for e, h in hashes.items()}
-        if midway:
-            midway.sums.update({name: tensors[f"sums.{name}"].to(train_state.device) for name in names})
+        if cursor:
+            cursor.sums.update({name: tensors[f"sums.{name}"].to(train_state.device) for name in names})
         self._fill(train_state, tensors, state)
         self._written, self._resumed = hashes, state
-        return Progress(**reached, candidates=candidates, times=state.get("times", {}), midway=midway)
+        return Progress(**reached, candidates=candidates, times=state.get("times", {}), cursor=cursor)
 
     def restore_again(self, train_state: TrainState) -> None:
         """Sets all to the snapshot that was loaded, and the random numbers to those of the middle of its epoch.

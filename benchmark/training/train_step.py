@@ -30,10 +30,10 @@ CHECK_EVERY = 50  # steps; the check for NaN synchronises the GPU, which runs ah
 
 
 class DivergedError(Exception):
-    """The loss, or what the model says of validation images, became NaN or infinite.
+    """The loss, or a logit of a validation image, became NaN or infinite.
 
     facts: `status` ("diverged"), `epoch`, `step` (1, 2, …; of the epoch), `ids` of the images of that step, `seed`, and
-    the `losses` of that step as text. What is kept: the snapshots, and the weights that had taken a role by then.
+    the `losses` of that step as text. Snapshots and the weights of the best epochs so far are kept.
     """
 
     def __init__(self, message: str, facts: Mapping[str, Any] | None = None) -> None:
@@ -46,8 +46,11 @@ class DivergedError(Exception):
 
 @dataclass(frozen=True)
 class Validation:
-    """What is evaluated after every epoch: all validation images, masks of the few, whose maps pick `loc`, and which
-    classes have a region of interest."""
+    """Data of the evaluation after every epoch.
+
+    frames: all validation images. masks: of the few whose masks may be read. tasks: the maps that select `loc`
+    checkpoints. regions: per class, whether it has a region of interest.
+    """
 
     frames: Frames
     masks: PixelMasks
@@ -80,7 +83,7 @@ class Training:
 
 
 def make_optimizer(method: Method, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer over the method's own groups; each group keeps its ratio to the base rate in `scale`."""
+    """Optimizer over the method's parameter groups; `scale` of a group is the ratio of its rate to the base rate."""
     groups = [
         {
             **g,
@@ -91,7 +94,7 @@ def make_optimizer(method: Method, config: TrainConfig) -> torch.optim.Optimizer
     ]
     if not groups:
         raise BenchError(f"Method '{type(method).registered_name}' has no parameter to train; write it as a function.")
-    # One kernel for all parameters, and under fp16 no question to the device whether a gradient overflowed.
+    # fused: one kernel for all parameters, and under fp16 no synchronisation to learn whether a gradient overflowed
     fused = all(p.is_cuda for g in groups for p in g["params"])
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
@@ -100,7 +103,7 @@ def make_optimizer(method: Method, config: TrainConfig) -> torch.optim.Optimizer
 
 
 def make_scaler(job: Training) -> torch.amp.GradScaler:
-    """The scaler of the loss, which does something under fp16 on a GPU alone."""
+    """Loss scaler, active under fp16 on a GPU alone."""
     kind = job.context.device.type
     return torch.amp.GradScaler(kind, enabled=job.config.precision == "fp16" and kind == "cuda")
 
@@ -147,7 +150,7 @@ def run_epoch(
 
 
 def _begin_epoch(job: Training, epoch: int) -> None:
-    """Everything as an epoch starts."""
+    """Sets counters, random numbers and modes as an epoch starts, and tells the method."""
     context = job.context
     context.epoch, context.shard, context.steps_per_epoch = epoch, None, job.data.batches_per_epoch()
     context.step = (epoch - 1) * context.steps_per_epoch
@@ -174,7 +177,7 @@ def _set_rates(job: Training, optimizer: torch.optim.Optimizer, epoch: int) -> N
 
 
 def _shard(job: Training, whole: int) -> BatchShard | None:
-    """What of a batch of `whole` images is here, None where all of it is."""
+    """This process's part of a batch of `whole` images; None for a single process, which has all of it."""
     if job.process_group.size == 1:
         return None
     cut = cut_batch(whole, job.config.micro_batch, job.process_group.rank, job.process_group.size)
@@ -285,7 +288,7 @@ def _contract(method: Method, problem: str) -> BenchError:
 
 
 def check_finite(job: Training, cursor: EpochCursor) -> dict[str, float]:
-    """The mean losses so far as numbers: the one place where a training waits for its GPU. Raises DivergedError."""
+    """Mean losses so far as numbers; reading them synchronises the GPU. Raises DivergedError if one is not finite."""
     unchecked, cursor.unchecked = cursor.unchecked, []
     losses = _numbers(job.process_group, cursor.sums)
     if all(math.isfinite(v) for v in losses.values()):

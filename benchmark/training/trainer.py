@@ -38,7 +38,7 @@ __all__ = [
 
 
 def train(job: Training) -> tuple[Progress, dict[int, str]]:
-    """Trains to the end, or on from the newest snapshot; returns the roles and the SHA-256 of each kept epoch.
+    """Trains from the newest snapshot to the end; returns the progress and the SHA-256 of each kept epoch's weights.
 
     Raises DivergedError when a loss is not finite, BenchError for a method that breaks its contract, and Stopped, with
     a snapshot of the very step, when a stop was requested. Of several processes only the first writes.
@@ -75,12 +75,12 @@ class Trainer:
             History(job.folder / "history.jsonl", progress.history_bytes) if job.process_group.first else None
         )
         self.started, self.saved = time.monotonic() - progress.seconds, time.monotonic()
-        if progress.midway and not job.process_group.first:  # the first has the losses of all
-            progress.midway.sums = {k: torch.zeros_like(v) for k, v in progress.midway.sums.items()}
+        if progress.cursor and not job.process_group.first:  # the first has the losses of all
+            progress.cursor.sums = {k: torch.zeros_like(v) for k, v in progress.cursor.sums.items()}
 
     @classmethod
     def begin(cls, job: Training) -> "Trainer":
-        """Where a training starts, or where it was left."""
+        """A new training, or one resumed from its newest snapshot."""
         method = job.method.to(job.context.device)
         torch.manual_seed(seed_for("setup", job.seed))  # whatever setup draws is the same every time
         job.context.generator.manual_seed(seed_for("setup", job.seed))
@@ -95,13 +95,13 @@ class Trainer:
 
     def run_epoch(self, epoch: int) -> None:
         """Trains and evaluates an epoch, or the rest of it."""
-        job, left = self.job, self.progress.midway
-        cursor = self.progress.midway = left or EpochCursor(epoch)
+        job, left = self.job, self.progress.cursor
+        cursor = self.progress.cursor = left or EpochCursor(epoch)
         restore = (lambda: self.snapshots.restore_again(self.train_state)) if left else (lambda: None)
         entry = run_epoch(job, self.train_state.optimizer, self.train_state.scaler, cursor, restore)
         self.finish_epoch(cursor, entry)
         self.progress.images += len(job.data.labels)
-        self.progress.midway = None
+        self.progress.cursor = None
         self.progress.seconds = time.monotonic() - self.started
 
     def finish_epoch(self, cursor: EpochCursor, entry: dict[str, Any]) -> None:
@@ -109,10 +109,10 @@ class Trainer:
         job, progress, epoch = self.job, self.progress, cursor.epoch
         with job.watch.part("evaluate"):
             val, curves = evaluate(job, cursor)
-        found = {(t.protocol.name, t.view.method.label): c["pxap"] for t, c in curves.items()}
+        map_scores = {(t.protocol.name, t.view.method.label): c["pxap"] for t, c in curves.items()}
         if self.history is not None:
-            taken = update_roles(progress.roles, epoch, val["accuracy"], val["loss"], found)
-            if taken or epoch == job.config.epochs:
+            is_best = update_roles(progress.roles, epoch, val["accuracy"], val["loss"], map_scores)
+            if is_best or epoch == job.config.epochs:
                 with job.watch.part("write"):
                     progress.candidates[epoch] = copy_state(job.method)
             if epoch < job.config.epochs:
@@ -132,7 +132,7 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a snapshot of this moment, unless nothing is done yet."""
-        job, cursor = self.job, self.progress.midway
+        job, cursor = self.job, self.progress.cursor
         if self.progress.epoch < 0 or (cursor and not cursor.step):
             return
         if cursor:
@@ -171,7 +171,7 @@ def evaluate(job: Training, cursor: EpochCursor) -> tuple[dict[str, float], dict
 
 
 def _gives_logits(job: Training) -> bool:
-    """Whether the method's predictions have logits at all; those of one without are NaN, and no sign of divergence."""
+    """Whether the method predicts logits; where it does not they are NaN, which is no sign of divergence."""
     side = job.config.image_size
     with torch.no_grad():
         return job.method.predict(torch.zeros(1, 3, side, side, device=job.context.device)).logits is not None
