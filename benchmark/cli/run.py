@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from ...reports.rows.load import Findings
     from ..core.results_store import Store
     from ..execution.scheduler import Outcome
-    from ..planning.planner import Plan, Planner
+    from ..planning.planner import Planner
+from ..planning.stage import Plan
 
 WIDTH, NARROWEST = 120, 60  # columns of a table where there is no terminal, and the fewest that hold one
 _RUN_FLAGS = ("data_root", "results", "device", "devices", "jobs", "jobs_per_gpu", "backend", "scheduler")
@@ -123,7 +124,7 @@ def _tell_notes(planner: "Planner") -> None:
     """
     for notice in planner.notices:
         click.echo(plain(f"note: {notice}"), err=True)
-    for source in planner.sources.values():
+    for source in planner.open_datasets.values():
         for note in source.notes():
             click.echo(plain(f"note: {source.title}: {note.removeprefix('! ')}"), err=True)
 
@@ -227,7 +228,7 @@ def do_plan(plan: "Plan", planner: "Planner", store: "Store", quiet: bool) -> "O
             raise
         return Outcome(blocked=[s.key for s in todo], full=disk_full(problem, store.root))
     try:
-        return execute(plan, planner.request.run, planner.sources, terminal)
+        return execute(plan, planner.request.run, planner.open_datasets, terminal)
     except (KeyboardInterrupt, Stopped) as how:
         terminal.close()
         code = how.code if isinstance(how, Stopped) else INTERRUPTED

@@ -210,7 +210,7 @@ def check_flip(bench: Bench) -> str | None:
     images = bench.batch().images[:SOME]
     if bench.train_stage is not None:
         role = next(iter(Store(bench.planner.request.run.results).record(bench.train_stage.key)["roles"]))
-        model, _ = load_model(bench.score_stage, bench.desk, role)
+        model, _ = load_model(bench.score_stage, bench.ctx, role)
         if model is None:
             raise BrokenError("the trained model could not be loaded again")
         maps, mirrored = own_maps(model, images, None), own_maps(model, images.flip(-1), None).flip(-1)
@@ -245,7 +245,7 @@ def check_identity(bench: Bench) -> str | None:
 
 def check_masks(bench: Bench) -> str | None:
     """no mask is asked for, in the batch or on disk, by loss or by making maps."""
-    manifest = bench.desk.manifest(bench.score_stage.work["cell"])
+    manifest = bench.ctx.manifest(bench.score_stage.inputs.experiment)
     results = bench.planner.request.run.results
     with mask_guard.watching(bench.ref.label, lambda: [i.mask for i in manifest.items if i.mask is not None], results):
         exercise(bench)

@@ -11,14 +11,16 @@ from torch import Tensor
 
 from ...methods.base import Batch, Evidence, EvidenceSettings, Method, TrainContext, is_explainable
 from ..data.epoch_order import sampling_of
-from ..data.image_cache import MaskForm, Need
+from ..data.image_cache import DecodeRequest, MaskForm
 from ..data.train_loader import DeviceSet, TrainingSet
 from ..execution.scheduler import execute
 from ..planning.config import Request, RunConfig
 from ..planning.method_refs import MethodRef
-from ..planning.planner import Plan, Planner, Stage
+from ..planning.planner import Planner
+from ..planning.stage import Plan, ScoreStage, TrainStage
 from ..scoring.build import build_method, load_function, options, statistics_of
-from ..stages.context import Desk, load_model, needs_of, parent_states, teacher_maps, validation
+from ..stages.context import StageContext, load_model, needs_of
+from ..stages.train_stage import parent_states, teacher_maps, validation
 from ..training.train_step import Training, make_optimizer, make_scaler, train_step
 from .synthetic_task import write_blobs
 
@@ -49,10 +51,10 @@ class Bench:
 
     planner: Planner
     plan: Plan
-    desk: Desk
+    ctx: StageContext
     ref: MethodRef
-    train_stage: Stage | None
-    score_stage: Stage
+    train_stage: TrainStage | None
+    score_stage: ScoreStage
 
     @property
     def device(self) -> torch.device:
@@ -61,9 +63,9 @@ class Bench:
 
     def context(self) -> TrainContext:
         """What training would hand to the method."""
-        card = self.planner.sources[self.score_stage.work["cell"].dataset].dataset.card
+        card = self.planner.open_datasets[self.score_stage.inputs.experiment.dataset].dataset.card
         stage = self.train_stage
-        parents = parent_states(stage, self.desk) if stage else {}
+        parents = parent_states(stage, self.ctx) if stage else {}
         generator = torch.Generator().manual_seed(0)
         epochs, steps = int(SETTINGS["epochs"]), self.data.batches_per_epoch()
         context = TrainContext(1, epochs, len(card.classes), card.region_classes, self.device, generator, parents)
@@ -79,28 +81,29 @@ class Bench:
     def _built(self) -> Method:
         if self.train_stage is None:
             raise SkippedError("nothing is trained")
-        work, classes = self.train_stage.work, self.context().num_classes
-        return build_method(self.ref, work["cell"].backbone, work["config"], classes, 0, work["statistics"])
+        inputs, classes = self.train_stage.inputs, self.context().num_classes
+        backbone = inputs.experiment.backbone
+        return build_method(self.ref, backbone, inputs.config, classes, 0, inputs.statistics)
 
     def training(self, set_up: bool = True) -> Training:
         """A training of the method as the harness has it. set_up: with `setup` done, as its first step finds it."""
         method, context = self.fresh() if set_up else (self._built(), self.context())
         stage, run = self.train_stage or self.score_stage, self.planner.request.run
-        cell, config = stage.work["cell"], stage.work["config"]
-        judged = validation(self.ref, self.desk, cell, config)
+        experiment, config = stage.inputs.experiment, stage.inputs.config
+        judged = validation(self.ref, self.ctx, experiment, config)
         return Training(method, self.data, judged, context, config, run, 0, run.results)
 
     @cached_property
     def data(self) -> DeviceSet:
         """The training images of both classes, with what the method is entitled to."""
         stage = self.train_stage or self.score_stage
-        manifest, config = self.desk.manifest(stage.work["cell"]), stage.work["config"]
+        manifest, config = self.ctx.manifest(stage.inputs.experiment), stage.inputs.config
         pixel = self.ref.spec.supervision == "pixel"
-        images = self.desk.images(stage.work["cell"])
+        images = self.ctx.images(stage.inputs.experiment)
         frames = images.frames(manifest.split("train"), config.load_size, MaskForm(config.load_size) if pixel else None)
-        maps = teacher_maps(stage, self.desk, frames.ids) if stage.kind == "train" else {}
+        maps = teacher_maps(self.train_stage, self.ctx, frames.ids) if self.train_stage else {}
         sampling = sampling_of(self.ref.spec)
-        return TrainingSet(frames, config, self.device, stage.work["statistics"], maps, sampling).on_device()
+        return TrainingSet(frames, config, self.device, stage.inputs.statistics, maps, sampling).on_device()
 
     def batch(self) -> Batch:
         """Sixteen training images."""
@@ -128,7 +131,7 @@ class Bench:
         if self.ref.spec.trains:
             method = self.fresh()[0].eval()
             return method, lambda images, classes: own_maps(method, images, classes)
-        model, _ = load_model(self.score_stage, self.desk, self.score_stage.work["role"])
+        model, _ = load_model(self.score_stage, self.ctx)
         explain, settings = load_function(self.ref), options(self.ref)
 
         def read(images: Tensor, classes: Tensor | None) -> Tensor:
@@ -167,20 +170,23 @@ def prepare(name: str, folder: Path, backbone: str) -> Bench:
     planner = make_planner(name, csv, folder / "results", backbone)
     ref = planner.methods[0]
     plan = planner.build()
-    score = plan.stages[plan.rows[0]]
-    train = plan.stages.get(score.parents.get("checkpoint", "")) if ref.spec.trains else None
-    desk = Desk(planner.request.run, planner.sources)
-    cell = score.work["cell"]
-    manifest, config = desk.manifest(cell), score.work["config"]
-    needs = [Need(tuple(manifest.split("train")), config.load_size)]  # baselines have no training that asks for them
-    needs += [n for s in plan.stages.values() for n in needs_of(s, desk)]
-    desk.images(cell).prepare(list(dict.fromkeys(needs)))
+    scores = {s.key: s for s in plan.kinds("score")}
+    trainings = {s.key: s for s in plan.kinds("train")}
+    score = scores[plan.rows[0]]
+    train = trainings.get(score.parents.get("checkpoint", "")) if ref.spec.trains else None
+    ctx = StageContext(planner.request.run, planner.open_datasets)
+    experiment = score.inputs.experiment
+    manifest, config = ctx.manifest(experiment), score.inputs.config
+    # baselines have no training that asks for these
+    needs = [DecodeRequest(tuple(manifest.split("train")), config.load_size)]
+    needs += [n for s in plan.stages.values() for n in needs_of(s, ctx)]
+    ctx.images(experiment).prepare(list(dict.fromkeys(needs)))
     target = train or score
     parents = replace_rows(
         plan, list(target.parents.values()) if train else [k for k in [score.parents.get("checkpoint")] if k]
     )
     do(parents, planner)
-    return Bench(planner, plan, desk, ref, train, score)
+    return Bench(planner, plan, ctx, ref, train, score)
 
 
 def make_planner(name: str, csv: Path, results: Path, backbone: str, **changes: str) -> Planner:
@@ -205,6 +211,6 @@ def replace_rows(plan: Plan, rows: list[str]) -> Plan:
 
 def do(plan: Plan, planner: Planner) -> None:
     """Does the stages a plan still misses. Raises BrokenError with the first failure."""
-    outcome = execute(plan, planner.request.run, planner.sources, lambda event: None)
+    outcome = execute(plan, planner.request.run, planner.open_datasets, lambda event: None)
     if outcome.failed:
         raise BrokenError(next(iter(outcome.failed.values())))

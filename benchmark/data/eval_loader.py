@@ -13,11 +13,11 @@ from ..core.timing import Stopwatch
 from ..distributed.batch_shards import even
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from .augment import normalise
-from .image_cache import Frames
+from .image_cache import ImageSplit
 from .prefetch import ahead, staged
 
 
-class Seen(NamedTuple):
+class EvalBatch(NamedTuple):
     """A batch: its rows; images (B, 3, S, S) normalised; labels (B,); ids; masks (B, P, P) bool or None."""
 
     rows: slice
@@ -28,7 +28,7 @@ class Seen(NamedTuple):
 
 
 def batches(
-    frames: Frames,
+    frames: ImageSplit,
     size: int,
     device: torch.device,
     *,
@@ -38,7 +38,7 @@ def batches(
     masks: bool = False,
     watch: Stopwatch | None = None,
     process_group: ProcessGroup = SINGLE_PROCESS,
-) -> Iterator[Seen]:
+) -> Iterator[EvalBatch]:
     """Evaluation batches of `size` images in order, all tensors on the device.
 
     statistics: what the images are normalised by. side: squash the images to this size in px on the device, 0 leaves
@@ -61,16 +61,16 @@ def batches(
             yield found
 
 
-def part_of(seen: Seen, some: slice) -> Seen:
+def part_of(seen: EvalBatch, some: slice) -> EvalBatch:
     """Some images of a batch."""
     rows = slice(seen.rows.start + some.start, seen.rows.start + some.stop)
     masks = None if seen.masks is None else seen.masks[some]
-    return Seen(rows, seen.images[some], seen.labels[some], seen.ids[some], masks)
+    return EvalBatch(rows, seen.images[some], seen.labels[some], seen.ids[some], masks)
 
 
 def _raw(
-    frames: Frames, size: int, device: torch.device, change: Callable | None, masks: bool, share: slice
-) -> Iterator[Seen]:
+    frames: ImageSplit, size: int, device: torch.device, change: Callable | None, masks: bool, share: slice
+) -> Iterator[EvalBatch]:
     """Batches as stored, where they can be uploaded from at once; `images` are uint8 (B, S, S, 3) still."""
     labels, ids = torch.from_numpy(frames.labels), frames.ids
     for start in range(share.start * size, min(share.stop * size, len(ids)), size):
@@ -82,10 +82,10 @@ def _raw(
             if frames.masks is None:
                 raise ValueError("the masks of these frames were asked for and never prepared")
             truth = staged(torch.from_numpy(frames.masks[rows]), device)
-        yield Seen(rows, staged(torch.from_numpy(pixels), device), staged(labels[rows], device), ids[rows], truth)
+        yield EvalBatch(rows, staged(torch.from_numpy(pixels), device), staged(labels[rows], device), ids[rows], truth)
 
 
-def _uploaded(raw: Seen, device: torch.device, side: int, statistics: Statistics) -> Seen:
+def _uploaded(raw: EvalBatch, device: torch.device, side: int, statistics: Statistics) -> EvalBatch:
     images = normalise(raw.images.to(device, non_blocking=True), statistics)
     if side and images.shape[-1] != side:
         images = F.interpolate(images, (side, side), mode="bilinear", align_corners=False, antialias=True)

@@ -25,12 +25,12 @@ from ..core.mask_guard import reading_masks
 from ..core.results_store import Store, canonical_json, key_of
 from ..execution.stage_leases import exclusive
 from .mask_facts import StoredFacts, add_facts, read_facts
-from .pixel_store import Growth, PixelStore, Rows
+from .pixel_store import PixelStore, StoredRows, StoreWriter
 
 DECODER_VERSION = 1
 FLUSH_SECONDS = 2.0  # what a process killed while decoding loses; the disk writes while the threads go on decoding
 
-Places = list[tuple["Growth | None", int]]
+Places = list[tuple["StoreWriter | None", int]]
 
 
 class MaskForm(NamedTuple):
@@ -40,7 +40,7 @@ class MaskForm(NamedTuple):
     reduction: str = "nearest"
 
 
-class Need(NamedTuple):
+class DecodeRequest(NamedTuple):
     """Arrays to have at hand: these rows at this size. Images, or with a way of reduction their masks."""
 
     items: tuple[Item, ...]
@@ -49,15 +49,15 @@ class Need(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Frames:
+class ImageSplit:
     """Rows of a dataset with their decoded pixels, read from disk when indexed.
 
     images (N, S, S, 3) uint8; masks (N, P, P) bool, or uint8 codes where the dataset ignores pixels, or None.
     """
 
     items: tuple[Item, ...]
-    images: Rows
-    masks: Rows | None = None
+    images: StoredRows
+    masks: StoredRows | None = None
 
     @property
     def labels(self) -> np.ndarray:
@@ -96,7 +96,7 @@ class ImageCache:
         stem = self.folder / f"{key_of(rule)[:12]}-masks-{size}"
         return PixelStore(stem, (size, size), np.uint8 if codes else np.bool_)
 
-    def prepare(self, needs: Sequence[Need]) -> None:
+    def prepare(self, needs: Sequence[DecodeRequest]) -> None:
         """Makes the arrays that are missing, decoding each file once for all sizes.
 
         Whatever was decoded stays, so that an interrupted call goes on where it stopped. Raises BenchError listing
@@ -104,7 +104,7 @@ class ImageCache:
         """
         with exclusive(self.store, "images"):
             self._build_images([n for n in needs if not n.reduction])
-            masks: dict[str, list[Need]] = {}
+            masks: dict[str, list[DecodeRequest]] = {}
             for need in needs:
                 if need.reduction:
                     masks.setdefault(need.reduction, []).append(need)
@@ -112,12 +112,12 @@ class ImageCache:
                 for reduction, asked in masks.items():
                     self._build_masks(asked, reduction)
 
-    def _build_images(self, needs: Sequence[Need]) -> None:
+    def _build_images(self, needs: Sequence[DecodeRequest]) -> None:
         growing, jobs = self._jobs(needs, "", {})
         if bad := _decode_all(jobs, growing, lambda item, sizes: decode_squashed(item.image, sizes)):
             raise BenchError(_unreadable(bad, len(jobs)))
 
-    def _build_masks(self, needs: Sequence[Need], reduction: str) -> None:
+    def _build_masks(self, needs: Sequence[DecodeRequest], reduction: str) -> None:
         files = {n.size: facts_file(self._store(n.size, reduction)) for n in needs}
         told = {size: read_facts(path) for size, path in files.items()}
         growing, jobs = self._jobs(needs, reduction, told)
@@ -142,14 +142,14 @@ class ImageCache:
             raise BenchError(_unreadable(bad, len(jobs)))
 
     def _jobs(
-        self, needs: Sequence[Need], reduction: str, told: Mapping[int, Collection[str]]
-    ) -> tuple[list[Growth], dict[str, _Job]]:
+        self, needs: Sequence[DecodeRequest], reduction: str, told: Mapping[int, Collection[str]]
+    ) -> tuple[list[StoreWriter], dict[str, _Job]]:
         """What is to be decoded. told: for masks, the digests whose facts are known, by size."""
         wanted: dict[int, dict[str, Item]] = {}
         for need in needs:
             digest = self._mask_digest if reduction else self._image_digest
             wanted.setdefault(need.size, {}).update({digest(i): i for i in need.items})
-        growing: list[Growth] = []
+        growing: list[StoreWriter] = []
         jobs: dict[str, _Job] = {}
         for size, files in wanted.items():
             target = self._store(size, reduction)
@@ -175,16 +175,16 @@ class ImageCache:
         rule = _rule_text(item.mask_rule or self.dataset.card.mask_rule)
         return hashlib.sha256(f"{self._digest(item.mask)} {rule}".encode()).hexdigest()
 
-    def frames(self, items: Sequence[Item], size: int, masks: MaskForm | None = None) -> Frames:
+    def frames(self, items: Sequence[Item], size: int, masks: MaskForm | None = None) -> ImageSplit:
         """The rows of prepared arrays; with a form, their masks too (declared maskless: all background).
 
         Raises KeyError for a file whose present content was never prepared.
         """
         items = tuple(items)
         images = self._store(size).rows([self._image_digest(i) for i in items])
-        return Frames(items, images, self.masks(items, masks) if masks else None)
+        return ImageSplit(items, images, self.masks(items, masks) if masks else None)
 
-    def masks(self, items: Sequence[Item], form: MaskForm) -> Rows:
+    def masks(self, items: Sequence[Item], form: MaskForm) -> StoredRows:
         """(N, size, size) bool or codes in row order; zeros for the declared maskless."""
         digests = [self._mask_digest(i) if i.mask else None for i in items]
         found = self._store(*form).rows(digests)
@@ -202,7 +202,7 @@ def _rule_text(rule: MaskRule) -> str:
     return canonical_json(rule.identity())
 
 
-class MaskRows(Rows):
+class MaskRows(StoredRows):
     """Rows of a store of masks: nothing else opens it while a stage runs."""
 
     def _read(self, chosen: np.ndarray) -> np.ndarray:
@@ -215,9 +215,9 @@ class MaskRows(Rows):
             return super().mapped()
 
 
-def mask_need(items: Sequence[Item], size: int, reduction: str = "nearest") -> Need:
+def mask_request(items: Sequence[Item], size: int, reduction: str = "nearest") -> DecodeRequest:
     """The need for the masks of those rows that have one."""
-    return Need(tuple(i for i in items if i.mask is not None), size, reduction)
+    return DecodeRequest(tuple(i for i in items if i.mask is not None), size, reduction)
 
 
 def facts_file(store: PixelStore) -> Path:
@@ -228,7 +228,7 @@ def facts_file(store: PixelStore) -> Path:
 Decode = Callable[[Item, Sequence[int]], list[np.ndarray]]
 
 
-def _decode_all(jobs: Mapping[str, _Job], growing: Sequence[Growth], decode: Decode) -> list[str]:
+def _decode_all(jobs: Mapping[str, _Job], growing: Sequence[StoreWriter], decode: Decode) -> list[str]:
     """Decodes files in threads (Pillow works outside the interpreter's lock); returns what is wrong with the bad."""
     if not jobs:
         return []

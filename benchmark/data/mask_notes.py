@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from ...datasets.base import Item, Manifest
 from ...datasets.masks.sets import SizedMask, check_masks, survey, surveyed, vanished
 from ..core.errors import BenchError
-from .image_cache import ImageCache, MaskForm, Need
+from .image_cache import DecodeRequest, ImageCache, MaskForm
 
 
-def notes_of_needs(manifest: Manifest, cache: ImageCache, needs: Sequence[Need]) -> list[str]:
+def notes_of_needs(manifest: Manifest, cache: ImageCache, needs: Sequence[DecodeRequest]) -> list[str]:
     """Notes on all prepared masks of a fold, each mask counted once, and per size on those that lost all foreground.
 
     Raises BenchError where the masks cannot be meant so, or where no region of the test set is left at a size.

@@ -17,7 +17,7 @@ import numpy as np
 _LINE = 65  # 64 hexadecimal digits and a line break
 
 
-class Rows:
+class StoredRows:
     """Rows of a store in a given order, read from the file when asked for: memory does not grow with their number.
 
     rows: (N,) int64 positions in the store; -1 stands for an array of zeros. Indexing with an integer, a slice or an
@@ -113,16 +113,16 @@ class PixelStore:
         there = self.data.stat().st_size // self.item_bytes if self.data.is_file() else 0
         return _known(text[: min(len(text) // _LINE, there) * _LINE])
 
-    def rows(self, digests: Sequence[str | None]) -> Rows:
+    def rows(self, digests: Sequence[str | None]) -> StoredRows:
         """The rows of these files in this order, None for zeros. Raises KeyError for a file that is not decoded."""
         known = self.known()
         places = np.fromiter((-1 if d is None else known[d] for d in digests), np.int64, len(digests))
-        return Rows(self.data, places, self.item_shape, self.dtype)
+        return StoredRows(self.data, places, self.item_shape, self.dtype)
 
-    def begin(self, digests: Sequence[str]) -> "Growth":
+    def begin(self, digests: Sequence[str]) -> "StoreWriter":
         """Room for the arrays of files that are not in the store yet. The caller holds a lock and then commits."""
         self.data.parent.mkdir(parents=True, exist_ok=True)
-        return Growth(self, digests)
+        return StoreWriter(self, digests)
 
 
 def _known(text: bytes) -> dict[str, int]:
@@ -142,7 +142,7 @@ def _known(text: bytes) -> dict[str, int]:
     return found
 
 
-class Growth:
+class StoreWriter:
     """Arrays being added; threads may `put` at the same time, in any order.
 
     What is written whole comes to stay with `flush` and `commit`; a process killed in between loses what came after

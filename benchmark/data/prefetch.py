@@ -71,7 +71,7 @@ def _produce(items: Iterator[Any], waiting: queue.Queue[Any], stopped: threading
     waiting.put(_END)
 
 
-class Landing:
+class HostCopy:
     """Tensors on their way to the host: the copies start at once, and only `get` waits, for them and nothing later."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:

@@ -26,11 +26,11 @@ def pool_items(items: Sequence[Item]) -> list[Item]:
 
 
 def make_pool(
-    own: tuple[ImageCache, Sequence[Item]], lender: tuple[ImageCache, Sequence[Item]], size: int
+    own: tuple[ImageCache, Sequence[Item]], stain_source: tuple[ImageCache, Sequence[Item]], size: int
 ) -> StainPool:
-    """The target stains: those of the lender's images, ordered by their distance to the own training images."""
+    """The target stains: those of the stain_source's images, ordered by their distance to the own training images."""
     clusters = max(max(card.levels) for card in SHIFTS.values() if card.pooled)
-    return stain_pool(_pixels(*own, size), _pixels(*lender, size), clusters)
+    return stain_pool(_pixels(*own, size), _pixels(*stain_source, size), clusters)
 
 
 def _pixels(images: ImageCache, items: Sequence[Item], size: int) -> Iterator[np.ndarray]:

@@ -18,8 +18,8 @@ from ..distributed.batch_shards import cut_batch
 from ..planning.config import TrainConfig
 from .augment import Draw, augment, crop, crop_maps, draw
 from .epoch_order import SHUFFLED, Sampling, epoch_order, generator_of, group_numbers
-from .image_cache import Frames
-from .pixel_store import Rows
+from .image_cache import ImageSplit
+from .pixel_store import StoredRows
 from .prefetch import ahead, staged, upload
 
 UPLOAD = 1024  # images copied to a GPU at once
@@ -43,7 +43,7 @@ class TrainingSet:
     The pixels stay memory-mapped on the CPU unless the device is a GPU with room for them, where they live as uint8.
     """
 
-    frames: Frames
+    frames: ImageSplit
     config: TrainConfig
     device: torch.device
     statistics: Statistics
@@ -57,9 +57,9 @@ class TrainingSet:
             size = self.frames.images.nbytes + (self.frames.masks.nbytes if self.frames.masks is not None else 0)
             free, _ = torch.cuda.mem_get_info(self.device)
             target = self.device if size < free // 4 else target
-        masks = None if self.frames.masks is None else Pixels.of(self.frames.masks, target)
+        masks = None if self.frames.masks is None else DevicePixels.of(self.frames.masks, target)
         maps = {name: torch.from_numpy(found).to(self.device) for name, found in self.maps.items()}
-        pixels, labels = Pixels.of(self.frames.images, target), torch.from_numpy(self.frames.labels)
+        pixels, labels = DevicePixels.of(self.frames.images, target), torch.from_numpy(self.frames.labels)
         wanted = self.sampling.groups or self.sampling.order == "group"
         groups = torch.from_numpy(group_numbers([item.group for item in self.frames.items])) if wanted else None
         data = DeviceSet(pixels, labels.to(self.device), maps, masks, self.config, self.device, self.statistics)
@@ -72,7 +72,7 @@ class TrainingSet:
 
 
 @dataclass(frozen=True)
-class Pixels:
+class DevicePixels:
     """Rows of a store as tensors. On the CPU: all its arrays, the memory map itself, and where each row stands.
 
     On a GPU (`rows` None): the arrays of the rows alone, in their order.
@@ -82,7 +82,7 @@ class Pixels:
     rows: Tensor | None
 
     @classmethod
-    def of(cls, rows: Rows, target: torch.device) -> "Pixels":
+    def of(cls, rows: StoredRows, target: torch.device) -> "DevicePixels":
         """On the CPU without a copy; on a GPU only the rows asked for are uploaded, piece by piece."""
         if target.type == "cpu":
             return cls(_tensor(rows.mapped()), torch.from_numpy(rows.rows))
@@ -128,10 +128,10 @@ class DeviceSet:
     for plain shuffling. groups: (N,) int64 on the device, for methods that ask for them.
     """
 
-    pixels: Pixels
+    pixels: DevicePixels
     labels: Tensor
     maps: Mapping[str, Tensor]
-    masks: Pixels | None
+    masks: DevicePixels | None
     config: TrainConfig
     device: torch.device
     statistics: Statistics

@@ -19,7 +19,7 @@ from ..core import shutdown
 from ..core.errors import BenchError
 from ..core.results_store import Store
 from ..planning.config import RunConfig
-from ..planning.planner import Plan, Stage
+from ..planning.stage import Plan, Stage
 
 POLL_SECONDS = 0.2
 RESERVE = 1.15  # of the memory an earlier stage took: fragments, and what torch keeps
@@ -87,7 +87,7 @@ def known_needs(plan: Plan, store: Store, run: RunConfig) -> dict[str, float]:
 
 
 def _place(stage: Stage) -> tuple[Any, ...]:
-    config = stage.work["config"]
+    config = stage.inputs.config
     sizes = {name: getattr(config, name) for name in ("image_size", "batch_size", "micro_batch", "precision", "stride")}
     return _alike(stage.kind, stage.labels, sizes)
 

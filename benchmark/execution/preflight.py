@@ -12,15 +12,15 @@ from ...methods.backbones.adapter import Backbone, check_weights_fit, create_bac
 from ...methods.backbones.weights import PINS
 from ...methods.backbones.weights_hub import UnreachableError
 from ..core.errors import BenchError
-from ..data.image_cache import Need
+from ..data.image_cache import DecodeRequest
 from ..data.mask_notes import notes_of_needs
 from ..maintenance.doctor_gpu import why_no_gpu
 from ..planning.config import Request
 from ..planning.eval_sets import EvalSet
 from ..planning.method_refs import MethodRef
-from ..planning.planner import Cell, Stage
+from ..planning.stage import AnyStage, Experiment, ScoreInputs
 from ..scoring.build import choose_device, options
-from ..stages.context import Desk, know_files, needs_of, place_of, pool_needs
+from ..stages.context import StageContext, load_method_files, needs_of, place_of, pool_needs
 from .gpu_slots import workers
 from .parallel_backends import check_backend
 
@@ -30,23 +30,23 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def preflight(stages: Sequence[Stage], planner: "Planner") -> list[str]:
+def preflight(stages: Sequence[AnyStage], planner: "Planner") -> list[str]:
     """Raises BenchError for anything that would stop the work later; decodes the images that will be needed.
 
     Returns what a person must know about the masks, one line each, before they are scored against.
     """
     _check_machine(stages, planner.request)
-    desk, needed = _check_work(stages, planner, fetch=True)
+    ctx, needed = _check_work(stages, planner, fetch=True)
     notes: list[str] = []
     for place, needs in needed.items():
-        cache = desk.images(place)
+        cache = ctx.images(place)
         cache.prepare(list(needs))
-        found = notes_of_needs(desk.manifest(place), cache, list(needs))
-        notes += [f"{planner.sources[place.dataset].title}: {note}" for note in found]
+        found = notes_of_needs(ctx.manifest(place), cache, list(needs))
+        notes += [f"{planner.open_datasets[place.dataset].title}: {note}" for note in found]
     return list(dict.fromkeys(notes))
 
 
-def rehearse(stages: Sequence[Stage], planner: "Planner") -> list[str]:
+def rehearse(stages: Sequence[AnyStage], planner: "Planner") -> list[str]:
     """What `preflight` checks, without decoding images and without fetching weights.
 
     Raises BenchError for what no machine could do. Returns what is missing here alone, which another machine may have:
@@ -64,7 +64,7 @@ def rehearse(stages: Sequence[Stage], planner: "Planner") -> list[str]:
     return missing
 
 
-def _check_machine(stages: Sequence[Stage], request: Request) -> None:
+def _check_machine(stages: Sequence[AnyStage], request: Request) -> None:
     """Raises BenchError for a device or engine that is not here."""
     choose_device(request.run.device)
     _refuse_slow_fallback(stages, request)
@@ -73,31 +73,31 @@ def _check_machine(stages: Sequence[Stage], request: Request) -> None:
 
 
 def _check_work(
-    stages: Sequence[Stage], planner: "Planner", fetch: bool
-) -> tuple[Desk, dict[Cell | EvalSet, dict[Need, None]]]:
+    stages: Sequence[AnyStage], planner: "Planner", fetch: bool
+) -> tuple[StageContext, dict[Experiment | EvalSet, dict[DecodeRequest, None]]]:
     """Checks methods, backbones, weights and data; returns the arrays that will be needed, by where they are from.
 
     Weights that cannot be had here are told last: what is wrong anywhere matters more.
     """
-    know_files(list(_unlike(stages, _methods).values()))
+    load_method_files(list(distinct_by(stages, _methods).values()))
     _check_options(stages)
     _check_training_masks(stages, planner)
     unreachable = _check_backbones(stages, planner, fetch)
-    desk = Desk(planner.request.run, planner.sources)
-    places: dict[tuple[str, str], Cell | EvalSet] = {}
-    needed: dict[Cell | EvalSet, dict[Need, None]] = {}
-    for stage in _unlike(stages, _reads).values():
-        for place, need in [*((place_of(stage), n) for n in needs_of(stage, desk)), *pool_needs(stage, desk)]:
+    ctx = StageContext(planner.request.run, planner.open_datasets)
+    places: dict[tuple[str, str], Experiment | EvalSet] = {}
+    needed: dict[Experiment | EvalSet, dict[DecodeRequest, None]] = {}
+    for stage in distinct_by(stages, _reads).values():
+        for place, need in [*((place_of(stage), n) for n in needs_of(stage, ctx)), *pool_needs(stage, ctx)]:
             place = places.setdefault((place.dataset, place.fold), place)
             needed.setdefault(place, {})[need] = None
     for place in needed:
-        quick_checks(desk.manifest(place), planner.sources[place.dataset].facts(place.fold))
+        quick_checks(ctx.manifest(place), planner.open_datasets[place.dataset].facts(place.fold))
     if unreachable is not None:
         raise unreachable
-    return desk, needed
+    return ctx, needed
 
 
-def _refuse_slow_fallback(stages: Sequence[Stage], request: Request) -> None:
+def _refuse_slow_fallback(stages: Sequence[AnyStage], request: Request) -> None:
     """Raises BenchError where `auto` would mean days on a processor that nobody asked for; smoke is made for one."""
     trainings = sum(s.kind == "train" for s in stages)
     run = request.run
@@ -108,58 +108,59 @@ def _refuse_slow_fallback(stages: Sequence[Stage], request: Request) -> None:
         )
 
 
-def _unlike(stages: Sequence[Stage], look: Callable[[Stage], Hashable]) -> dict[Hashable, Stage]:
+def distinct_by(stages: Sequence[AnyStage], look: Callable[[AnyStage], Hashable]) -> dict[Hashable, AnyStage]:
     """One stage of each kind: a matrix has thousands of stages and few that differ in what is asked here."""
-    found: dict[Hashable, Stage] = {}
+    found: dict[Hashable, AnyStage] = {}
     for stage in stages:
         found.setdefault(look(stage), stage)
     return found
 
 
-def _methods(stage: Stage) -> Hashable:
-    refs = (stage.work["method"], stage.work.get("carrier"))
+def _methods(stage: AnyStage) -> Hashable:
+    refs = (stage.inputs.method, stage.inputs.model)
     return tuple(ref.spec.module for ref in refs if ref is not None)
 
 
-def _reads(stage: Stage) -> Hashable:
+def _reads(stage: AnyStage) -> Hashable:
     """All that `needs_of` and `pool_needs` make a difference of."""
-    place, config, protocol, on = place_of(stage), stage.work["config"], *map(stage.work.get, ("protocol", "on"))
-    lender = (on.lender, on.lender_fold) if on else ()  # of a shift that needs none it is empty
-    what = (stage.kind, place.dataset, place.fold, lender, stage.labels.get("split"))
-    sizes = (config.image_size, config.load_size, *((protocol.size, protocol.mask_reduction) if protocol else ()))
-    return (*what, *sizes, stage.work["method"].spec.supervision)
+    place, inputs, config = place_of(stage), stage.inputs, stage.inputs.config
+    what = (stage.kind, place.dataset, place.fold, stage.labels.get("split"), config.image_size, config.load_size)
+    if not isinstance(inputs, ScoreInputs):
+        return (*what, inputs.method.spec.supervision)
+    stains = (inputs.on.stain_source, inputs.on.stain_fold)  # of a shift that needs none they are empty
+    return (*what, *stains, inputs.protocol.size, inputs.protocol.mask_reduction)
 
 
-def _check_options(stages: Sequence[Stage]) -> None:
+def _check_options(stages: Sequence[AnyStage]) -> None:
     """Each set of options of each method once; a recipe may give one name other options on another dataset."""
     seen: dict[str, list[Mapping[str, Any]]] = {}
     for stage in stages:
-        ref = stage.work["method"]
+        ref = stage.inputs.method
         known = seen.setdefault(ref.spec.name, [])
         if ref.options in known:
             continue
         known.append(ref.options)
         check = getattr(METHODS.load(ref.spec.name), "check_options", None)
         if check is not None:
-            _spared(ref, lambda check=check, ref=ref: check(options(ref)))
+            ignore_method_faults(ref, lambda check=check, ref=ref: check(options(ref)))
 
 
-def _check_training_masks(stages: Sequence[Stage], planner: "Planner") -> None:
+def _check_training_masks(stages: Sequence[AnyStage], planner: "Planner") -> None:
     """An upper bound learns from the masks of the training images, so each must be there."""
-    learning = [s for s in stages if s.kind == "train" and s.work["method"].spec.supervision == "pixel"]
-    for stage in _unlike(learning, lambda s: (s.work["cell"].dataset, s.work["cell"].fold)).values():
-        cell = stage.work["cell"]
-        manifest = planner.sources[cell.dataset].manifest(cell.fold)
+    learning = [s for s in stages if s.kind == "train" and s.inputs.method.spec.supervision == "pixel"]
+    for stage in distinct_by(learning, lambda s: (s.inputs.experiment.dataset, s.inputs.experiment.fold)).values():
+        place = stage.inputs.experiment
+        manifest = planner.open_datasets[place.dataset].manifest(place.fold)
         regions = manifest.card.region_classes
         bare = [i for i in manifest.split("train") if i.mask is None and regions[i.label]]
         if bare:
             raise BenchError(
                 f"Method '{stage.labels['method']}' learns from masks, but {len(bare)} training images of "
-                f"{cell.dataset} have none, the first '{bare[0].id}'. Leave the method out or name their masks."
+                f"{place.dataset} have none, the first '{bare[0].id}'. Leave the method out or name their masks."
             )
 
 
-def _check_backbones(stages: Sequence[Stage], planner: "Planner", fetch: bool) -> UnreachableError | None:
+def _check_backbones(stages: Sequence[AnyStage], planner: "Planner", fetch: bool) -> UnreachableError | None:
     """Builds every backbone once without memory and lays its weights against it.
 
     Returns the error for the first weights that are not here and cannot be fetched, for the caller to raise.
@@ -167,17 +168,17 @@ def _check_backbones(stages: Sequence[Stage], planner: "Planner", fetch: bool) -
     seen = set()
     unreachable: UnreachableError | None = None
     for stage in stages:
-        ref = stage.work.get("carrier") or stage.work["method"]
-        if not (ref.spec.backbone and ref.spec.trains):
+        ref = stage.inputs.model
+        if ref is None or not ref.spec.backbone:
             continue
-        name, config = stage.work["cell"].backbone, stage.work["config"]
+        name, config = stage.inputs.experiment.backbone, stage.inputs.config
         stride, side = config.stride, config.image_size
         place = (name, stride, side, ref.label, ref.changed, stage.labels["method"])
         if place in seen:
             continue
         seen.add(place)
         backbone = create_backbone(name, stride or None, device="meta")
-        needed = {*ref.spec.backbone, *stage.work["method"].spec.backbone}
+        needed = {*ref.spec.backbone, *stage.inputs.method.spec.backbone}
         if missing := needed - set(backbone.abilities):
             raise BenchError(
                 f"Method '{stage.labels['method']}' needs a backbone with {', '.join(sorted(missing))}; {name} offers "
@@ -192,18 +193,18 @@ def _check_backbones(stages: Sequence[Stage], planner: "Planner", fetch: bool) -
     return unreachable
 
 
-def _check_construction(ref: MethodRef, backbone: Backbone, stage: Stage, planner: "Planner") -> None:
+def _check_construction(ref: MethodRef, backbone: Backbone, stage: AnyStage, planner: "Planner") -> None:
     """Builds a method without memory, so that options it refuses are known before anything trains."""
-    classes = len(planner.sources[stage.work["cell"].dataset].dataset.card.classes)
+    classes = len(planner.open_datasets[stage.inputs.experiment.dataset].dataset.card.classes)
 
     def build() -> None:
         with torch.device("meta"):
             METHODS.load(ref.spec.name)(backbone, classes, options(ref))
 
-    _spared(ref, build)
+    ignore_method_faults(ref, build)
 
 
-def _spared(ref: MethodRef, act: Callable[[], object]) -> None:
+def ignore_method_faults(ref: MethodRef, act: Callable[[], object]) -> None:
     """Calls code of a method. Options it refuses (BenchError) end the command; its own run tells of other faults."""
     try:
         act()

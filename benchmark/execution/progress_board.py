@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ..core.errors import many, plain
 from ..planning.estimate import Outlook, Running, duration
-from ..planning.planner import Stage
+from ..planning.stage import Stage
 
 NARROW = 72  # columns from which on there is room for bars
 MOST = 8  # running stages shown; a cluster may run hundreds

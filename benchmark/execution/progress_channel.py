@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.results_store import jsonable
-from ..planning.planner import Stage
+from ..planning.stage import Stage
 
 FOLLOW_SECONDS = 0.3
 STOP_FILE = "stop"

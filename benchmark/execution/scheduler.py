@@ -12,8 +12,8 @@ from ..core import shutdown
 from ..core.errors import DamagedError
 from ..core.results_store import Store, read_npz
 from ..planning.config import RunConfig
-from ..planning.open_datasets import Source
-from ..planning.planner import Plan, Stage
+from ..planning.open_datasets import OpenDataset
+from ..planning.stage import Plan, Stage
 from .gpu_slots import known_needs
 from .parallel_backends import Engine, engine
 from .progress_channel import STOP_FILE, Follower, new_folder
@@ -113,7 +113,7 @@ def waves(stages: Sequence[Stage]) -> list[list[list[Stage]]]:
     return [list(groups.values()) for groups in found]
 
 
-def execute(plan: Plan, run: RunConfig, sources: dict[str, Source], report: Report) -> Outcome:
+def execute(plan: Plan, run: RunConfig, open_datasets: dict[str, OpenDataset], report: Report) -> Outcome:
     """Does what is missing of a plan. Failures are recorded with their traceback and returned, not raised.
 
     A stored file that turns out to be damaged is set aside and its stage done again, once. Raises stop.Stopped when a
@@ -122,7 +122,7 @@ def execute(plan: Plan, run: RunConfig, sources: dict[str, Source], report: Repo
     store = Store(run.results)
     outcome = Outcome(cached=sorted(store.done(plan.stages)))
     with contextlib.ExitStack() as opened:
-        crew = opened.enter_context(_crew(plan, run, sources, report))
+        crew = opened.enter_context(_crew(plan, run, open_datasets, report))
         while True:
             damaged = crew.round(plan, outcome)
             fresh = {k: seen for k, seen in damaged.items() if k in plan.stages and k not in crew.job.healed}
@@ -135,7 +135,7 @@ def execute(plan: Plan, run: RunConfig, sources: dict[str, Source], report: Repo
 
 
 @contextlib.contextmanager
-def _crew(plan: Plan, run: RunConfig, sources: dict[str, Source], report: Report) -> Iterator["Crew"]:
+def _crew(plan: Plan, run: RunConfig, open_datasets: dict[str, OpenDataset], report: Report) -> Iterator["Crew"]:
     """An engine with what its workers need, and the way their progress comes back."""
     with contextlib.ExitStack() as opened:
         folder = None
@@ -149,7 +149,7 @@ def _crew(plan: Plan, run: RunConfig, sources: dict[str, Source], report: Report
 
         kind = opened.enter_context(engine(run))
         opened.enter_context(shutdown.listening(tell))  # after the engine: Ray sets handlers of its own
-        job = Job(run, sources, kind.at_once, kind.threads, None, (platform.node(), os.getpid()))
+        job = Job(run, open_datasets, kind.at_once, kind.threads, None, (platform.node(), os.getpid()))
         if not kind.alone:
             folder = new_folder(run.results)
             opened.enter_context(Follower(folder, plan.stages, report))

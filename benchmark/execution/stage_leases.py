@@ -15,7 +15,7 @@ from filelock import FileLock, SoftFileLease, Timeout
 
 from ..core import shutdown
 from ..core.results_store import Store, key_of
-from ..planning.planner import Stage
+from ..planning.stage import Stage
 
 LEASE_SECONDS = 60.0
 GLANCE_SECONDS = 0.3  # how long a claim is tried for: enough to take over from a dead owner of this machine

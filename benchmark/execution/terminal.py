@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import many, plain
 from ..planning.estimate import Outlook, Rates
-from ..planning.planner import Stage
+from ..planning.stage import Stage
 from ..stages.costs import shares
 
 if TYPE_CHECKING:

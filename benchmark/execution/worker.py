@@ -22,8 +22,8 @@ from ..core.environment import draw_to_files
 from ..core.errors import BenchError, DamagedError
 from ..core.results_store import Store
 from ..planning.config import RunConfig
-from ..planning.open_datasets import Source
-from ..planning.planner import Stage
+from ..planning.open_datasets import OpenDataset
+from ..planning.stage import AnyStage, MapsInputs
 from .gpu_slots import gpu_slot
 from .progress_channel import STOP_FILE, Teller, WarningsTo
 from .stage_leases import BusyError, claim
@@ -51,7 +51,7 @@ class Job:
     """
 
     run: RunConfig
-    sources: dict[str, Source]
+    open_datasets: dict[str, OpenDataset]
     at_once: int = 1
     threads: int = 0
     relay: Path | None = None
@@ -77,7 +77,7 @@ class Done:
     stopped: bool = False
 
 
-def do_group(stages: Sequence[Stage], job: Job, report: Report | None = None) -> Done:
+def do_group(stages: Sequence[AnyStage], job: Job, report: Report | None = None) -> Done:
     """Does the stages of one group in this process, unless they are done already. report: only in the command's own."""
     done, store = Done(), Store(job.run.results)
     if report is None:
@@ -102,7 +102,7 @@ def do_group(stages: Sequence[Stage], job: Job, report: Report | None = None) ->
     return done
 
 
-def _fail_outside(stages: Sequence[Stage], store: Store, problem: Exception, done: Done) -> None:
+def _fail_outside(stages: Sequence[AnyStage], store: Store, problem: Exception, done: Done) -> None:
     """An error before or after the work itself fails the stages that are not finished, as one in it does."""
     try:
         _raise_if_full(problem, store)
@@ -112,8 +112,8 @@ def _fail_outside(stages: Sequence[Stage], store: Store, problem: Exception, don
         done.full = str(full)
 
 
-def _do_claimed(stages: Sequence[Stage], job: Job, store: Store, tell: Report, done: Done) -> None:
-    from ..stages.context import Desk, know_files
+def _do_claimed(stages: Sequence[AnyStage], job: Job, store: Store, tell: Report, done: Done) -> None:
+    from ..stages.context import StageContext, load_method_files
 
     for stage in stages:  # a listing makes a network file system look again for a record another host has just written
         with contextlib.suppress(OSError):
@@ -121,38 +121,40 @@ def _do_claimed(stages: Sequence[Stage], job: Job, store: Store, tell: Report, d
     todo = [s for s in stages if not store.is_done(s.key)]
     if not todo:
         return
-    know_files(todo)
+    load_method_files(todo)
     for stage in todo:  # half-written files of a killed run; the claim says that nobody is writing now
         for leftover in store.run_dir(stage.key).rglob(".*.tmp"):
             leftover.unlink()
     need = max(job.needs.get(s.key, 0.0) for s in todo)
     with gpu_slot(job.run, store.root / "locks", job.at_once, need) as device:
-        _attempt(todo, Desk(replace(job.run, device=device), job.sources, tell), job.healed, done)
+        _attempt(todo, StageContext(replace(job.run, device=device), job.open_datasets, tell), job.healed, done)
 
 
-def _attempt(stages: Sequence[Stage], desk: Any, healed: frozenset[str], done: Done) -> None:
+def _attempt(stages: Sequence[AnyStage], ctx: Any, healed: frozenset[str], done: Done) -> None:
     """Runs stages together; where that fails, each method and checkpoint on its own: only the faulty one is lost."""
+    from ..stages.run import run_stages
+
     if not stages:
         return
     shutdown.check()
     began = time.monotonic()
     try:
-        _run(stages, desk)
+        run_stages(stages, ctx)
         return
     except (Exception, SystemExit) as problem:  # the run border: recorded with its traceback
         if shutdown.requested() == shutdown.LOST:
             raise shutdown.Stopped from problem  # the new owner may have cleared away what this process was writing
-        _raise_if_full(problem, desk.store)
-        if (key := _stage_of(problem, desk.store)) and key not in healed:
-            done.damaged[key] = str(problem), desk.store.stamp(key)
+        _raise_if_full(problem, ctx.store)
+        if (key := _stage_of(problem, ctx.store)) and key not in healed:
+            done.damaged[key] = str(problem), ctx.store.stamp(key)
             return
-        parts = parts_of([s for s in stages if not desk.store.is_done(s.key)])
+        parts = parts_of([s for s in stages if not ctx.store.is_done(s.key)])
         if len(parts) <= 1:
             lost = list(chain(*parts))
-            done.problems.update(record_failure(lost, desk.store, problem, time.monotonic() - began))
+            done.problems.update(record_failure(lost, ctx.store, problem, time.monotonic() - began))
             return
     for part in parts:
-        _attempt([s for s in part if not desk.store.is_done(s.key)], desk, healed, done)
+        _attempt([s for s in part if not ctx.store.is_done(s.key)], ctx, healed, done)
 
 
 def _stage_of(problem: BaseException, store: Store) -> str:
@@ -185,10 +187,17 @@ def disk_full(problem: BaseException, folder: Path) -> str:
     )
 
 
-def parts_of(stages: Sequence[Stage]) -> list[list[Stage]]:
+def parts_of(stages: Sequence[AnyStage]) -> list[list[AnyStage]]:
     """Stages by method, or those of one method by the checkpoint they read: the smallest that can fail alone."""
-    for key in (lambda s: (s.work["method"].label, s.work["method"].changed), lambda s: (s.work.get("role"),)):
-        found: dict[tuple, list[Stage]] = {}
+
+    def method_of(stage: AnyStage) -> tuple[str, ...]:
+        return stage.inputs.method.label, stage.inputs.method.changed
+
+    def checkpoint_of(stage: AnyStage) -> tuple[str, ...]:
+        return (stage.inputs.checkpoint_slot,) if isinstance(stage.inputs, MapsInputs) else ()
+
+    for key in (method_of, checkpoint_of):
+        found: dict[tuple, list[AnyStage]] = {}
         for stage in stages:
             found.setdefault(key(stage), []).append(stage)
         if len(found) > 1:
@@ -196,19 +205,7 @@ def parts_of(stages: Sequence[Stage]) -> list[list[Stage]]:
     return [list(stages)] if stages else []
 
 
-def _run(stages: Sequence[Stage], desk: Any) -> None:
-    from ..stages.context import run_maps, run_train
-    from ..stages.score_stage import run_scores
-
-    kind = stages[0].kind
-    if kind == "train":
-        for stage in stages:
-            run_train(stage, desk)
-    else:
-        {"maps": run_maps, "score": run_scores}[kind](stages, desk)
-
-
-def record_failure(stages: Sequence[Stage], store: Store, problem: BaseException, seconds: float) -> dict[str, str]:
+def record_failure(stages: Sequence[AnyStage], store: Store, problem: BaseException, seconds: float) -> dict[str, str]:
     """Writes why stages failed; returns the error by stage key. Raises DiskFullError if that cannot be written."""
     error = str(problem) if isinstance(problem, BenchError) else f"{type(problem).__name__}: {problem}"
     if isinstance(problem, SystemExit):

@@ -6,61 +6,58 @@ which were stored before somebody knew are marked too, without training again.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ...datasets.base import SPLITS
 from ...methods.backbones.weights import metadata_of, weights_path
 from ..core.errors import BenchError
-
-if TYPE_CHECKING:
-    from ..core.results_store import Store
-    from .planner import Plan, Planner, Stage
+from ..core.results_store import Store
+from .config import Request
+from .open_datasets import OpenDataset
+from .stage import Plan, TrainStage
 
 ALL = "all"  # in the header of a manifest: every split of this set
 KEY = "weights_seen"  # of a manifest's header, and of the metadata of a weights file
 
 
-def declare(planner: "Planner") -> dict[str, list[str]]:
-    """What `declared` finds for the plan of a planner, also put into its notices and into the work of its trainings."""
-    found = declared(planner.plan, planner)
-    planner.notices += notices(found, planner)
-    for stage in planner.plan.kinds("train"):
-        stage.work["weights_seen"] = found.get(_weights_of(stage), [])
-    return found
-
-
-def declared(plan: "Plan", planner: "Planner") -> dict[str, list[str]]:
+def declared(plan: Plan, request: Request, datasets: Mapping[str, OpenDataset]) -> dict[str, list[str]]:
     """What the starting weights behind a plan have seen: hash or tag of the weights -> `SET` or `SET:SPLIT`, sorted.
 
     From `--weights-seen`, the headers of manifests and the metadata of the weights file. Raises BenchError for names
     that are none, and where weights that are random are said to have seen something.
     """
-    request = planner.request
     if request.weights_seen and request.weights == "none":
         raise BenchError("--weights-seen: random weights (--weights none) have seen nothing. Leave one of the two out.")
-    titles = {name: source.title for name, source in planner.sources.items()}
+    titles = {name: dataset.title for name, dataset in datasets.items()}
     names = [_canonical(n, titles, "--weights-seen") for n in request.weights_seen]
-    for name, source in planner.sources.items():
-        names += [_own(word, titles, name) for word in source.dataset.weights_seen]
+    for name, dataset in datasets.items():
+        names += [_own(word, titles, name) for word in dataset.dataset.weights_seen]
     if request.weights not in ("none", "imagenet"):
         path = weights_path(request.weights)
         names += [_canonical(n, titles, str(path)) for n in _in_metadata(path)]
-    found = defaultdict[str, set[str]](set)
+    seen = defaultdict[str, set[str]](set)
     for stage in plan.kinds("train"):
         if key := _weights_of(stage):
-            found[key].update(names)
-    return {key: sorted(seen) for key, seen in found.items() if seen}
+            seen[key].update(names)
+    return {key: sorted(sets) for key, sets in seen.items() if sets}
 
 
-def _weights_of(stage: "Stage") -> str:
+def mark_trainings(plan: Plan, seen: Mapping[str, list[str]]) -> None:
+    """Puts what `declared` found into the inputs of the plan's trainings, whose records keep it."""
+    for stage in plan.kinds("train"):
+        if names := seen.get(_weights_of(stage)):
+            plan.replace(replace(stage, inputs=replace(stage.inputs, weights_seen=tuple(names))))
+
+
+def _weights_of(stage: TrainStage) -> str:
     """What stands for the weights of a training: the hash of a file, an ImageNet tag, nothing for random ones."""
     identity = stage.identity["backbone"].get("weights", {})
     return identity.get("sha256") or identity.get("tag") or ""
 
 
-def keep(found: Mapping[str, list[str]], store: "Store") -> None:
+def keep(found: Mapping[str, list[str]], store: Store) -> None:
     """Adds declarations to those of the results folder; nothing is ever taken away here."""
     known = store.weights_seen()
     merged = {**known, **{key: sorted({*known.get(key, ()), *names}) for key, names in found.items()}}
@@ -68,11 +65,13 @@ def keep(found: Mapping[str, list[str]], store: "Store") -> None:
         store.note_weights_seen(merged)
 
 
-def notices(found: Mapping[str, list[str]], planner: "Planner") -> list[str]:
-    """One sentence for each name: which rows it marks, or that no set of this command is called so."""
-    known = [source.title for source in planner.sources.values()]
-    said = []
-    for name in sorted({n for names in found.values() for n in names}):
+def notices(seen: Mapping[str, list[str]], known: Sequence[str]) -> list[str]:
+    """One sentence for each name: which rows it marks, or that no set of this command is called so.
+
+    known: the names in tables of the sets of this command.
+    """
+    sentences = []
+    for name in sorted({n for names in seen.values() for n in names}):
         stem, split = split_of(name)
         here = [t for t in known if t.casefold() == stem or t.casefold().startswith(f"{stem}:")]
         if not here:
@@ -81,8 +80,8 @@ def notices(found: Mapping[str, list[str]], planner: "Planner") -> list[str]:
             what = f"every row on {', '.join(here)} is marked"
         else:
             what = f"no row is scored on the {split} images of {', '.join(here)}, so none is marked"
-        said.append(f"starting weights declared to have seen {name}: {what}.")
-    return said
+        sentences.append(f"starting weights declared to have seen {name}: {what}.")
+    return sentences
 
 
 def split_of(name: str) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.results_store import Store
-from .planner import Stage
+from .stage import Stage
 
 SECONDS_SHOWN, MINUTES_SHOWN = 120, 7200  # from here on minutes, then hours
 _KEPT = 64  # rates kept a kind and place: the latest say most
@@ -45,7 +45,7 @@ class Rates:
 def units_of(stage: Stage) -> float:
     """Images a stage sees: of a training those of training and validation in each epoch, else each image once."""
     if stage.kind == "train":
-        return float(stage.identity["data"]["images"] * stage.work["config"].epochs)
+        return float(stage.identity["data"]["images"] * stage.inputs.config.epochs)
     found = stage.identity.get("eval") or stage.identity.get("data") or {}
     return float(found.get("images", 1))
 

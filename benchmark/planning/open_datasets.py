@@ -12,7 +12,7 @@ from ...datasets.parts.leaks import with_allowed
 from ..core.errors import BenchError
 
 
-class Source:
+class OpenDataset:
     """One opened dataset.
 
     trained: whether models learn from it, so that its splits must be apart. allowed: the leaks between them that the
@@ -76,15 +76,15 @@ class Source:
         return self._folds[fold]
 
 
-def refuse_namesakes(sources: Mapping[str, Source]) -> None:
+def refuse_namesakes(open_datasets: Mapping[str, OpenDataset]) -> None:
     """Raises BenchError when two datasets of one run have the same name."""
-    names = Counter(source.title for source in sources.values())
+    names = Counter(source.title for source in open_datasets.values())
     if twice := [n for n, count in names.items() if count > 1]:
-        both = " and ".join(n for n, source in sources.items() if source.title == twice[0])
+        both = " and ".join(n for n, source in open_datasets.items() if source.title == twice[0])
         raise BenchError(f"{both} are both called '{twice[0]}'. Give one another '# name: …' line.")
 
 
-def refuse_overlap(source: Source, fold: str, target: Source, target_fold: str) -> None:
+def refuse_overlap(source: OpenDataset, fold: str, target: OpenDataset, target_fold: str) -> None:
     """Raises BenchError when a model's training or validation images, or their slides, are in another's test set.
 
     Images are compared by content; slides and patients by name where both datasets name them alike (`namespace`).

@@ -11,7 +11,7 @@ import torch
 from ..core.environment import peak_memory_mb
 from ..core.errors import BenchError
 from ..core.results_store import read_json, write_json
-from ..data.eval_loader import Seen, part_of
+from ..data.eval_loader import EvalBatch, part_of
 from ..distributed.batch_shards import even
 
 log = logging.getLogger(__name__)
@@ -38,13 +38,13 @@ def peak_text(device: torch.device) -> str:
     return f"{peak_memory_mb(device):,.0f} MiB at most {'on the GPU' if device.type == 'cuda' else 'in this process'}"
 
 
-class Room:
+class AdaptiveBatch:
     """How many images of a scoring batch fit at a time: what does not fit is halved, down to one, and stays so."""
 
     def __init__(self, what: str, device: torch.device) -> None:
         self.what, self.device, self.most = what, device, 0
 
-    def each(self, seen: Seen, work: Callable[[Seen], T]) -> list[T]:
+    def each(self, seen: EvalBatch, work: Callable[[EvalBatch], T]) -> list[T]:
         """The results of some work on a batch, in one piece or in several, in order.
 
         work must leave nothing behind when it runs out of memory, or what doing it again overwrites. Raises BenchError
@@ -69,13 +69,13 @@ class Room:
             parts = [small for part in parts for small in self._cut(part)]
         return found
 
-    def _cut(self, seen: Seen) -> list[Seen]:
+    def _cut(self, seen: EvalBatch) -> list[EvalBatch]:
         count = len(seen.ids)
         if not self.most or count <= self.most:
             return [seen]
         return [part_of(seen, some) for some in even(count, -(-count // self.most))]
 
-    def _try(self, part: Seen, work: Callable[[Seen], T]) -> tuple[bool, Any]:
+    def _try(self, part: EvalBatch, work: Callable[[EvalBatch], T]) -> tuple[bool, Any]:
         try:
             return True, work(part)
         except (RuntimeError, MemoryError) as problem:
@@ -84,7 +84,7 @@ class Room:
             return False, None
 
 
-class Retry:
+class OutOfMemoryRetry:
     """How a training that ran out of memory is done again: once, from the start, with half of each batch at a time.
 
     The decision lies in the stage's folder, so that a training that is killed goes on with the parts it began with. It

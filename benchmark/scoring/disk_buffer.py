@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 
-class Spill:
+class DiskBuffer:
     """Rows of `width` numbers of an unsigned type, appended in batches; in memory, or in a nameless file of a folder.
 
     The file has no name, so that it vanishes with the process, however that ends.
@@ -49,7 +49,7 @@ class Spill:
         return np.memmap(self._file, self.dtype, "r", shape=(self._count, self.width))
 
 
-def let_go(rows: np.ndarray) -> None:
+def release_pages(rows: np.ndarray) -> None:
     """Takes the pages of rows on disk out of memory; whoever asks again reads them again. Rows in memory stay."""
     mapped = getattr(rows, "_mmap", None)
     if mapped is not None and hasattr(mapped, "madvise"):

@@ -16,13 +16,13 @@ from torch import Tensor
 from ...datasets.shifts.shift import Shift
 from ..core.metrics import BINS, Histograms
 from ..core.protocols import Protocol
-from ..data.eval_loader import Seen, batches
-from ..data.image_cache import Frames
-from ..data.prefetch import Landing
+from ..data.eval_loader import EvalBatch, batches
+from ..data.image_cache import ImageSplit
+from ..data.prefetch import HostCopy
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from .adaptive_batch import Room
-from .disk_buffer import Spill
-from .map_extractor import Reader, View
+from .adaptive_batch import AdaptiveBatch
+from .disk_buffer import DiskBuffer
+from .map_extractor import MapExtractor, MapRequest
 from .map_scaling import MapScale, Refusals, annotated_histogram, rank_levels, resize_maps, scale_constants, scale_later
 from .method_sandbox import unchanged
 from .pixel_sample import Sample, codes_at, interpolated, on_device, pixels_of_each
@@ -46,8 +46,8 @@ class Scored:
 class _Parts:
     """Histograms and examples of one view while a pass is under way."""
 
-    foreground: Spill
-    background: Spill
+    foreground: DiskBuffer
+    background: DiskBuffer
     examples: list[Tensor] = field(default_factory=list)
     sampled: list[tuple[np.ndarray, ...]] = field(default_factory=list)  # values, clipped values, mask codes
     degenerate: int = 0
@@ -56,14 +56,14 @@ class _Parts:
     def of(cls, protocol: Protocol, folder: Path | None) -> "_Parts":
         """Empty parts; a folder keeps the counts on its disk instead of in memory."""
         counts = np.min_scalar_type(protocol.size**2)
-        return cls(Spill(BINS, counts, folder), Spill(BINS, counts, folder))
+        return cls(DiskBuffer(BINS, counts, folder), DiskBuffer(BINS, counts, folder))
 
 
 @dataclass(frozen=True)
 class Task:
     """One view scored under one protocol."""
 
-    view: View
+    view: MapRequest
     protocol: Protocol
 
     @property
@@ -98,9 +98,9 @@ def evaluation_mode(model: torch.nn.Module | None) -> torch.nn.Module | None:
 
 @unchanged
 def validation_pass(
-    reader: Reader,
+    reader: MapExtractor,
     tasks: Sequence[Task],
-    frames: Frames,
+    frames: ImageSplit,
     masks: PixelMasks,
     device: torch.device,
     batch_size: int = 32,
@@ -139,7 +139,7 @@ def validation_pass(
             few = torch.stack([native[r] for r in masked])
             with reader.part(f"score:{task.name}"):
                 counted = _count(task, scale, few, truth, [frames.ids[r] for r in masked], refusals)
-            _keep(parts, Landing(counted).get())
+            _keep(parts, HostCopy(counted).get())
         scored[task.name] = _collect(parts, scale)
     refusals.check()
     return logits.cpu().numpy(), scored
@@ -154,9 +154,9 @@ class _Part(NamedTuple):
 
 
 def _read(
-    reader: Reader,
+    reader: MapExtractor,
     wanted: Mapping[str, set[int]],
-    frames: Frames,
+    frames: ImageSplit,
     device: torch.device,
     batch_size: int,
     process_group: ProcessGroup,
@@ -165,9 +165,9 @@ def _read(
     kept: dict[str, dict[int, Tensor]] = {name: {} for name in wanted}
     # one array for all, as in evaluation_pass
     rows, logits = list[int](), torch.empty(len(frames.items), reader.num_classes, device=device)
-    room = Room("validation", device)
+    room = AdaptiveBatch("validation", device)
 
-    def read(seen: Seen) -> tuple[Seen, dict[str, Tensor]]:
+    def read(seen: EvalBatch) -> tuple[EvalBatch, dict[str, Tensor]]:
         found, maps = reader.read(seen.images, seen.labels, seen.ids)
         logits[seen.rows] = found
         return seen, maps
@@ -198,7 +198,7 @@ def _merged(parts: Sequence[_Part], count: int, device: torch.device) -> tuple[T
 
 
 @dataclass(frozen=True)
-class Target:
+class EvalTarget:
     """The evaluation set of a pass.
 
     frames: its images and masks, labels in its own classes. label_map: for each of its classes the model's class of the
@@ -206,7 +206,7 @@ class Target:
     folder for the counts of many images.
     """
 
-    frames: Frames
+    frames: ImageSplit
     label_map: tuple[int, ...]
     examples: Sequence[int] = ()
     change: Shift | None = None
@@ -215,9 +215,9 @@ class Target:
 
 @unchanged
 def evaluation_pass(
-    reader: Reader,
+    reader: MapExtractor,
     tasks: Sequence[Task],
-    target: Target,
+    target: EvalTarget,
     scales: Mapping[str, MapScale],
     device: torch.device,
     batch_size: int = 32,
@@ -231,10 +231,10 @@ def evaluation_pass(
     mapping = torch.tensor(target.label_map, device=device)
     # one array for all: small tensors kept from every batch would pin the memory of the large ones around them
     logits = torch.empty(len(frames.items), len(target.label_map), device=device)
-    late, refusals, room = None, Refusals(), Room("scoring", device)
+    late, refusals, room = None, Refusals(), AdaptiveBatch("scoring", device)
     each, side = pixels_of_each(len(frames.items)), frames.masks.shape[-1]
 
-    def score(seen: Seen) -> dict[str, Landing]:
+    def score(seen: EvalBatch) -> dict[str, HostCopy]:
         found, maps = reader.read(seen.images, mapping[seen.labels], seen.ids)
         logits[seen.rows] = found[:, mapping]
         shown = [r - seen.rows.start for r in target.examples if r in range(seen.rows.start, seen.rows.stop)]
@@ -245,7 +245,7 @@ def evaluation_pass(
                 with reader.part(f"score:{task.name}"):
                     native, scale = maps[task.view.name], scales[task.name]
                     found = _count(task, scale, native, seen.masks, seen.ids, refusals, shown, places)
-                    landing[task.name] = Landing(found)
+                    landing[task.name] = HostCopy(found)
         return landing
 
     for batch in batches(
@@ -290,7 +290,7 @@ def _count(
     return found
 
 
-def _keep_all(parts: Mapping[str, _Parts], landed: Mapping[str, Landing] | None) -> None:
+def _keep_all(parts: Mapping[str, _Parts], landed: Mapping[str, HostCopy] | None) -> None:
     for name, landing in (landed or {}).items():
         _keep(parts[name], landing.get())
 

@@ -15,11 +15,11 @@ from ..core.seeds import seed_for
 from ..core.timing import Stopwatch
 from ..planning.method_refs import MethodRef
 from .build import load_function, options, statistics_of
-from .method_sandbox import at_work, check_stage, modes_unchanged
+from .method_sandbox import check_stage, method_call, modes_unchanged
 
 
 @dataclass(frozen=True)
-class View:
+class MapRequest:
     """One map to take of every image: a method's, of a class (`true`, `region`, or `any`/`-` for none)."""
 
     method: MethodRef
@@ -35,7 +35,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Reader:
+class MapExtractor:
     """Reads views of one checkpoint. `model` is None for baselines; its own map comes from `predict`.
 
     region_classes: those of the model's classes that have a region of interest in the set at hand; `region` maps are of
@@ -44,11 +44,11 @@ class Reader:
     watch: charged with the parts `forward` (the pass all views share), `gradient:CLASS` and `taps:CLASS` (backward to
     the last grid and to shallower levels), `read:NAME` for what the explainer of that view does by itself, and
     `predict:NAME` for all a trained method does. used: view name -> which of the shared parts it has read since the
-    Reader was made, perhaps worked out for another.
+    MapExtractor was made, perhaps worked out for another.
     """
 
     model: Method | None
-    views: tuple[View, ...]
+    views: tuple[MapRequest, ...]
     region_classes: tuple[int, ...]
     num_classes: int
     seed: int = 0
@@ -76,7 +76,7 @@ class Reader:
         maps: dict[str, Tensor] = {}
         logits = None
         for view in own:
-            with self.part(f"predict:{view.name}"), at_work(view.method.label):
+            with self.part(f"predict:{view.name}"), method_call(view.method.label):
                 prediction = self._predict(images, self._own_classes(view, images, labels))
             maps[view.name] = _checked(prediction.maps, images, view)
             self.used.setdefault(view.name, set())
@@ -89,7 +89,7 @@ class Reader:
         return logits.detach().float(), maps
 
     def _read_functions(
-        self, views: Sequence[View], images: Tensor, labels: Tensor, ids: Sequence[str], maps: dict[str, Tensor]
+        self, views: Sequence[MapRequest], images: Tensor, labels: Tensor, ids: Sequence[str], maps: dict[str, Tensor]
     ) -> Tensor | None:
         """Explainers and baselines: one Evidence per class asked for, all sharing one forward pass."""
         levels, ids, known = _levels_by_class(views), [unreadable(i) for i in ids], self.statistics
@@ -109,7 +109,7 @@ class Reader:
                 asked = evidence if classes is None else evidence.of(classes, levels[view.map_class], view.map_class)
                 by_class[view.map_class] = asked
             evidence.used.clear()
-            with self.part(f"read:{view.name}"), at_work(view.method.label):
+            with self.part(f"read:{view.name}"), method_call(view.method.label):
                 native = load_function(view.method)(by_class[view.map_class], options(view.method))
             self.used.setdefault(view.name, set()).update(evidence.used)
             maps[view.name] = _checked(native, images, view)
@@ -140,7 +140,7 @@ class Reader:
         if logits.device != images.device:
             raise BenchError(f"Method '{name}' gave its logits on {logits.device}; the images are on {images.device}.")
 
-    def _classes(self, view: View, logits: Tensor | None, labels: Tensor) -> Tensor | None:
+    def _classes(self, view: MapRequest, logits: Tensor | None, labels: Tensor) -> Tensor | None:
         """The class to ask for; None where the method knows none, or there is no model to be asked."""
         match view.map_class:
             case "true":
@@ -151,7 +151,7 @@ class Reader:
                 return likeliest(logits, self.region_classes)
         return None
 
-    def _own_classes(self, view: View, images: Tensor, labels: Tensor) -> Tensor | None:
+    def _own_classes(self, view: MapRequest, images: Tensor, labels: Tensor) -> Tensor | None:
         """The class to ask a trained method for; None where that is its own prediction.
 
         Where some, but not all or one of its classes have a region, its logits must be known before its map is asked
@@ -177,7 +177,7 @@ def unreadable(name: str) -> str:
     return f"{seed_for('image', name):x}"
 
 
-def _levels_by_class(views: Sequence[View]) -> dict[str, tuple[int, ...]]:
+def _levels_by_class(views: Sequence[MapRequest]) -> dict[str, tuple[int, ...]]:
     """Pyramid levels that the explainers asked about each class will read, as the functions' `levels` announce them."""
     found: dict[str, tuple[int, ...]] = {}
     for view in views:
@@ -187,7 +187,7 @@ def _levels_by_class(views: Sequence[View]) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _checked(native: Any, images: Tensor, view: View) -> Tensor:
+def _checked(native: Any, images: Tensor, view: MapRequest) -> Tensor:
     """The method's map if it keeps the contract."""
     name = view.method.label
     if not isinstance(native, Tensor):

@@ -1,6 +1,6 @@
-"""How methods behave: what a plug-in may not leave behind in the process or in a model, and who is to blame.
+"""Sandbox for method code: checks that global state and the model are unchanged, and names the method otherwise.
 
-Everything here is cheap enough for every stage. `bench check` looks closer, at one method, before anything trains.
+Cheap enough for every stage. `bench check` looks closer, at one method, before anything trains.
 """
 
 import _signal  # pyright: ignore[reportMissingImports] - signal.getsignal is slower, and this is asked for every map
@@ -11,22 +11,15 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from ..core import mask_guard
 from ..core.errors import BenchError
-from ..planning.eval_sets import EvalSet
-
-if TYPE_CHECKING:
-    from ...datasets.base import Item
-    from ..planning.method_refs import MethodRef
-    from ..planning.planner import Stage
-    from ..stages.context import Desk
+from ..planning.method_refs import MethodRef
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
 _OURS = ("deterministic_algorithms", "threads")  # what the harness itself may set while a stage runs
@@ -73,7 +66,7 @@ class Settings(NamedTuple):
 
 
 @contextlib.contextmanager
-def at_work(method: str) -> Iterator[None]:
+def method_call(method: str) -> Iterator[None]:
     """A call into one method's code: names it to the guard, and takes back what it changes of the process.
 
     Raises BenchError naming the method if it changed a setting, MaskAccessError if it asked for a mask.
@@ -88,7 +81,7 @@ def at_work(method: str) -> Iterator[None]:
 
 
 def unchanged(run: Callable[..., Any]) -> Callable[..., Any]:
-    """A pass (its first argument the Reader) that leaves weights, buffers and hooks of the model as they were.
+    """A pass (its first argument the MapExtractor) that leaves weights, buffers and hooks of the model as they were.
 
     Raises BenchError otherwise: other methods read the same model. Compared by sums over the bits of each tensor.
     """
@@ -141,45 +134,13 @@ def modes_unchanged(model: nn.Module | None) -> Iterator[None]:
     raise BenchError(f"Making maps switched the model between train and eval mode{where} ({LEFT_ALONE}).")
 
 
-def guarded(run: Callable[..., None]) -> Callable[..., None]:
-    """A function that does a stage or several of them (its first argument) at a desk: methods in it are watched.
-
-    Masks are refused, printed lines go to the error output, settings of the process are put back. Whatever
-    a method does wrong becomes a BenchError that names it, so that its runs fail and no others.
-    """
-
-    @functools.wraps(run)
-    def watched(work: "Stage | Sequence[Stage]", desk: "Desk") -> None:
-        stages = list(work) if isinstance(work, Sequence) else [work]
-        label = ", ".join(dict.fromkeys(s.work["method"].label for s in stages))
-        manifests = [desk.manifest(place) for place in _places(stages)]
-
-        def masks() -> Iterable[Path]:
-            items: Iterable[Item] = (i for m in manifests for i in m.items)
-            return (i.mask for i in items if i.mask is not None)
-
-        with _decent(label, [s.work["method"] for s in stages]), mask_guard.watching(label, masks, desk.store.root):
-            run(work, desk)
-
-    return watched
-
-
-def _places(stages: Sequence["Stage"]) -> list[Any]:
-    """Datasets and folds that the stages read."""
-    found: dict[Any, None] = {}
-    for stage in stages:
-        cell, on = stage.work["cell"], stage.work.get("on")
-        found[cell.dataset, cell.fold] = None
-        if on is not None:
-            found[on.dataset, on.fold] = None
-            if on.lender:
-                found[on.lender, on.lender_fold] = None
-    return [EvalSet(dataset, fold) for dataset, fold in found]
-
-
 @contextlib.contextmanager
-def _decent(label: str, methods: Sequence["MethodRef"]) -> Iterator[None]:
-    """A block that leaves the process as it was, whatever methods do; see `guarded`."""
+def method_code(label: str, methods: Sequence[MethodRef]) -> Iterator[None]:
+    """A block that runs code of methods and leaves the process as it was, whatever they do.
+
+    Printed lines go to the error output, settings of the process are put back. What a plug-in does wrong becomes a
+    BenchError that names it and its line.
+    """
     before, environ, outer = Settings.now(), dict(os.environ), _Stage.began
     _Stage.began = before
     try:
@@ -219,7 +180,7 @@ def _handlers() -> tuple[Any, ...]:
     return tuple(map(_signal.getsignal, SIGNALS))
 
 
-def _named(problem: Exception, label: str, methods: Sequence["MethodRef"], before: Settings) -> Exception:
+def _named(problem: Exception, label: str, methods: Sequence[MethodRef], before: Settings) -> Exception:
     """The error as it is, or naming the method where a plug-in's own code raised it or changed what it rests on.
 
     Memory and disks that are full are not a method's fault, and errors of ours say all there is.
@@ -241,7 +202,7 @@ def _named(problem: Exception, label: str, methods: Sequence["MethodRef"], befor
     return problem
 
 
-def _file_of(method: "MethodRef") -> str:
+def _file_of(method: MethodRef) -> str:
     """The file of a method that is not the suite's own."""
     if method.spec.origin == "built-in":
         return ""

@@ -29,11 +29,12 @@ from ..core import shutdown
 from ..core.errors import BenchError
 from ..data.epoch_order import epoch_order
 from ..distributed.batch_shards import cut_batch
-from ..execution.terminal import title
-from ..planning.planner import Stage
+from ..planning.stage import TrainStage
 from ..scoring.adaptive_batch import is_out_of_memory, peak_text
 from ..training.train_step import DivergedError
-from .context import Desk
+from .context import StageContext, load_method_files
+from .sandbox import sandboxed
+from .train_stage import fit, retry_of
 
 ENTRY = "from wsolbench.benchmark.stages.rank_process import main; main()"
 POLL_SECONDS = 0.2
@@ -94,14 +95,14 @@ class _Rank:
         return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
-def train_together(stage: Stage, desk: Desk) -> None:
-    """As `train_stage`, in `--devices` processes that share every batch.
+def train_together(stage: TrainStage, ctx: StageContext) -> None:
+    """As `fit`, in `--devices` processes that share every batch.
 
     Raises what the training raised in them, BenchError where it cannot start or one of them dies, Stopped after a stop.
     """
-    count = desk.run.devices
-    devices = _devices(desk)
-    _check_batches(stage, desk, count)
+    count = ctx.run.devices
+    devices = _devices(ctx)
+    _check_batches(stage, ctx, count)
     ranks: list[_Rank] = []
     ended = False
     try:
@@ -111,29 +112,29 @@ def train_together(stage: Stage, desk: Desk) -> None:
         for rank in ranks:
             job = {
                 "stage": stage,
-                "run": replace(desk.run, device=devices[rank.number]),
-                "sources": desk.sources,
+                "run": replace(ctx.run, device=devices[rank.number]),
+                "sources": ctx.open_datasets,
                 "rank": rank.number,
                 "parent": os.getpid(),
                 "threads": threads,
                 "benchmark": torch.backends.cudnn.benchmark,
             }
             rank.tell("job", job)
-        _follow(ranks, stage, desk)
+        _follow(ranks, stage, ctx)
         ended = True
     finally:
         for rank in ranks:
             rank.end(5.0 if ended else 0.0)
 
 
-def _devices(desk: Desk) -> list[str]:
+def _devices(ctx: StageContext) -> list[str]:
     """The device of every process. Raises BenchError where `--devices` cannot work."""
-    count, device = desk.run.devices, desk.device
+    count, device = ctx.run.devices, ctx.device
     if importlib.util.find_spec("lightning_fabric") is None:
         raise BenchError('--devices needs Lightning Fabric: pip install "wsolbench[ddp]".')
     if os.name != "posix":
         raise BenchError("--devices needs Linux or macOS; leave it out.")
-    if desk.run.compile:
+    if ctx.run.compile:
         raise BenchError("run.compile works on one device: leave out --devices or run.compile.")
     if device.type != "cuda":
         return ["cpu"] * count
@@ -144,11 +145,9 @@ def _devices(desk: Desk) -> list[str]:
     return [f"cuda:{first + number}" for number in range(count)]
 
 
-def _check_batches(stage: Stage, desk: Desk, count: int) -> None:
-    from .train_stage import retry_of
-
-    config = stage.work["config"]
-    images, most = len(desk.manifest(stage.work["cell"]).split("train")), retry_of(stage, desk).used
+def _check_batches(stage: TrainStage, ctx: StageContext, count: int) -> None:
+    config = stage.inputs.config
+    images, most = len(ctx.manifest(stage.inputs.experiment).split("train")), retry_of(stage, ctx).used
     sizes = {len(rows) for rows in epoch_order(images, config.batch_size, 0, 1)}
     least = min(p.whole.stop - p.whole.start for size in sizes for p in cut_batch(size, most))
     if least < count:
@@ -158,7 +157,7 @@ def _check_batches(stage: Stage, desk: Desk, count: int) -> None:
         )
 
 
-def _follow(ranks: list[_Rank], stage: Stage, desk: Desk) -> None:
+def _follow(ranks: list[_Rank], stage: TrainStage, ctx: StageContext) -> None:
     """Until all have ended: passes on messages. Raises the cause when one fails, Stopped when all have stopped."""
     open_lines, told, stopped = {r.line: r for r in ranks}, 0, False
     while open_lines:
@@ -174,7 +173,7 @@ def _follow(ranks: list[_Rank], stage: Stage, desk: Desk) -> None:
                     if other is not rank:
                         other.tell("port", content)
             elif kind == "event":
-                desk.report({**content, "stage": stage})
+                ctx.report({**content, "stage": stage})
             elif kind == "failed":
                 raise _cause([(rank, content)], [r for r in open_lines.values() if r is not rank], stage)
             else:
@@ -193,7 +192,7 @@ def _message(rank: _Rank) -> tuple[str, Any]:
         return "failed", {"problem": None, "text": "", "trace": "", "rank": 1, "peak": ""}
 
 
-def _cause(found: list[tuple[_Rank, dict]], others: list[_Rank], stage: Stage) -> Exception:
+def _cause(found: list[tuple[_Rank, dict]], others: list[_Rank], stage: TrainStage) -> Exception:
     """The error to raise: one failure makes the others fail, so what they say within a moment is heard too."""
     lines, until = {r.line: r for r in others}, time.monotonic() + GRACE_SECONDS
     while lines and (left := until - time.monotonic()) > 0:
@@ -213,7 +212,7 @@ def _cause(found: list[tuple[_Rank, dict]], others: list[_Rank], stage: Stage) -
     if content["text"]:
         return RuntimeError(f"{content['text']} (in {who})\n{content['trace']}")
     return BenchError(
-        f"{title(stage)}: {who} {rank.death()}, and the others were ended. The same command goes on from the last "
+        f"{stage.title}: {who} {rank.death()}, and the others were ended. The same command goes on from the last "
         "snapshot."
     )
 
@@ -255,15 +254,13 @@ def _listen(line: Connection, parent: int, inbox: "queue.Queue[Any]") -> None:
 
 def _work(job: dict[str, Any], line: Connection, inbox: "queue.Queue[Any]") -> tuple[str, Any]:
     """Does the job; returns the message that says how it ended."""
-    from .context import know_files
-
     # warnings are the same in all: one of them is enough
     logging.basicConfig(level=logging.ERROR if job["rank"] else logging.WARNING, format="%(message)s")
     torch.set_num_threads(job["threads"])
     torch.backends.cudnn.benchmark = job["benchmark"]
     stage, run = job["stage"], job["run"]
     try:
-        know_files([stage])
+        load_method_files([stage])
         _train(job, line, inbox)
     except shutdown.Stopped:
         return "stopped", None
@@ -292,8 +289,6 @@ def _is_of_others(problem: Exception) -> bool:
 
 def _train(job: dict[str, Any], line: Connection, inbox: "queue.Queue[Any]") -> None:
     from ..distributed.fabric_group import FabricGroup
-    from ..scoring.method_sandbox import guarded
-    from .train_stage import train_stage
 
     rank, run = job["rank"], job["run"]
     process_group = FabricGroup.meet(rank, run, lambda port: line.send(("port", port)), lambda: inbox.get(timeout=600))
@@ -302,5 +297,5 @@ def _train(job: dict[str, Any], line: Connection, inbox: "queue.Queue[Any]") -> 
         if process_group.first:
             line.send(("event", {k: v for k, v in event.items() if k != "stage"}))
 
-    desk = Desk(run, job["sources"], report)
-    guarded(lambda stage, desk: train_stage(stage, desk, process_group))(job["stage"], desk)
+    ctx = StageContext(run, job["sources"], report)
+    sandboxed(lambda stage, ctx: fit(stage, ctx, process_group))(job["stage"], ctx)

@@ -14,62 +14,62 @@ from ..core.results_store import key_of, read_npz, write_npz
 from ..core.timing import Stopwatch
 from ..data.shifted_images import change_of, shift_facts
 from ..planning.eval_sets import EvalSet, mapping_text
-from ..planning.planner import Stage
-from ..scoring.disk_buffer import let_go
-from ..scoring.inference import Scored, Target, Task, evaluation_pass, validation_pass
-from ..scoring.map_extractor import Reader, View
+from ..planning.stage import ScoreStage
+from ..scoring.disk_buffer import release_pages
+from ..scoring.inference import EvalTarget, Scored, Task, evaluation_pass, validation_pass
+from ..scoring.map_extractor import MapExtractor, MapRequest
 from ..scoring.map_scaling import MapScale
-from ..scoring.method_sandbox import guarded
 from ..scoring.pixel_sample import sample_facts
-from .context import Desk, common_facts, example_rows, load_model, pixel_masks, scoring_form
+from .context import StageContext, common_facts, example_rows, load_model, mask_form, pixel_masks
 from .costs import cost_of, ms_per_image, own_times, pass_times
+from .sandbox import sandboxed
 
 
-@guarded
-def run_scores(stages: Sequence[Stage], desk: Desk) -> None:
+@sandboxed
+def run_scores(stages: Sequence[ScoreStage], ctx: StageContext) -> None:
     """Scores stages that share a checkpoint file and an evaluation split; roles that mean one epoch share one pass."""
-    loaded: dict[Any, list[Stage]] = {}
+    loaded: dict[Any, list[ScoreStage]] = {}
     for stage in stages:
-        alike = (_epoch(stage, desk), scoring_form(stage), stage.work["config"].image_size)
+        alike = (_epoch(stage, ctx), mask_form(stage.inputs), stage.inputs.config.image_size)
         loaded.setdefault(alike, []).append(stage)
     for group in loaded.values():
-        _score_checkpoint(group, desk)
+        _score_checkpoint(group, ctx)
 
 
-def _epoch(stage: Stage, desk: Desk) -> Any:
+def _epoch(stage: ScoreStage, ctx: StageContext) -> Any:
     """The epoch a stage's role means; stages without one are told apart by nothing."""
     if "checkpoint" not in stage.parents:
         return None
-    roles = desk.store.record(stage.parents["checkpoint"])["roles"]
-    return roles.get(stage.work["role"], {}).get("epoch", stage.work["role"])
+    roles = ctx.store.record(stage.parents["checkpoint"])["roles"]
+    return roles.get(stage.inputs.checkpoint_slot, {}).get("epoch", stage.inputs.checkpoint_slot)
 
 
-def _score_checkpoint(stages: Sequence[Stage], desk: Desk) -> None:
+def _score_checkpoint(stages: Sequence[ScoreStage], ctx: StageContext) -> None:
     first = stages[0]
-    forget_peak(desk.device)
-    cell, on, split = first.work["cell"], first.work["on"], first.labels["split"]
-    model, entry = load_model(first, desk, first.work["role"])
-    tasks = {s.key: Task(View(s.work["method"], s.labels["map_class"]), s.work["protocol"]) for s in stages}
+    forget_peak(ctx.device)
+    inputs, on, split = first.inputs, first.inputs.on, first.labels["split"]
+    model, entry = load_model(first, ctx)
+    tasks = {s.key: Task(MapRequest(s.inputs.method, s.labels["map_class"]), s.inputs.protocol) for s in stages}
     distinct = tuple(dict.fromkeys(tasks.values()))
-    card = desk.manifest(cell).card  # of the set the model knows; the classes of the other are mapped to it
+    card = ctx.manifest(inputs.experiment).card  # of the set the model knows; the classes of the other are mapped to it
     views = tuple(dict.fromkeys(t.view for t in distinct))
-    watch = Stopwatch(desk.device)
+    watch = Stopwatch(ctx.device)
     # what a region is depends on the set scored: in GlaS every image has one, in Camelyon those with tumour
-    regions = tuple(sorted({first.work["label_map"][c] for c in desk.manifest(on).card.regions}))
-    reader = Reader(model, views, regions, len(card.classes), cell.seed, watch)
-    items = desk.manifest(on).split(split)
+    regions = tuple(sorted({inputs.label_map[c] for c in ctx.manifest(on).card.regions}))
+    reader = MapExtractor(model, views, regions, len(card.classes), inputs.experiment.seed, watch)
+    items = ctx.manifest(on).split(split)
     about = {"stage": first, "methods": len(reader.views), "what": _what(stages)}
-    desk.report({"kind": "score", "images": len(items), **about})
+    ctx.report({"kind": "score", "images": len(items), **about})
     began = time.monotonic()
     if split == "val":
         rows = [k for k, i in enumerate(items) if i.pixel_val]
-        logits, scored = _validate(reader, distinct, items, desk, first)
+        logits, scored = _validate(reader, distinct, items, ctx, first)
         shown, change = list[int](), None
     else:
         rows, shown = list(range(len(items))), example_rows(items)
-        scales = {tasks[s.key].name: _scale(s, desk) for s in stages}
-        target = _target(first, desk, items, shown)
-        logits, scored = evaluation_pass(reader, distinct, target, scales, desk.device, desk.run.score_batch)
+        scales = {tasks[s.key].name: _scale(s, ctx) for s in stages}
+        target = _target(first, ctx, items, shown)
+        logits, scored = evaluation_pass(reader, distinct, target, scales, ctx.device, ctx.run.score_batch)
         change = target.change
     seconds, parts = (time.monotonic() - began) / len(distinct), watch.seconds()
     parameters = sum(p.numel() for p in model.parameters()) if model is not None else 0
@@ -78,22 +78,22 @@ def _score_checkpoint(stages: Sequence[Stage], desk: Desk) -> None:
         "epoch": entry["epoch"],
         "weights_sha256": entry["sha256"],
         "left_unshifted": sorted(change.unchanged) if change else [],
-        "evaluation": _evaluation_facts(first, desk, change),
+        "evaluation": _evaluation_facts(first, ctx, change),
     }
     for stage in stages:
         task = tasks[stage.key]
         own = own_times(parts, reader.used.get(task.view.name, set()), task.view.name, task.name)
-        alone = {"ms_per_image": ms_per_image(own, len(items)), "peak_memory_mb": peak_memory_mb(desk.device)}
+        alone = {"ms_per_image": ms_per_image(own, len(items)), "peak_memory_mb": peak_memory_mb(ctx.device)}
         extra = {**cost_of(seconds, len(items), own), **alone, "facts": facts}
-        _write(stage, desk, [items[r] for r in rows], logits[rows], scored[task.name], shown, extra)
+        _write(stage, ctx, [items[r] for r in rows], logits[rows], scored[task.name], shown, extra)
         for counts in scored[task.name].histograms:
-            let_go(counts)
+            release_pages(counts)
     whole = cost_of(time.monotonic() - began, len(items), pass_times(parts))
     keys = [s.key for s in stages]
-    desk.report({"kind": "done", "stages": keys, **about, **whole})
+    ctx.report({"kind": "done", "stages": keys, **about, **whole})
 
 
-def _what(stages: Sequence[Stage]) -> str:
+def _what(stages: Sequence[ScoreStage]) -> str:
     """Which checkpoints and maps a pass scores, e.g. `checkpoints cl+last, maps pred+positive, val images`."""
     labels = [s.labels for s in stages]
     roles = "+".join(dict.fromkeys(str(w["selection"]) for w in labels if w["selection"] != "-"))
@@ -102,30 +102,30 @@ def _what(stages: Sequence[Stage]) -> str:
     return ", ".join([*parts, *([f"map{'s' * ('+' in maps)} {maps}"] if maps else []), f"{labels[0]['split']} images"])
 
 
-def _target(stage: Stage, desk: Desk, items: Sequence[Item], shown: Sequence[int]) -> Target:
+def _target(stage: ScoreStage, ctx: StageContext, items: Sequence[Item], shown: Sequence[int]) -> EvalTarget:
     """The images a test score looks at, and what is done to them."""
-    on, size = stage.work["on"], stage.work["config"].image_size
-    images = desk.images(on)
-    frames = images.frames(items, size, scoring_form(stage))
-    change = change_of(on, desk.pool(on, size))
-    return Target(frames, stage.work["label_map"], shown, change, desk.store.cache_dir / "spill")
+    on, size = stage.inputs.on, stage.inputs.config.image_size
+    images = ctx.images(on)
+    frames = images.frames(items, size, mask_form(stage.inputs))
+    change = change_of(on, ctx.pool(on, size))
+    return EvalTarget(frames, stage.inputs.label_map, shown, change, ctx.store.cache_dir / "spill")
 
 
 def _validate(
-    reader: Reader, tasks: Sequence[Task], items: Sequence[Item], desk: Desk, stage: Stage
+    reader: MapExtractor, tasks: Sequence[Task], items: Sequence[Item], ctx: StageContext, stage: ScoreStage
 ) -> tuple[np.ndarray, dict[str, Scored]]:
-    cell, config = stage.work["cell"], stage.work["config"]
-    frames = desk.images(cell).frames(items, config.image_size)
-    masks = pixel_masks(items, desk, cell, [scoring_form(stage)])
-    found = validation_pass(reader, tasks, frames, masks, desk.device, desk.run.score_batch)
+    experiment, config = stage.inputs.experiment, stage.inputs.config
+    frames = ctx.images(experiment).frames(items, config.image_size)
+    masks = pixel_masks(items, ctx, experiment, [mask_form(stage.inputs)])
+    found = validation_pass(reader, tasks, frames, masks, ctx.device, ctx.run.score_batch)
     if found is None:
         raise RuntimeError("a process alone got no result of its pass")
     return found
 
 
-def _scale(stage: Stage, desk: Desk) -> MapScale:
+def _scale(stage: ScoreStage, ctx: StageContext) -> MapScale:
     """The constants its validation pass found, and its levels if there are any."""
-    low, high, *levels = read_npz(desk.store.run_dir(stage.parents["val"]) / "scores.npz")["scale"].tolist()
+    low, high, *levels = read_npz(ctx.store.run_dir(stage.parents["val"]) / "scores.npz")["scale"].tolist()
     return MapScale(low, high, tuple(levels))
 
 
@@ -137,8 +137,8 @@ def _predicted_background(logits: np.ndarray, regions: Sequence[bool]) -> np.nda
 
 
 def _write(
-    stage: Stage,
-    desk: Desk,
+    stage: ScoreStage,
+    ctx: StageContext,
     items: Sequence[Item],
     logits: np.ndarray,
     scored: Scored,
@@ -146,8 +146,8 @@ def _write(
     extra: dict[str, Any],
 ) -> None:
     began = time.monotonic()
-    manifest, spec = desk.manifest(stage.work["on"]), stage.work["method"].spec
-    folder, card = desk.store.run_dir(stage.key), manifest.card
+    manifest, spec = ctx.manifest(stage.inputs.on), stage.inputs.method.spec
+    folder, card = ctx.store.run_dir(stage.key), manifest.card
     histograms = {n: _packed(getattr(scored.histograms, n), len(items)) for n in ("foreground", "background")}
     write_npz(
         folder / "scores.npz",
@@ -162,14 +162,14 @@ def _write(
     )
     stem = ""
     if shown:
-        stem = _write_pictures(stage, desk, [items[r] for r in shown])
+        stem = _write_pictures(stage, ctx, [items[r] for r in shown])
         if scored.examples is not None:
             write_npz(folder / "examples.npz", {"ids": np.array([items[r].id for r in shown]), "maps": scored.examples})
-    common = common_facts(stage, desk, manifest)
+    common = common_facts(stage, ctx, manifest)
     facts = {
         **common["facts"],
         **extra["facts"],
-        "notes": [*common["facts"]["notes"], *_mask_notes(stage, desk, items)],
+        "notes": [*common["facts"]["notes"], *_mask_notes(stage, ctx, items)],
         "kind": spec.kind,
         "classes": list(card.classes),
         "region_classes": list(card.region_classes),
@@ -179,39 +179,39 @@ def _write(
         "group": card.group,
         "licence": card.licence,
         "images": len(items),
-        "synthetic": _synthetic(stage, desk),
+        "synthetic": _synthetic(stage, ctx),
         "degenerate": scored.degenerate,
         "family": spec.family,
         "examples": stem,
     }
     times = {**extra["times"], "write": time.monotonic() - began}
-    desk.store.finish(stage.key, {**common, **extra, "times": times, "facts": facts})
+    ctx.store.finish(stage.key, {**common, **extra, "times": times, "facts": facts})
 
 
-def _mask_notes(stage: Stage, desk: Desk, items: Sequence[Item]) -> list[str]:
+def _mask_notes(stage: ScoreStage, ctx: StageContext, items: Sequence[Item]) -> list[str]:
     """What a reader of the row must know about its test masks."""
     if stage.labels["split"] == "val":  # behind tau_val: told when the run began
         return []
-    return desk.mask_notes(stage.work["on"], scoring_form(stage), items)
+    return ctx.mask_notes(stage.inputs.on, mask_form(stage.inputs), items)
 
 
-def _evaluation_facts(stage: Stage, desk: Desk, change: Shift | None) -> dict[str, Any]:
+def _evaluation_facts(stage: ScoreStage, ctx: StageContext, change: Shift | None) -> dict[str, Any]:
     """What the images of a score are: which set, how (and how much) they were changed, how classes were matched."""
-    on, cell = stage.work["on"], stage.work["cell"]
-    card, home = (desk.manifest(place).card for place in (on, cell))
+    on, experiment = stage.inputs.on, stage.inputs.experiment
+    card, home = (ctx.manifest(place).card for place in (on, experiment))
     return {
         "dataset": card.name,
-        **shift_facts(on, desk.pool(on, stage.work["config"].image_size), change),
-        "label_map": mapping_text(home, card, stage.work["label_map"]) if on.dataset != cell.dataset else "",
+        **shift_facts(on, ctx.pool(on, stage.inputs.config.image_size), change),
+        "label_map": mapping_text(home, card, stage.inputs.label_map) if on.dataset != experiment.dataset else "",
         "train_foreground": home.foreground,
     }
 
 
-def _synthetic(stage: Stage, desk: Desk) -> bool:
+def _synthetic(stage: ScoreStage, ctx: StageContext) -> bool:
     """Whether any of the sets behind a score is synthetic: the one trained on, the one scored, the one that lends."""
-    on: EvalSet = stage.work["on"]
-    lender = [EvalSet(on.lender, on.lender_fold)] if on.lender else []
-    return any(desk.manifest(place).synthetic for place in (stage.work["cell"], on, *lender))
+    on = stage.inputs.on
+    stains = [EvalSet(on.stain_source, on.stain_fold)] if on.stain_source else []
+    return any(ctx.manifest(place).synthetic for place in (stage.inputs.experiment, on, *stains))
 
 
 def _packed(histogram: np.ndarray, rows: int) -> np.ndarray:
@@ -223,17 +223,17 @@ def _packed(histogram: np.ndarray, rows: int) -> np.ndarray:
     return histogram.astype(np.min_scalar_type(int(histogram.max())))
 
 
-def _write_pictures(stage: Stage, desk: Desk, items: Sequence[Item]) -> str:
+def _write_pictures(stage: ScoreStage, ctx: StageContext, items: Sequence[Item]) -> str:
     """Images and masks of the examples, once per evaluation set and size; returns the name of their file."""
-    size, on = stage.work["protocol"].size, stage.work["on"]
+    size, on = stage.inputs.protocol.size, stage.inputs.on
     # the stains are those of the scores, measured at the size the model sees, also where the picture is larger
-    side = stage.work["config"].image_size
-    pool = desk.pool(on, side)
-    form = scoring_form(stage)
+    side = stage.inputs.config.image_size
+    pool = ctx.pool(on, side)
+    form = mask_form(stage.inputs)
     stem = key_of([stage.identity["eval"], *form, [i.id for i in items], *([side] if pool else [])])
-    path = desk.store.root / "examples" / f"{stem}.npz"
+    path = ctx.store.root / "examples" / f"{stem}.npz"
     if not path.is_file():
-        images = desk.images(on)
+        images = ctx.images(on)
         frames = images.frames(items, size, form)
         change = change_of(on, pool)
         pixels = np.asarray(frames.images)

@@ -16,7 +16,7 @@ from ..core.errors import BenchError
 from ..core.seeds import seed_for
 from ..core.shutdown import Stopped
 from ..core.timing import Stopwatch
-from ..data.image_cache import Frames
+from ..data.image_cache import ImageSplit
 from ..data.train_loader import DeviceSet, StepCursor
 from ..distributed.batch_shards import cut_batch
 from ..distributed.process_group import SINGLE_PROCESS, Losses, ProcessGroup, SharedLoss
@@ -52,7 +52,7 @@ class Validation:
     checkpoints. regions: per class, whether it has a region of interest.
     """
 
-    frames: Frames
+    frames: ImageSplit
     masks: PixelMasks
     tasks: tuple[Task, ...]
     regions: tuple[int, ...]

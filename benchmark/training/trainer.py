@@ -16,7 +16,7 @@ from ..core.results_store import jsonable
 from ..core.seeds import seed_for
 from ..core.shutdown import Stopped
 from ..scoring.inference import Task, validation_pass
-from ..scoring.map_extractor import Reader
+from ..scoring.map_extractor import MapExtractor
 from .checkpoint_selection import update_roles
 from .checkpoints import EpochCursor, Progress, Snapshots, TrainState, copy_state
 from .train_step import (
@@ -153,7 +153,7 @@ def evaluate(job: Training, cursor: EpochCursor) -> tuple[dict[str, float], dict
     """
     v = job.validation
     views = tuple(dict.fromkeys(t.view for t in v.tasks))
-    reader = Reader(job.method, views, v.regions, job.context.num_classes)
+    reader = MapExtractor(job.method, views, v.regions, job.context.num_classes)
     device, batch = job.context.device, job.run.score_batch
 
     def finite(logits: torch.Tensor) -> None:

@@ -9,7 +9,8 @@ from wsolbench.benchmark.core.results_store import Store
 from wsolbench.benchmark.execution.preflight import preflight
 from wsolbench.benchmark.execution.scheduler import Outcome, execute
 from wsolbench.benchmark.planning.config import Request, RunConfig
-from wsolbench.benchmark.planning.planner import Plan, Planner
+from wsolbench.benchmark.planning.planner import Planner
+from wsolbench.benchmark.planning.stage import Plan
 
 TINY = {
     "image_size": "32", "load_size": "36", "epochs": "3", "batch_size": "16", "lr": "0.05", "stride": "8",
@@ -54,4 +55,4 @@ class World:
         todo = [s for s in plan.stages.values() if not self.store.is_done(s.key)]
         if todo:
             preflight(todo, planner)
-        return plan, execute(plan, planner.request.run, planner.sources, lambda event: None)
+        return plan, execute(plan, planner.request.run, planner.open_datasets, lambda event: None)

@@ -111,11 +111,11 @@ def test_two_processes_stopped_and_one_going_on_train_as_one_does(world, tmp_pat
         if event["epoch"] == 1:
             shutdown.request(130)
 
-    shared.desk.report = report
+    shared.ctx.report = report
     with pytest.raises(Stopped):
         shared.do(["train"])
     assert seen[:2] == [0, 1], "the first process reports every epoch"
-    folder = shared.desk.store.run_dir(shared.last_training.key)
+    folder = shared.ctx.store.run_dir(shared.last_training.key)
     lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     assert 2 <= len(lines) < 5
     same(lines, expected[: len(lines)], 1e-6)
@@ -165,9 +165,9 @@ class Member(ProcessGroup):
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_every_image_is_read_once_whatever_the_number_of_processes(world, size):
     bare = Bare(world, "classifier")
-    cell = bare.last_training.work["cell"]
-    items = bare.desk.manifest(cell).split("val")
-    frames = bare.desk.images(cell).frames(items, bare.last_training.work["config"].image_size)
+    cell = bare.last_training.inputs.experiment
+    items = bare.ctx.manifest(cell).split("val")
+    frames = bare.ctx.images(cell).frames(items, bare.last_training.inputs.config.image_size)
     alone = list(batches(frames, 5, torch.device("cpu"), statistics=IMAGENET))
     found, asked = [], set()
     for rank in range(size):
@@ -205,12 +205,12 @@ def test_a_killed_process_ends_the_training_and_the_same_command_goes_on(world, 
         if event.get("epoch") == 2:
             os.kill(started[1].process.pid, signal.SIGKILL)
 
-    bare.desk.report = report
+    bare.ctx.report = report
     with pytest.raises(BenchError, match=r"process 2 .* was ended by SIGKILL"):
         bare.do(["train"])
     assert all(r.process.poll() is not None for r in started)
-    assert (bare.desk.store.run_dir(bare.last_training.key) / "resume" / "state.json").is_file()
-    bare.desk.report = lambda event: None
+    assert (bare.ctx.store.run_dir(bare.last_training.key) / "resume" / "state.json").is_file()
+    bare.ctx.report = lambda event: None
     bare.do(["train"])
     found = history(world)
     world.results = tmp_path / "alone"
@@ -233,7 +233,7 @@ def test_nothing_stays_behind_a_killed_parent(world, tmp_path):
         rank_process._Rank.start = start
         world = World(Path({str(world.csv)!r}), Path({str(world.results)!r}))
         bare = Bare(world, "classifier", overrides={{"train": {{"epochs": "500"}}}}, run={{"devices": 2}})
-        bare.desk.report = lambda event: Path({str(tmp_path)!r}, "training").touch()
+        bare.ctx.report = lambda event: Path({str(tmp_path)!r}, "training").touch()
         bare.do(["train"])
     """
     code = textwrap.dedent(program)
@@ -283,7 +283,7 @@ def test_memory_that_runs_out_in_one_process_halves_the_batches_of_all(world, tm
     )
     bare = Bare(world, str(tmp_path / "greedy.py"), overrides={"train": {"batch_size": "16"}}, run={"devices": 2})
     bare.do(["train"])
-    facts = bare.desk.store.record(bare.last_training.key)["facts"]
+    facts = bare.ctx.store.record(bare.last_training.key)["facts"]
     assert facts["micro_batch"] == {"asked": 0, "used": 8}
     assert facts["devices"] == 2
 

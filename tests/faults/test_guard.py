@@ -18,11 +18,11 @@ from tests.faults.plugins import explainer, trained
 from wsolbench.benchmark.core import mask_guard
 from wsolbench.benchmark.core.errors import MaskAccessError
 from wsolbench.benchmark.core.results_store import Store, file_sha256, read_npz
-from wsolbench.benchmark.data.image_cache import ImageCache, MaskForm, mask_need
+from wsolbench.benchmark.data.image_cache import ImageCache, MaskForm, mask_request
 from wsolbench.benchmark.planning.config import TrainConfig
 from wsolbench.benchmark.planning.method_refs import Resolver
 from wsolbench.benchmark.scoring.build import build_method
-from wsolbench.benchmark.scoring.map_extractor import Reader, View
+from wsolbench.benchmark.scoring.map_extractor import MapExtractor, MapRequest
 from wsolbench.datasets.csv_manifest import CsvDataset
 from wsolbench.methods import METHODS
 from wsolbench.methods.base import Batch
@@ -163,7 +163,7 @@ def test_the_harness_reads_masks_while_a_stage_runs(blobs, tmp_path):
     files = [p for i in items for p in (i.image, i.mask) if p]
     cache = ImageCache(Store(tmp_path / "r"), dataset, {str(p): file_sha256(p) for p in files})
     with mask_guard.watching("it", lambda: [i.mask for i in items if i.mask], tmp_path / "r"):
-        cache.prepare([mask_need(items, 8)])  # in threads of its own
+        cache.prepare([mask_request(items, 8)])  # in threads of its own
         rows = cache.masks(items, MaskForm(8))
         assert np.asarray(rows).any()
         assert rows.mapped().any()
@@ -217,7 +217,7 @@ def test_methods_get_no_id_that_tells_a_class_or_a_patient(tmp_path):
     """Names of files say `normal_001`; what a method is told is the same for the same image, and says nothing."""
     METHODS.load_file(Path(explainer(tmp_path, "tells", "evidence.images.seen = evidence.ids; return m")))
     model = build_method(Resolver({}).ref("classifier"), "test_resnet", TrainConfig(stride=0), 2, 0).eval()
-    reader, told = Reader(model, (View(Resolver({}).ref("tells"), "region"),), (0, 1), 2), []
+    reader, told = MapExtractor(model, (MapRequest(Resolver({}).ref("tells"), "region"),), (0, 1), 2), []
     for names in (["normal_001", "tumor_002"], ["tumor_002", "normal_001"]):
         images = torch.zeros(2, 3, 32, 32)
         reader.read(images, torch.tensor([0, 1]), names)

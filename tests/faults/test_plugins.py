@@ -17,7 +17,7 @@ from wsolbench.benchmark.core.results_store import read_npz
 from wsolbench.benchmark.planning.config import TrainConfig
 from wsolbench.benchmark.planning.method_refs import Resolver
 from wsolbench.benchmark.scoring.build import build_method
-from wsolbench.benchmark.scoring.map_extractor import Reader, View
+from wsolbench.benchmark.scoring.map_extractor import MapExtractor, MapRequest
 from wsolbench.benchmark.scoring.method_sandbox import model_unchanged
 from wsolbench.methods import METHODS
 from wsolbench.reports.rows.load import load_rows
@@ -90,7 +90,7 @@ def test_misbehaviour_is_seen_at_the_first_batch_and_undone(name, tmp_path):
     body, expected = AT_ONCE[name]
     METHODS.load_file(Path(explainer(tmp_path, f"once_{name}", body)))
     model = build_method(Resolver({}).ref("classifier"), "test_resnet", TrainConfig(stride=0), 2, 0).eval()
-    reader = Reader(model, (View(Resolver({}).ref(f"once_{name}"), "region"),), (0, 1), 2)
+    reader = MapExtractor(model, (MapRequest(Resolver({}).ref(f"once_{name}"), "region"),), (0, 1), 2)
     before = process()
     with pytest.raises(BenchError, match=re.escape(expected)) as caught, model_unchanged(model):
         reader.read(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]), ["a", "b"])

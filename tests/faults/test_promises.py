@@ -44,9 +44,9 @@ pickle.load = pickle.loads = pickle.Unpickler = pickle._Unpickler = refuse_all
 
 
 @pytest.fixture(scope="module")
-def guarded(matrix, tmp_path_factory):
+def sandboxed(matrix, tmp_path_factory):
     """The same command in another folder, without a network and with every pickle refused."""
-    folder = tmp_path_factory.mktemp("guarded") / "results"
+    folder = tmp_path_factory.mktemp("sandboxed") / "results"
     return folder, matrix.run(folder, inject=OFFLINE + NO_PICKLE)
 
 
@@ -66,20 +66,20 @@ def reading(matrix, results, words):
 
 
 # -- 1, 6, 7: a whole run --------------------------------------------------------------------------------------------
-def test_the_same_command_gives_the_same_rows(matrix, reference, guarded):
-    folder, done = guarded
+def test_the_same_command_gives_the_same_rows(matrix, reference, sandboxed):
+    folder, done = sandboxed
     assert done.returncode == 0, done.stderr
     assert contents(folder) == reference.contents
     assert steady(matrix.rows(folder)) == reference.rows
     assert leftovers(folder) == []
 
 
-def test_a_run_needs_no_network(guarded):
-    assert "NETWORK" not in guarded[1].stderr
+def test_a_run_needs_no_network(sandboxed):
+    assert "NETWORK" not in sandboxed[1].stderr
 
 
-def test_a_run_reads_no_pickle(guarded):
-    assert "PICKLE" not in guarded[1].stderr
+def test_a_run_reads_no_pickle(sandboxed):
+    assert "PICKLE" not in sandboxed[1].stderr
 
 
 def test_the_traps_spring(matrix, tmp_path):

@@ -14,12 +14,12 @@ from wsolbench.benchmark.core import intervals, metrics
 from wsolbench.benchmark.core.metrics import BINS, THRESHOLDS, Histograms
 from wsolbench.benchmark.core.protocols import PROTOCOLS
 from wsolbench.benchmark.core.results_store import canonical_json, key_of
-from wsolbench.benchmark.data.image_cache import Frames
+from wsolbench.benchmark.data.image_cache import ImageSplit
 from wsolbench.benchmark.data.pixel_store import PixelStore
 from wsolbench.benchmark.planning.method_refs import Resolver
 from wsolbench.benchmark.planning.planner import Planner
-from wsolbench.benchmark.scoring.inference import PixelMasks, Target, Task, evaluation_pass, validation_pass
-from wsolbench.benchmark.scoring.map_extractor import Reader, View
+from wsolbench.benchmark.scoring.inference import EvalTarget, PixelMasks, Task, evaluation_pass, validation_pass
+from wsolbench.benchmark.scoring.map_extractor import MapExtractor, MapRequest
 from wsolbench.benchmark.scoring.map_scaling import histogram, scale_maps
 from wsolbench.datasets.base import Item
 
@@ -185,21 +185,21 @@ def images(tmp_path_factory):
     return items, names, kept
 
 
-def frames_of(images, rows) -> Frames:
+def frames_of(images, rows) -> ImageSplit:
     items, names, (pixels, masks) = images
     digests = [names[r] for r in rows]
-    return Frames(tuple(items[r] for r in rows), pixels.rows(digests), masks.rows(digests))
+    return ImageSplit(tuple(items[r] for r in rows), pixels.rows(digests), masks.rows(digests))
 
 
 def reader_and_tasks():
-    views = [View(Resolver({}).ref(name), "any") for name in ("darkness", "random")]
+    views = [MapRequest(Resolver({}).ref(name), "any") for name in ("darkness", "random")]
     tasks = [Task(view, protocol) for view in views for protocol in PROTOCOLS.values()]
-    return Reader(None, tuple(views), (0, 1), 2), tasks
+    return MapExtractor(None, tuple(views), (0, 1), 2), tasks
 
 
 def scored(images, rows, batch: int) -> dict[str, Histograms]:
     reader, tasks = reader_and_tasks()
-    target = Target(frames_of(images, rows), (0, 1))
+    target = EvalTarget(frames_of(images, rows), (0, 1))
     scales = {t.name: (0.2, 0.8) for t in tasks}
     return {
         n: s.histograms

@@ -67,12 +67,12 @@ def test_however_it_ends_the_cause_is_told_and_nobody_stays(world, tmp_path, mon
     def report(event):
         raise KeyboardInterrupt
 
-    bare.desk.report = report
+    bare.ctx.report = report
     if case == "stopped":
         shutdown.request(130)
         monkeypatch.setattr(shutdown, "check", lambda: None)  # the request comes while they train
     with pytest.raises(error, match=message):
-        rank_process.train_together(bare.last_training, bare.desk)
+        rank_process.train_together(bare.last_training, bare.ctx)
     found = [int(p.name) for p in pids.iterdir() if p.name != "first"]
     assert found
     for pid in found:

@@ -24,7 +24,7 @@ class Asked:
 
 def reached(bare: Bare) -> str:
     """What the newest snapshot says of itself, apart from times."""
-    path = bare.desk.store.run_dir(bare.last_training.key) / "resume" / "state.json"
+    path = bare.ctx.store.run_dir(bare.last_training.key) / "resume" / "state.json"
     if not path.is_file():
         return ""
     state = json.loads(path.read_text())
@@ -71,13 +71,13 @@ def test_stopped_at_every_step_in_a_row(world, tmp_path, monkeypatch, method):
             bare.stage(stage)
     seen = chain(bare, asked)
     assert trained(world) == expected
-    count = len(bare.desk.manifest(bare.last_training.work["cell"]).split("train"))
+    count = len(bare.ctx.manifest(bare.last_training.inputs.experiment).split("train"))
     steps = -(-count // 16)
     wanted = [f"{e:04d}-{s:06d}.safetensors" for e in (1, 2) for s in range(1, steps + 1)]
     assert [s for s in seen if "-0" in s and "ended" not in s] == wanted, "a stop is possible after every step"
     assert [s for s in seen if "ended" in s] == [f"{e:04d}-{steps:06d}-ended.safetensors" for e in (1, 2)]
     assert "0001.safetensors" in seen
-    assert not (bare.desk.store.run_dir(bare.last_training.key) / "resume").exists()
+    assert not (bare.ctx.store.run_dir(bare.last_training.key) / "resume").exists()
 
 
 def test_stopped_while_scoring_nothing_is_written(world, tmp_path, monkeypatch):
@@ -90,7 +90,7 @@ def test_stopped_while_scoring_nothing_is_written(world, tmp_path, monkeypatch):
     bare = made()
     asked = Asked(monkeypatch)
     for stage in bare.some():
-        folder = bare.desk.store.run_dir(stage.key)
+        folder = bare.ctx.store.run_dir(stage.key)
         if stage.kind != "train":
             asked.count, asked.at = 0, 1
             with pytest.raises(Stopped):
@@ -107,7 +107,7 @@ def test_a_damaged_snapshot_of_a_step_falls_back_to_the_one_before(world, tmp_pa
     world.results = tmp_path / "damaged"
     bare = Bare(world, "classifier", overrides={"train": SETTINGS})
     asked = Asked(monkeypatch)
-    folder = bare.desk.store.run_dir(bare.last_training.key) / "resume"
+    folder = bare.ctx.store.run_dir(bare.last_training.key) / "resume"
     stop_at(bare, asked, 5)  # evaluation, two steps, evaluation, end of epoch 1, and the first step of epoch 2
     newest, before = (json.loads((folder / n).read_text()) for n in ("state.json", "state.previous.json"))
     assert (newest["midway"]["epoch"], newest["midway"]["step"]) == (2, 1)
@@ -126,11 +126,11 @@ def test_a_damaged_snapshot_of_a_step_falls_back_to_the_one_before(world, tmp_pa
 def test_a_damaged_state_is_passed_over(world, tmp_path, monkeypatch, caplog, text):
     bare = Bare(world, "classifier", overrides={"train": {"epochs": "1"}})
     stop_at(bare, Asked(monkeypatch), 1)
-    state = bare.desk.store.run_dir(bare.last_training.key) / "resume" / "state.json"
+    state = bare.ctx.store.run_dir(bare.last_training.key) / "resume" / "state.json"
     state.write_text(text)
     monkeypatch.setattr(ProcessGroup, "requested", lambda group: 0)
     bare.do(["train"])
-    assert bare.desk.store.is_done(bare.last_training.key)
+    assert bare.ctx.store.is_done(bare.last_training.key)
     assert "is not used" in caplog.text
 
 

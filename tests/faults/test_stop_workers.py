@@ -22,7 +22,7 @@ def forgotten():
 @pytest.fixture
 def planned(world):
     planner, plan = world.plan("random,darkness")
-    return plan, planner.request.run, planner.sources
+    return plan, planner.request.run, planner.open_datasets
 
 
 def crew(run, sources, answer, monkeypatch, seen=None):

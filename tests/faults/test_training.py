@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from tests.faults.training import Bare, scores, trained
 from wsolbench.benchmark.core.errors import BenchError
 from wsolbench.benchmark.data.epoch_order import epoch_order
-from wsolbench.benchmark.data.eval_loader import Seen
-from wsolbench.benchmark.scoring.adaptive_batch import Retry, Room, is_out_of_memory
-from wsolbench.benchmark.scoring.map_extractor import Reader
+from wsolbench.benchmark.data.eval_loader import EvalBatch
+from wsolbench.benchmark.scoring.adaptive_batch import AdaptiveBatch, OutOfMemoryRetry, is_out_of_memory
+from wsolbench.benchmark.scoring.map_extractor import MapExtractor
 from wsolbench.benchmark.training import train_step
 from wsolbench.benchmark.training.train_step import DivergedError
 
@@ -72,19 +72,19 @@ def test_the_step_that_diverged_is_named_and_the_last_good_epoch_is_kept(world, 
         one.do(["train"])
     facts = caught.value.facts
     stage = one.last_training
-    order = epoch_order(32, 16, stage.work["cell"].seed, 2)
+    order = epoch_order(32, 16, stage.inputs.experiment.seed, 2)
     bad = next(k for k, rows in enumerate(order, 1) if 5 in rows.tolist())
-    ids = [i.id for i in one.desk.manifest(stage.work["cell"]).split("train")]
+    ids = [i.id for i in one.ctx.manifest(stage.inputs.experiment).split("train")]
     assert facts == {
         "status": "diverged", "epoch": 2, "step": bad, "seed": 0, "losses": {"total": "inf"},
         "ids": [ids[row] for row in order[bad - 1].tolist()],
     }  # fmt: skip
     assert ids[5] in facts["ids"]
-    folder = one.desk.store.run_dir(stage.key)
+    folder = one.ctx.store.run_dir(stage.key)
     state = json.loads((folder / "resume" / "state.json").read_text())
     assert state["epoch"] == 1
     assert state["midway"] is None
-    assert not one.desk.store.is_done(stage.key)
+    assert not one.ctx.store.is_done(stage.key)
     kept = [load_file(path) for path in folder.glob("epoch-*.safetensors")]
     assert kept
     assert all(bool(torch.isfinite(t.float()).all()) for weights in kept for t in weights.values())
@@ -109,7 +109,7 @@ def test_weights_that_are_nan_take_no_role(world, tmp_path):
     one = bare(world, plugin(tmp_path, "forgets", FORGETS))
     with pytest.raises(DivergedError, match="validation images is not finite from step 2 of 2 of epoch 2"):
         one.do(["train"])
-    folder = one.desk.store.run_dir(one.last_training.key)
+    folder = one.ctx.store.run_dir(one.last_training.key)
     assert json.loads((folder / "resume" / "state.json").read_text())["epoch"] == 1
     assert len((folder / "history.jsonl").read_text().splitlines()) == 2
 
@@ -127,11 +127,11 @@ def test_a_training_that_runs_out_of_memory_is_done_again_with_half_batches(worl
     with caplog.at_level(logging.WARNING):
         one = bare(world, plugin(tmp_path, "hungry", HUNGRY, most=8, error=error))
         one.do(["train"])
-    record = one.desk.store.record(one.last_training.key)
+    record = one.ctx.store.record(one.last_training.key)
     assert record["facts"]["micro_batch"] == {"asked": 0, "used": 8}
     assert "once more from the start with 8 at a time" in caplog.text
     assert caplog.text.count("out of memory") == 1
-    folder = one.desk.store.run_dir(one.last_training.key)
+    folder = one.ctx.store.run_dir(one.last_training.key)
     assert not (folder / "retry.json").exists()
     [found] = trained(world).values()
     world.results = tmp_path / "asked"  # the numbers are those of a training that was asked for such parts
@@ -146,7 +146,7 @@ def test_it_is_tried_once_and_the_peak_is_told(world, tmp_path):
     one = bare(world, plugin(tmp_path, "hungry", HUNGRY, most=4, error=ERRORS[0]))
     with pytest.raises(BenchError, match=r"Out of memory with 8 images at a time, after 16 .* \(\S+ MiB at most"):
         one.do(["train"])
-    folder = one.desk.store.run_dir(one.last_training.key)
+    folder = one.ctx.store.run_dir(one.last_training.key)
     assert not (folder / "retry.json").exists(), "the next try may find more memory, and begins with the whole batch"
 
 
@@ -154,7 +154,7 @@ def test_a_retry_that_is_stopped_goes_on_with_its_parts(world, tmp_path, monkeyp
     """The decision lies on disk, and snapshots of whole batches are never mixed with it."""
     path = plugin(tmp_path, "hungry", HUNGRY, most=99, error=ERRORS[0])
     one = bare(world, path)
-    folder = one.desk.store.run_dir(one.last_training.key)
+    folder = one.ctx.store.run_dir(one.last_training.key)
     honest = train_step.run_epoch
 
     def killed(job, optimizer, scaler, at, *rest):
@@ -166,7 +166,7 @@ def test_a_retry_that_is_stopped_goes_on_with_its_parts(world, tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         one.do(["train"])
     assert json.loads((folder / "resume" / "state.json").read_text())["epoch"] == 1
-    Retry(folder, 0, 16).halve("training", "1 MiB")
+    OutOfMemoryRetry(folder, 0, 16).halve("training", "1 MiB")
     with pytest.raises(KeyboardInterrupt):
         one.do(["train"])
     assert json.loads((folder / "resume" / "state.json").read_text())["parts"] == 8
@@ -188,7 +188,7 @@ def test_scoring_and_teacher_maps_go_on_with_fewer_images(world, tmp_path, monke
     made().do_some()
     expected = scores(world.results)
     world.results = tmp_path / "small"
-    honest, sizes = Reader.read, []
+    honest, sizes = MapExtractor.read, []
 
     def read(self, images, labels, ids):
         sizes.append(len(images))
@@ -196,7 +196,7 @@ def test_scoring_and_teacher_maps_go_on_with_fewer_images(world, tmp_path, monke
             raise torch.OutOfMemoryError("CUDA out of memory")
         return honest(self, images, labels, ids)
 
-    monkeypatch.setattr(Reader, "read", read)
+    monkeypatch.setattr(MapExtractor, "read", read)
     made().do_some()
     assert {s for s in sizes if s <= 5} <= {2, 3, 4}
     found = scores(world.results)
@@ -214,7 +214,7 @@ def test_scoring_and_teacher_maps_go_on_with_fewer_images(world, tmp_path, monke
 
 
 def test_one_image_that_does_not_fit_is_an_error():
-    seen = Seen(slice(4, 7), torch.zeros(3, 1), torch.arange(3), ["a", "b", "c"], None)
+    seen = EvalBatch(slice(4, 7), torch.zeros(3, 1), torch.arange(3), ["a", "b", "c"], None)
 
     def work(part):
         if "c" in part.ids:
@@ -222,11 +222,11 @@ def test_one_image_that_does_not_fit_is_an_error():
         return part.ids
 
     with pytest.raises(BenchError, match="one image alone does not fit"):
-        Room("scoring", torch.device("cpu")).each(seen, work)
+        AdaptiveBatch("scoring", torch.device("cpu")).each(seen, work)
 
 
 def test_room_keeps_order_rows_and_what_it_has_learnt():
-    room, tried = Room("scoring", torch.device("cpu")), []
+    room, tried = AdaptiveBatch("scoring", torch.device("cpu")), []
 
     def work(part):
         tried.append(len(part.ids))
@@ -234,7 +234,7 @@ def test_room_keeps_order_rows_and_what_it_has_learnt():
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
         return part.ids, part.rows, part.labels.tolist()
 
-    seen = Seen(slice(4, 9), torch.zeros(5, 1), torch.arange(5), list("abcde"), torch.zeros(5, 2))
+    seen = EvalBatch(slice(4, 9), torch.zeros(5, 1), torch.arange(5), list("abcde"), torch.zeros(5, 2))
     assert room.each(seen, work) == [
         (["a", "b"], slice(4, 6), [0, 1]), (["c"], slice(6, 7), [2]), (["d", "e"], slice(7, 9), [3, 4]),
     ]  # fmt: skip

@@ -9,9 +9,9 @@ import numpy as np
 from tests.benchmark.conftest import World
 from wsolbench.benchmark.core.results_store import read_npz
 from wsolbench.benchmark.execution.preflight import preflight
-from wsolbench.benchmark.planning.planner import Stage
-from wsolbench.benchmark.stages.context import Desk, know_files, run_maps, run_train
-from wsolbench.benchmark.stages.score_stage import run_scores
+from wsolbench.benchmark.planning.stage import Stage
+from wsolbench.benchmark.stages.context import StageContext, load_method_files
+from wsolbench.benchmark.stages.run import run_stages
 
 HOOKS = '''
 """A method with a state of its own: it changes at the start and the end of epochs, in augment and in loss."""
@@ -62,8 +62,8 @@ class Bare:
         planner, self.plan = world.plan(methods, **changes)
         todo = [s for s in self.plan.stages.values() if not world.store.is_done(s.key)]
         preflight(todo, planner)
-        self.desk = Desk(planner.request.run, planner.sources)
-        know_files(list(self.plan.stages.values()))
+        self.ctx = StageContext(planner.request.run, planner.open_datasets)
+        load_method_files(list(self.plan.stages.values()))
 
     @property
     def last_training(self) -> Stage:
@@ -73,7 +73,7 @@ class Bare:
     def do(self, kinds: Sequence[str] = ("train", "maps", "score")) -> None:
         """Does what is not done yet; whatever is raised comes through."""
         for stage in self.plan.stages.values():
-            if stage.kind in kinds and not self.desk.store.is_done(stage.key):
+            if stage.kind in kinds and not self.ctx.store.is_done(stage.key):
                 self.stage(stage)
 
     def some(self) -> list[Stage]:
@@ -89,10 +89,7 @@ class Bare:
 
     def stage(self, stage: Stage) -> None:
         """Does one stage."""
-        if stage.kind == "train":
-            run_train(stage, self.desk)
-        else:
-            {"maps": run_maps, "score": run_scores}[stage.kind]([stage], self.desk)
+        run_stages([stage], self.ctx)
 
 
 def trained(world: World) -> dict[str, dict]:

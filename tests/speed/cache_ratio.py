@@ -29,7 +29,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from wsolbench.benchmark.core.results_store import Store
 from wsolbench.benchmark.core.timing import Stopwatch
-from wsolbench.benchmark.data.image_cache import Frames, ImageCache, Need
+from wsolbench.benchmark.data.image_cache import DecodeRequest, ImageCache, ImageSplit
 from wsolbench.benchmark.data.train_loader import TrainingSet
 from wsolbench.benchmark.planning.config import RunConfig, TrainConfig
 from wsolbench.benchmark.planning.method_refs import Resolver
@@ -102,7 +102,7 @@ def first_epoch(dataset: Folder, place: Path, ending: str, rounds: int) -> Row:
 
     def ours() -> np.ndarray:
         cache = ImageCache(Store(place / f"cache{next(folders)}"), dataset, hashes)
-        cache.prepare([Need(items, SIZE)])
+        cache.prepare([DecodeRequest(items, SIZE)])
         images = cache.frames(items, SIZE).images
         return np.concatenate([images[start : start + BATCH] for start in range(0, len(images), BATCH)])
 
@@ -149,13 +149,13 @@ def training_on(dataset: Folder, place: Path, options: argparse.Namespace, devic
     items = dataset.items[: options.train or (96 if device.type == "cpu" else len(dataset.items))]
     hashes = {str(p): f.sha256 for p, f in content_hashes(dataset.manifest("0"), place / "facts.json").items()}
     cache = ImageCache(Store(place / "cache"), dataset, hashes)
-    cache.prepare([Need(items, SIZE)])
+    cache.prepare([DecodeRequest(items, SIZE)])
     frames = cache.frames(items, SIZE)
     config = TrainConfig(image_size=224, load_size=SIZE, stride=16, batch_size=BATCH)
     method = build_method(Resolver({}).ref("classifier"), options.backbone, config, 2, 0).to(device)
     context = TrainContext(1, 9, 2, (True, True), device, torch.Generator(device))
     data = TrainingSet(frames, config, device, statistics_of(method)).on_device()
-    empty = Validation(Frames((), frames.images), {}, (), 1)
+    empty = Validation(ImageSplit((), frames.images), {}, (), 1)
     return Training(method, data, empty, context, config, RunConfig(), 0, place, watch=Stopwatch(device))
 
 

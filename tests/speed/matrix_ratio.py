@@ -38,9 +38,10 @@ from wsolbench.benchmark.core.metrics import BINS
 from wsolbench.benchmark.core.protocols import PROTOCOLS
 from wsolbench.benchmark.core.results_store import Store, write_npz
 from wsolbench.benchmark.core.seeds import seed_for
-from wsolbench.benchmark.data.image_cache import Need, mask_need
-from wsolbench.benchmark.planning.planner import Plan, Planner, Stage, selecting_maps
-from wsolbench.benchmark.stages.context import Desk, common_facts, example_rows
+from wsolbench.benchmark.data.image_cache import DecodeRequest, mask_request
+from wsolbench.benchmark.planning.planner import Planner, selecting_maps
+from wsolbench.benchmark.planning.stage import Plan, Stage
+from wsolbench.benchmark.stages.context import StageContext, common_facts, example_rows
 from wsolbench.benchmark.stages.score_stage import _evaluation_facts, _synthetic, _write_pictures
 from wsolbench.datasets.base import Item
 from wsolbench.datasets.synthesis.synthetic import WRITERS
@@ -86,7 +87,7 @@ SHAPES = {
 class Forge:
     """Makes up what finished stages leave behind."""
 
-    desk: Desk
+    ctx: StageContext
     stock: Path
     folds: int
 
@@ -94,12 +95,12 @@ class Forge:
         """Every stage of a plan."""
         makers = {"train": self.train, "maps": self.maps, "score": self.score}
         for stage in plan.stages.values():
-            self.desk.store.run_dir(stage.key).mkdir(parents=True, exist_ok=True)
+            self.ctx.store.run_dir(stage.key).mkdir(parents=True, exist_ok=True)
             makers[stage.kind](stage)
 
     def train(self, stage: Stage) -> None:
         """A training's record and history; no weights, as nothing here reads them."""
-        ref, config = stage.work["method"], stage.work["config"]
+        ref, config = stage.inputs.method, stage.inputs.config
         rng, lines = np.random.default_rng(int(stage.key[:8], 16)), []
         names = [f"{p}/{m}" for p in PROTOCOLS for m in selecting_maps(ref)] if ref.spec.kind != "none" else []
         names = names or [f"{p}/{m}" for p in PROTOCOLS for m in ref.spec.selects]
@@ -110,33 +111,33 @@ class Forge:
             if epoch:
                 entry.update(lr=config.lr, seconds=1.0, images=67, losses={"total": 9 / value, "ce": 5 / value})
             lines.append(json.dumps(entry))
-        (self.desk.store.run_dir(stage.key) / "history.jsonl").write_text("\n".join(lines) + "\n")
+        (self.ctx.store.run_dir(stage.key) / "history.jsonl").write_text("\n".join(lines) + "\n")
         role = {"epoch": config.epochs, "value": 90.0, "weights": "epoch.safetensors", "sha256": stage.key * 3}
         roles = {f"cl/{p}": role for p in PROTOCOLS} | {"last": role} | {f"loc/{n}": role for n in names}
-        manifest = self.desk.manifest(stage.work["cell"])
+        manifest = self.ctx.manifest(stage.inputs.experiment)
         more = {"roles": roles, "epochs": config.epochs, "seconds": 100 + rng.random(), "images_per_second": 80.0}
         size = {"parameters": 11_177_538, "peak_memory_mb": 900.0}
-        self.desk.store.finish(stage.key, {**common_facts(stage, self.desk, manifest), **more, **size})
+        self.ctx.store.finish(stage.key, {**common_facts(stage, self.ctx, manifest), **more, **size})
 
     def maps(self, stage: Stage) -> None:
         """The record of a set of teacher maps; the maps are read by trainings alone."""
-        facts = common_facts(stage, self.desk, self.desk.manifest(stage.work["cell"]))
-        self.desk.store.finish(stage.key, {**facts, "seconds": 1.0, "epoch": 9})
+        facts = common_facts(stage, self.ctx, self.ctx.manifest(stage.inputs.experiment))
+        self.ctx.store.finish(stage.key, {**facts, "seconds": 1.0, "epoch": 9})
 
     def score(self, stage: Stage) -> None:
         """A score's arrays, example maps and record, as `score.py` writes them."""
-        on, split = stage.work["on"], stage.labels["split"]
-        manifest, spec, folder = self.desk.manifest(on), stage.work["method"].spec, self.desk.store.run_dir(stage.key)
+        on, split = stage.inputs.on, stage.labels["split"]
+        manifest, spec, folder = self.ctx.manifest(on), stage.inputs.method.spec, self.ctx.store.run_dir(stage.key)
         items = manifest.split("valpx" if split == "val" else "test")
-        variant, trained = int(stage.key[:8], 16) % VARIANTS, stage.work["carrier"] is not None
+        variant, trained = int(stage.key[:8], 16) % VARIANTS, stage.inputs.source_model is not None
         what = (on.dataset, on.fold, split, spec.kind != "none", trained, variant)
         self._link("-".join(map(str, what)), folder / "scores.npz", lambda: self._arrays(items, manifest.card, what))
-        stem, common = "", common_facts(stage, self.desk, manifest)
+        stem, common = "", common_facts(stage, self.ctx, manifest)
         if split == "test":
             shown = [items[row] for row in example_rows(items)]
-            size = stage.work["protocol"].size
-            self.desk.images(on).prepare([Need(tuple(shown), size), mask_need(shown, size)])
-            stem = _write_pictures(stage, self.desk, shown)
+            size = stage.inputs.protocol.size
+            self.ctx.images(on).prepare([DecodeRequest(tuple(shown), size), mask_request(shown, size)])
+            stem = _write_pictures(stage, self.ctx, shown)
             if spec.kind != "none":
                 number = int(stage.key[:8], 16) % (EXAMPLES // self.folds)
                 name = f"examples-{on.dataset}-{on.fold}-{number}"
@@ -146,11 +147,11 @@ class Forge:
             "weights_sha256": stage.key * 3 if trained else "", "left_unshifted": [], "kind": spec.kind,
             "classes": list(manifest.card.classes), "region_classes": list(manifest.card.region_classes),
             "foreground": manifest.card.foreground, "group": manifest.card.group,
-            "evaluation": _evaluation_facts(stage, self.desk, None), "licence": manifest.card.licence,
-            "images": len(items), "synthetic": _synthetic(stage, self.desk), "degenerate": 0, "family": spec.family,
+            "evaluation": _evaluation_facts(stage, self.ctx, None), "licence": manifest.card.licence,
+            "images": len(items), "synthetic": _synthetic(stage, self.ctx), "degenerate": 0, "family": spec.family,
             "examples": stem,
         }  # fmt: skip
-        self.desk.store.finish(stage.key, {**common, "seconds": 3.1, "facts": facts})
+        self.ctx.store.finish(stage.key, {**common, "seconds": 3.1, "facts": facts})
 
     def _link(self, name: str, path: Path, make: Any) -> None:
         source = self.stock / f"{name}.npz"
@@ -191,7 +192,8 @@ def forge(folder: Path, shape: Shape) -> tuple[list[str], Plan]:
     planner = Planner(make_request(dict(typed), (), None))
     plan = planner.build()
     os.fsync = lambda _: None  # made-up results need not survive a power cut
-    Forge(Desk(planner.request.run, planner.sources), folder / "stock", len(planner.request.folds)).all(plan)
+    ctx = StageContext(planner.request.run, planner.open_datasets)
+    Forge(ctx, folder / "stock", len(planner.request.folds)).all(plan)
     option = {"protocols": "protocol", "data_root": "data-root"}
     return ["run", *(w for k, v in typed.items() for w in (f"--{option.get(k, k)}", str(v)))], plan
 

@@ -30,7 +30,7 @@ from rows import Row, show
 from wsolbench.benchmark.planning.config import TrainConfig
 from wsolbench.benchmark.planning.method_refs import Resolver
 from wsolbench.benchmark.scoring.build import build_method, choose_device
-from wsolbench.benchmark.scoring.map_extractor import Reader, View
+from wsolbench.benchmark.scoring.map_extractor import MapExtractor, MapRequest
 
 PEERS = {
     "gradcam": package.GradCAM,
@@ -75,13 +75,13 @@ class Task:
         self.shallow = tuple(self._view(resolver, f"layercam:{level}") for level in self.levels)
 
     @staticmethod
-    def _view(resolver: Resolver, name: str) -> View:
+    def _view(resolver: Resolver, name: str) -> MapRequest:
         ref = resolver.ref(name)
-        return View(ref, "true" if ref.spec.class_specific else "any")
+        return MapRequest(ref, "true" if ref.spec.class_specific else "any")
 
-    def read(self, views: tuple[View, ...]) -> Callable[[], dict[str, torch.Tensor]]:
+    def read(self, views: tuple[MapRequest, ...]) -> Callable[[], dict[str, torch.Tensor]]:
         """Maps of the views, as scoring reads them."""
-        reader = Reader(self.model, views, (0, 1), 2)
+        reader = MapExtractor(self.model, views, (0, 1), 2)
         return lambda: reader.read(self.images, self.labels, self.ids)[1]
 
     def forward(self) -> None:

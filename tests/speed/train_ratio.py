@@ -20,8 +20,8 @@ from alternate import measure
 from rows import Row, show
 
 from wsolbench.benchmark.core.timing import Stopwatch
-from wsolbench.benchmark.data.image_cache import Frames
-from wsolbench.benchmark.data.pixel_store import PixelStore, Rows
+from wsolbench.benchmark.data.image_cache import ImageSplit
+from wsolbench.benchmark.data.pixel_store import PixelStore, StoredRows
 from wsolbench.benchmark.data.train_loader import TrainingSet
 from wsolbench.benchmark.planning.config import RunConfig, TrainConfig
 from wsolbench.benchmark.planning.method_refs import Resolver
@@ -41,7 +41,7 @@ def job(name: str, config: TrainConfig, options: argparse.Namespace, device: tor
     rng, images = np.random.default_rng(0), BATCHES * config.batch_size
     pixels = rng.integers(0, 256, (images, config.load_size, config.load_size, 3), dtype=np.uint8)
     items = tuple(Item(str(k), Path("none"), None, k % 2, "g", "train") for k in range(images))
-    frames = Frames(items, stored(pixels))
+    frames = ImageSplit(items, stored(pixels))
     method = build_method(Resolver({}).ref(name), options.backbone, config, 2, 0).to(device)
     maps = rng.random((images, 14, 14), dtype=np.float32)
     data = TrainingSet(frames, config, device, statistics_of(method), {"layercam": maps}).on_device()
@@ -52,7 +52,7 @@ def job(name: str, config: TrainConfig, options: argparse.Namespace, device: tor
     return Training(method, data, empty, context, config, RunConfig(), 0, folder, lambda event: None, watch)
 
 
-def stored(pixels: np.ndarray) -> Rows:
+def stored(pixels: np.ndarray) -> StoredRows:
     """The images in a store on disk, as the harness has them."""
     digests = [f"{k:064x}" for k in range(len(pixels))]
     store = PixelStore(Path(tempfile.mkdtemp()) / "images", pixels.shape[1:], np.uint8)

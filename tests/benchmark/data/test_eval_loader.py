@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from wsolbench.benchmark.core.timing import Stopwatch
 from wsolbench.benchmark.data.augment import normalise
 from wsolbench.benchmark.data.eval_loader import batches
-from wsolbench.benchmark.data.image_cache import Frames
+from wsolbench.benchmark.data.image_cache import ImageSplit
 from wsolbench.benchmark.data.pixel_store import PixelStore
-from wsolbench.benchmark.data.prefetch import Landing
+from wsolbench.benchmark.data.prefetch import HostCopy
 from wsolbench.datasets.base import Item
 from wsolbench.methods.backbones.normalisation import HALF, IMAGENET
 
@@ -34,7 +34,7 @@ def frames(tmp_path):
     rng = np.random.default_rng(0)
     pixels, masks = rng.integers(0, 256, (7, 16, 16, 3), np.uint8), rng.random((7, 8, 8)) > 0.5
     items = tuple(Item(f"i{k}", Path("none"), None, k % 2, "g", "test") for k in range(7))
-    return Frames(items, rows_of(pixels, tmp_path, "images"), rows_of(masks, tmp_path, "masks")), pixels, masks
+    return ImageSplit(items, rows_of(pixels, tmp_path, "images"), rows_of(masks, tmp_path, "masks")), pixels, masks
 
 
 def test_all_images_once_and_in_order(frames):
@@ -65,14 +65,14 @@ def test_images_are_changed_as_stored_and_squashed_on_the_device(frames):
 
 
 def test_masks_that_were_not_prepared_are_an_error(frames):
-    bare = Frames(frames[0].items, frames[0].images)
+    bare = ImageSplit(frames[0].items, frames[0].images)
     with pytest.raises(ValueError, match="never prepared"):
         next(batches(bare, 3, CPU, statistics=HALF, masks=True))
 
 
 def test_what_is_on_the_cpu_lands_as_it_is():
     there = {"a": torch.arange(3)}
-    assert Landing(there).get()["a"] is there["a"]
+    assert HostCopy(there).get()["a"] is there["a"]
 
 
 @pytest.mark.gpu
@@ -80,7 +80,7 @@ def test_a_gpu_sees_the_same_batches(frames):
     device = torch.device("cuda")
     both = (batches(frames[0], 2, place, statistics=HALF, masks=True) for place in (CPU, device))
     for seen, gpu in zip(*both, strict=True):
-        landed = Landing({"images": gpu.images, "labels": gpu.labels, "masks": gpu.masks}).get()
+        landed = HostCopy({"images": gpu.images, "labels": gpu.labels, "masks": gpu.masks}).get()
         assert torch.equal(landed["labels"], seen.labels)
         assert torch.equal(landed["masks"], seen.masks)
         torch.testing.assert_close(landed["images"], seen.images)

@@ -11,7 +11,7 @@ from PIL import Image
 from wsolbench.benchmark.core.errors import BenchError
 from wsolbench.benchmark.core.results_store import Store, file_sha256
 from wsolbench.benchmark.data import image_cache as module
-from wsolbench.benchmark.data.image_cache import ImageCache, MaskForm, Need, mask_need
+from wsolbench.benchmark.data.image_cache import DecodeRequest, ImageCache, MaskForm, mask_request
 from wsolbench.datasets.csv_manifest import CsvDataset
 
 
@@ -29,7 +29,13 @@ def test_each_file_is_decoded_once_for_all_sizes(data, monkeypatch):
     honest = module.decode_squashed
     monkeypatch.setattr(module, "decode_squashed", lambda p, sizes: seen.update([p]) or honest(p, sizes))
     train, test = tuple(manifest.split("train")), tuple(manifest.split("test"))
-    needs = [Need(train, 36), Need(train, 32), Need(test, 32), Need(test[:3], 64), mask_need(test, 64)]
+    needs = [
+        DecodeRequest(train, 36),
+        DecodeRequest(train, 32),
+        DecodeRequest(test, 32),
+        DecodeRequest(test[:3], 64),
+        mask_request(test, 64),
+    ]
     cache.prepare(needs)
     assert set(seen.values()) == {1}
     assert len(seen) == len(train) + len(test)
@@ -48,7 +54,7 @@ def test_a_whole_run_decodes_each_image_once(world, monkeypatch):
 def test_rows_and_masks_keep_their_order(data):
     dataset, manifest, cache = data
     items = tuple(reversed(manifest.split("test")))
-    cache.prepare([Need(items, 64), mask_need(items, 64)])
+    cache.prepare([DecodeRequest(items, 64), mask_request(items, 64)])
     frames = cache.frames(items, 64, MaskForm(64))
     for row, item in enumerate(items):
         assert np.array_equal(frames.images[row], np.asarray(Image.open(item.image)))
@@ -60,7 +66,7 @@ def test_a_maskless_image_has_no_mask_to_read(data):
     _, manifest, cache = data
     bare = tuple(i for i in manifest.items if i.mask is None)
     with pytest.raises(BenchError, match="declared maskless"):
-        cache.prepare([Need(bare, 16, "nearest")])
+        cache.prepare([DecodeRequest(bare, 16, "nearest")])
 
 
 @pytest.fixture
@@ -79,12 +85,12 @@ def damaged(blobs, tmp_path):
 def test_unreadable_files_are_named_and_the_others_kept(damaged, monkeypatch):
     items, cache = damaged
     with pytest.raises(BenchError, match="7 of 32 files cannot be read") as caught:
-        cache.prepare([Need(items, 16)])
+        cache.prepare([DecodeRequest(items, 16)])
     assert str(caught.value).count("train_") == 5
     good = items[7:]
     expected = np.stack([module.decode_squashed(i.image, [16])[0] for i in good])
     monkeypatch.setattr(module, "decode_squashed", None)  # nothing is left to decode
-    cache.prepare([Need(good, 16)])
+    cache.prepare([DecodeRequest(good, 16)])
     assert np.array_equal(np.asarray(cache.frames(good, 16).images), expected)
     with pytest.raises(KeyError):
         cache.frames(items[:1], 16)
@@ -103,12 +109,12 @@ def test_an_interrupted_decode_goes_on_where_it_stopped(data, monkeypatch):
 
     monkeypatch.setattr(module, "decode_squashed", stubborn)
     with pytest.raises(KeyboardInterrupt):
-        cache.prepare([Need(items, 16), Need(items, 24)])
+        cache.prepare([DecodeRequest(items, 16), DecodeRequest(items, 24)])
     kept = [len(cache._store(size).known()) for size in (16, 24)]
     assert kept == [9, 9]
     seen = Counter()
     monkeypatch.setattr(module, "decode_squashed", lambda p, sizes: seen.update([p]) or honest(p, sizes))
-    cache.prepare([Need(items, 16), Need(items, 24)])
+    cache.prepare([DecodeRequest(items, 16), DecodeRequest(items, 24)])
     assert len(seen) == seen.total() == len(items) - 9
     for size in (16, 24):
         expected = np.stack([honest(i.image, [size])[0] for i in items])
@@ -120,15 +126,15 @@ def test_a_killed_decode_keeps_what_was_flushed(data, monkeypatch):
     _, manifest, cache = data
     items = tuple(manifest.split("train"))
     monkeypatch.setattr(module, "FLUSH_SECONDS", 0.0)
-    monkeypatch.setattr(module.Growth, "commit", module.Growth.abandon)
-    cache.prepare([Need(items, 16)])
+    monkeypatch.setattr(module.StoreWriter, "commit", module.StoreWriter.abandon)
+    cache.prepare([DecodeRequest(items, 16)])
     assert len(cache._store(16).known()) == len(items)
 
 
 def test_a_changed_file_never_meets_its_old_pixels(data, tmp_path):
     dataset, manifest, cache = data
     items = tuple(manifest.split("val"))
-    cache.prepare([Need(items, 16)])
+    cache.prepare([DecodeRequest(items, 16)])
     other = ImageCache(cache.store, dataset, {str(i.image): "changed" for i in items})
     with pytest.raises(KeyError):
         other.frames(items, 16)
@@ -138,8 +144,8 @@ def test_folds_and_users_share_one_copy_of_a_file(data):
     """Two needs with common images, asked for one after the other, store each image once."""
     _, manifest, cache = data
     train = tuple(manifest.split("train"))
-    cache.prepare([Need(train[:20], 16)])
-    cache.prepare([Need(train[10:], 16), Need(train[::-1], 16)])
+    cache.prepare([DecodeRequest(train[:20], 16)])
+    cache.prepare([DecodeRequest(train[10:], 16), DecodeRequest(train[::-1], 16)])
     stored = sum(p.stat().st_size for p in cache.folder.glob("*-images-16.bin"))
     assert stored == len({cache._digest(i.image) for i in train}) * 16 * 16 * 3
     backwards = cache.frames(train[::-1], 16)

@@ -186,11 +186,11 @@ def test_nothing_behind_an_array_that_could_not_be_written_is_listed(store, monk
 @pytest.mark.parametrize("end", ["abandon", "commit"])
 def test_the_end_waits_for_a_thread_that_writes(store, monkeypatch, end):
     """The file's number must not go to another file while a thread still writes to it."""
-    honest, entered, let_go = os.pwrite, threading.Event(), threading.Event()
+    honest, entered, release_pages = os.pwrite, threading.Event(), threading.Event()
 
     def slow(handle, data, offset):
         entered.set()
-        assert let_go.wait(10)
+        assert release_pages.wait(10)
         return honest(handle, data, offset)
 
     monkeypatch.setattr(os, "pwrite", slow)
@@ -210,7 +210,7 @@ def test_the_end_waits_for_a_thread_that_writes(store, monkeypatch, end):
     ender.start()
     ender.join(0.05)
     assert ender.is_alive(), "it did not wait"
-    let_go.set()
+    release_pages.set()
     writer.join(10)
     ender.join(10)
     assert not problems

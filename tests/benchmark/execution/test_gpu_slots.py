@@ -11,7 +11,7 @@ from wsolbench.benchmark.core.results_store import Store
 from wsolbench.benchmark.execution import gpu_slots
 from wsolbench.benchmark.execution.gpu_slots import gpu_slot, known_needs, workers
 from wsolbench.benchmark.planning.config import RunConfig, TrainConfig
-from wsolbench.benchmark.planning.planner import Plan, Stage
+from wsolbench.benchmark.planning.stage import Plan, Stage
 
 
 @pytest.fixture

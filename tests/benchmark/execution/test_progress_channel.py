@@ -5,7 +5,7 @@ import logging
 import shutil
 
 from wsolbench.benchmark.execution.progress_channel import Follower, Teller, WarningsTo, new_folder
-from wsolbench.benchmark.planning.planner import Stage
+from wsolbench.benchmark.planning.stage import Stage
 
 STAGE = Stage("train", {}, key="k1")
 TRAIN = {"stage": STAGE, "kind": "train", "epoch": 1, "losses": {"total": float("nan")}}

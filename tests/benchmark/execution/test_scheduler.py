@@ -221,9 +221,9 @@ def test_the_fair_protocol_reads_no_test_label(world, monkeypatch):
     before = {k: scores(world.store, k) for k in rows}
     from wsolbench.benchmark.scoring import map_extractor
 
-    honest = map_extractor.Reader.read
+    honest = map_extractor.MapExtractor.read
     monkeypatch.setattr(
-        map_extractor.Reader, "read", lambda self, images, labels, ids: honest(self, images, 1 - labels, ids)
+        map_extractor.MapExtractor, "read", lambda self, images, labels, ids: honest(self, images, 1 - labels, ids)
     )
     for key in rows:
         world.store.remove(key)

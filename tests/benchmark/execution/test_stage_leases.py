@@ -14,7 +14,7 @@ from wsolbench.benchmark.core import shutdown
 from wsolbench.benchmark.core.results_store import Store
 from wsolbench.benchmark.execution import stage_leases
 from wsolbench.benchmark.execution.stage_leases import BusyError, claim, lease_path
-from wsolbench.benchmark.planning.planner import Stage
+from wsolbench.benchmark.planning.stage import Stage
 
 ONE, TWO = (Stage("score", {}, key=k, group=("score", "model", "test")) for k in ("one", "two"))
 TRAIN = Stage("train", {}, key="three")
@@ -23,7 +23,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from wsolbench.benchmark.execution.stage_leases import claim
-from wsolbench.benchmark.planning.planner import Stage
+from wsolbench.benchmark.planning.stage import Stage
 from wsolbench.benchmark.core.results_store import Store
 with claim(Store(Path(sys.argv[1])), [Stage("train", {}, key="three")], wait=False):
     print("held", flush=True)

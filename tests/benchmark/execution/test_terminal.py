@@ -15,7 +15,7 @@ from wsolbench.benchmark.execution.progress_board import Board, short_title, var
 from wsolbench.benchmark.execution.terminal import Terminal
 from wsolbench.benchmark.planning.config import TrainConfig
 from wsolbench.benchmark.planning.estimate import Outlook, Rates, duration, place_of, units_of
-from wsolbench.benchmark.planning.planner import Stage
+from wsolbench.benchmark.planning.stage import Stage
 
 LABELS = {"method": "pixelcam", "backbone": "resnet18", "train": "glas", "fold": "0", "seed": 0}
 
@@ -45,7 +45,7 @@ def outlook(*stages: Stage) -> tuple[Outlook, Clock]:
 
 def epoch(stage: Stage, number: int) -> dict:
     losses = {"losses": {"total": 0.4123}} if number else {}
-    return {"kind": "train", "stage": stage, "epoch": number, "epochs": stage.work["config"].epochs, **losses}
+    return {"kind": "train", "stage": stage, "epoch": number, "epochs": stage.inputs.config.epochs, **losses}
 
 
 def test_nothing_is_foretold_before_something_was_measured():

@@ -167,7 +167,7 @@ def test_a_seen_set_is_marked_everywhere_also_in_rows_that_were_stored_before(wa
 def test_a_training_records_what_its_weights_had_seen(asked, world):
     planner = asked("glas")
     preflight(list(planner.plan.stages.values()), planner)
-    assert execute(planner.plan, planner.request.run, planner.sources, lambda event: None).exit_code == 0
+    assert execute(planner.plan, planner.request.run, planner.open_datasets, lambda event: None).exit_code == 0
     (trained,) = (r for r in world.store.records().values() if r["kind"] == "train")
     assert trained["facts"]["weights"]["seen"] == ["glas"]
     assert trained["facts"]["normalisation"] == {"mean": [0.5] * 3, "std": [0.5] * 3}

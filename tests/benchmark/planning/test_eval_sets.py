@@ -13,7 +13,7 @@ from wsolbench.benchmark.core.errors import BenchError
 from wsolbench.benchmark.core.results_store import Store, read_npz
 from wsolbench.benchmark.execution.preflight import preflight
 from wsolbench.benchmark.execution.scheduler import execute
-from wsolbench.benchmark.planning.eval_sets import Target, fold_of, map_labels, mapping_text, read_targets
+from wsolbench.benchmark.planning.eval_sets import OodTarget, fold_of, map_labels, mapping_text, read_targets
 from wsolbench.benchmark.planning.planner import Planner
 from wsolbench.datasets.csv_manifest import CsvDataset
 from wsolbench.datasets.glas import Glas
@@ -23,13 +23,13 @@ from wsolbench.datasets.shifts.shift import SHIFTS, make_shift
 
 def test_the_words_of_ood():
     assert read_targets(("all",), ("glas", "camelyon16")) == [
-        Target("glas", named=False), Target("camelyon16", named=False)
+        OodTarget("glas", named=False), OodTarget("camelyon16", named=False)
     ]  # fmt: skip
     assert read_targets(("none",), ("glas",)) == []
-    assert read_targets(("camelyon17:centre-2",), ()) == [Target("camelyon17:centre-2")]
-    assert read_targets(("glas:jpeg-3", "glas:jpeg-0"), ()) == [Target("glas", "jpeg", 3), Target("glas")]
-    assert read_targets(("glas:jpeg",), ()) == [Target("glas", "jpeg", k) for k in range(1, 6)]
-    assert read_targets(("blur-2", "blur"), ()) == [Target("", "blur", k) for k in (2, 1, 3, 4, 5)]
+    assert read_targets(("camelyon17:centre-2",), ()) == [OodTarget("camelyon17:centre-2")]
+    assert read_targets(("glas:jpeg-3", "glas:jpeg-0"), ()) == [OodTarget("glas", "jpeg", 3), OodTarget("glas")]
+    assert read_targets(("glas:jpeg",), ()) == [OodTarget("glas", "jpeg", k) for k in range(1, 6)]
+    assert read_targets(("blur-2", "blur"), ()) == [OodTarget("", "blur", k) for k in (2, 1, 3, 4, 5)]
     assert not any(t.named for t in read_targets(("ladder", "glas:ladder"), ()))
     assert len(read_targets(("ladder",), ())) == sum(len(c.levels) - 1 for c in SHIFTS.values())
 
@@ -130,7 +130,7 @@ def test_level_0_is_the_set_itself(world):
 def test_each_shift_and_level_has_keys_of_its_own(world, changed):
     others = {s for s in ("jpeg-1", "jpeg-2", "blur-1", "restain-1") if s != changed}
     mine, theirs = (
-        {k for k in p.rows if p.stages[k].work["on"].shift}
+        {k for k in p.rows if p.stages[k].inputs.on.shift}
         for p in (Planner(replace(world.request("cam"), ood=tuple(o))).build() for o in ([changed], sorted(others)))
     )
     assert mine
@@ -141,7 +141,7 @@ def test_the_classes_of_another_set_are_matched(world, other):
     """The same images under turned labels: logits are stored in the order of the set's own classes."""
     planner, plan = both(world, other, methods="cam")
     preflight(list(plan.stages.values()), planner)
-    outcome = execute(plan, planner.request.run, planner.sources, lambda event: None)
+    outcome = execute(plan, planner.request.run, planner.open_datasets, lambda event: None)
     assert outcome.exit_code == 0, outcome.failed
     store = Store(world.results)
     home, away = (
@@ -161,7 +161,7 @@ def test_shifted_scores_and_their_facts(world):
     planner = Planner(request)
     plan = planner.build()
     preflight(list(plan.stages.values()), planner)
-    assert execute(plan, request.run, planner.sources, lambda event: None).exit_code == 0
+    assert execute(plan, request.run, planner.open_datasets, lambda event: None).exit_code == 0
     store = Store(world.results)
     found = {s.labels["eval"]: s for s in scores(plan, method="cam", selection="last", map_class="region")}
     assert set(found) == {"blobs", "blobs:blur-4", "blobs:restain-1"}
@@ -171,7 +171,7 @@ def test_shifted_scores_and_their_facts(world):
     assert facts["evaluation"]["shift"] == "blur"
     assert facts["evaluation"]["level"] == 4
     assert facts["evaluation"]["severity"] == SHIFTS["blur"].axis[4]
-    items = planner.sources[str(world.csv)].manifest("0").split("test")
+    items = planner.open_datasets[str(world.csv)].manifest("0").split("test")
     images = np.stack([decode_squashed(i.image, (32,))[0] for i in items])
     blurred = make_shift("blur", 4)(images, [i.id for i in items])
     change = np.sqrt(np.square(blurred.astype(float) - images).mean())
@@ -230,7 +230,7 @@ def test_ladder_leaves_out_what_cannot_be(world, tmp_path, caplog):
     with pytest.raises(BenchError, match="fewer than 10 test images"):
         Planner(replace(world.request("cam"), ood=("restain-1",))).build()
     plan = Planner(replace(world.request("cam"), ood=("ladder",))).build()
-    shifts = {s.work["on"].shift for s in scores(plan)}
+    shifts = {s.inputs.on.shift for s in scores(plan)}
     assert shifts == {"", *SHIFTS} - {"restain"}
     assert caplog.text.count("is left out") == 1
 
@@ -257,7 +257,7 @@ def test_stains_are_borrowed_from_a_named_set(world, other):
     borrowed = Planner(replace(request, overrides={**request.overrides, "shift": {"stains": str(other)}})).build()
     names = {s.labels["eval"] for s in scores(borrowed)}
     assert any(n.startswith("blobs:restain-2@") for n in names)
-    shifted = [{k for k in p.rows if p.stages[k].work["on"].shift} for p in (own, borrowed)]
+    shifted = [{k for k in p.rows if p.stages[k].inputs.on.shift} for p in (own, borrowed)]
     assert not shifted[0] & shifted[1]
     with pytest.raises(BenchError, match=r"no setting shift.stain\b.*Did you mean stains"):
         Planner(replace(request, overrides={"shift": {"stain": "x"}}))

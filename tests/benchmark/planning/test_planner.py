@@ -154,7 +154,7 @@ def test_planning_imports_no_torch(world):
 
 def test_a_student_of_a_model_that_saw_masks_is_an_upper_bound(world):
     _, plan = world.plan("pixelcam:unet,pixelcam,darkness")
-    supervision = {s.labels["method"]: s.work["supervision"] for s in plan.kinds("score")}
+    supervision = {s.labels["method"]: s.inputs.supervision for s in plan.kinds("score")}
     assert supervision == {"pixelcam:unet": "pixel", "pixelcam": "image", "darkness": "none"}
 
 
@@ -260,7 +260,7 @@ def test_seconds_are_learnt_from_trainings_alike(world, tmp_path):
     (training,), store = plan.kinds("train"), Store(tmp_path / "other")
     assert estimate_seconds([], store) == 0
     assert estimate_seconds([training], store) is None
-    epochs = training.work["config"].epochs
+    epochs = training.inputs.config.epochs
     images = training.identity["data"]["images"] * epochs
     far = {**training.identity, "backbone": {"name": "resnet50"}}
     for name, identity, speed in (("a", far, 1.0), ("b", far, 2.0), ("c", far, 4.0)):
@@ -278,7 +278,7 @@ def test_what_differs_from_the_published_recipe_is_kept(world):
     """Weights, stride and schedule: a published number stands beside ours only where nothing of it differs."""
 
     def unlike(request):
-        return Planner(request).build().kinds("train")[0].work["unlike_published"]
+        return Planner(request).build().kinds("train")[0].inputs.unlike_published
 
     found = unlike(world.request("cam"))
     assert found[0] == "starting weights none, published ImageNet's"

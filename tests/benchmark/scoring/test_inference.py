@@ -4,11 +4,11 @@ import torch
 
 from wsolbench.benchmark.core.protocols import get_protocol
 from wsolbench.benchmark.core.results_store import Store, file_sha256
-from wsolbench.benchmark.data.image_cache import ImageCache, Need
+from wsolbench.benchmark.data.image_cache import DecodeRequest, ImageCache
 from wsolbench.benchmark.planning.method_refs import Resolver
 from wsolbench.benchmark.scoring import inference
 from wsolbench.benchmark.scoring.inference import PixelMasks, Task, validation_pass
-from wsolbench.benchmark.scoring.map_extractor import Reader, View
+from wsolbench.benchmark.scoring.map_extractor import MapExtractor, MapRequest
 from wsolbench.datasets.csv_manifest import CsvDataset
 
 
@@ -16,13 +16,13 @@ def test_validation_keeps_the_maps_it_needs_and_not_their_batches(blobs, tmp_pat
     dataset = CsvDataset(blobs, tmp_path)
     items = tuple(dataset.manifest("0").items)
     cache = ImageCache(Store(tmp_path / "r"), dataset, {str(i.image): file_sha256(i.image) for i in items})
-    cache.prepare([Need(items, 32)])
+    cache.prepare([DecodeRequest(items, 32)])
     seen = []
     honest = inference.scale_constants
     monkeypatch.setattr(inference, "scale_constants", lambda maps, q: seen.extend(maps) or honest(maps, q))
     ref = Resolver({}).ref("darkness")
-    task = Task(View(ref, "any"), get_protocol("fair", scale_images=3))
-    reader = Reader(None, (task.view,), (0, 1), 2)
+    task = Task(MapRequest(ref, "any"), get_protocol("fair", scale_images=3))
+    reader = MapExtractor(None, (task.view,), (0, 1), 2)
     _, scored = validation_pass(
         reader, [task], cache.frames(items, 32), PixelMasks(), torch.device("cpu"), batch_size=16
     )

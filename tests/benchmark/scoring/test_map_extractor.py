@@ -12,7 +12,7 @@ from wsolbench.benchmark.core.timing import Stopwatch
 from wsolbench.benchmark.planning.config import TrainConfig
 from wsolbench.benchmark.planning.method_refs import Resolver
 from wsolbench.benchmark.scoring.build import build_method, load_function, options
-from wsolbench.benchmark.scoring.map_extractor import Reader, View
+from wsolbench.benchmark.scoring.map_extractor import MapExtractor, MapRequest
 from wsolbench.methods.base import Evidence, EvidenceSettings
 
 LAST = ("cam", "gradcam", "gradcampp", "xgradcam", "layercam", "hirescam", "gradcam_elementwise")
@@ -34,7 +34,7 @@ def model_of(name="classifier", backbone="test_resnet"):
 
 def views_of(*asked):
     """`method|class` -> views."""
-    return tuple(View(Resolver({}).ref(name), map_class) for name, map_class in (a.split("|") for a in asked))
+    return tuple(MapRequest(Resolver({}).ref(name), map_class) for name, map_class in (a.split("|") for a in asked))
 
 
 def images():
@@ -47,7 +47,7 @@ ALL = (*(f"{n}|region" for n in (*LAST, *SHALLOW)), "layercam:1|true", "gradcam|
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit", "test_convnext"])
 def test_one_pass_gives_the_maps_of_passes_of_their_own(backbone):
     model, views, pixels = model_of(backbone=backbone), views_of(*ALL), images()
-    logits, maps = Reader(model, views, (0, 1), 2).read(pixels, LABELS, IDS)
+    logits, maps = MapExtractor(model, views, (0, 1), 2).read(pixels, LABELS, IDS)
     with torch.no_grad():
         torch.testing.assert_close(logits, model.classify(model.features(pixels)), atol=1e-6, rtol=1e-5)
     asked = {"region": logits.argmax(1), "true": LABELS, "any": None}
@@ -98,7 +98,7 @@ def test_one_forward_and_one_backward_a_class(counted):
     backward, forwards = counted
     model = model_of()
     calls = forwards(model)
-    Reader(model, views_of(*ALL), (0, 1), 2).read(images(), LABELS, IDS)
+    MapExtractor(model, views_of(*ALL), (0, 1), 2).read(images(), LABELS, IDS)
     # region: the grid through the head alone, and levels 0, 2 and 3 together; true: level 1, the grid
     assert (len(calls), backward) == (1, [1, 3, 1, 1])
 
@@ -107,7 +107,7 @@ def test_without_shallow_levels_no_layer_builds_a_graph(counted):
     model, graphs = model_of(), []
     for site in (model.backbone.out, model.backbone.net.layer1):
         site.register_forward_hook(lambda _m, _i, out: graphs.append(out.requires_grad))
-    Reader(model, views_of(*(f"{n}|region" for n in LAST), "eigencam|any"), (0, 1), 2).read(images(), LABELS, IDS)
+    MapExtractor(model, views_of(*(f"{n}|region" for n in LAST), "eigencam|any"), (0, 1), 2).read(images(), LABELS, IDS)
     assert graphs == [False, False]
     assert counted[0] == [1]
 
@@ -123,7 +123,7 @@ def test_the_graph_begins_at_the_shallowest_level_asked_for():
 
     for name in ("conv1", "layer1", "layer2", "layer3", "layer4"):
         model.backbone.net.get_submodule(name).register_forward_hook(note(name))
-    Reader(model, views_of("layercam:3|region", "layercam:2|region"), (0, 1), 2).read(images(), LABELS, IDS)
+    MapExtractor(model, views_of("layercam:3|region", "layercam:2|region"), (0, 1), 2).read(images(), LABELS, IDS)
     assert graphs == {"conv1": False, "layer1": False, "layer2": False, "layer3": True, "layer4": True}
 
 
@@ -150,7 +150,7 @@ def test_reading_changes_nothing_and_keeps_no_graph():
     assert len(before["tensors"]) > 20
     gc.disable()  # nothing may wait for it
     try:
-        logits, maps = Reader(model, views_of(*ALL), (0, 1), 2).read(images(), LABELS, IDS)
+        logits, maps = MapExtractor(model, views_of(*ALL), (0, 1), 2).read(images(), LABELS, IDS)
         assert [ref() for ref in outputs] == [None]
     finally:
         gc.enable()
@@ -160,7 +160,7 @@ def test_reading_changes_nothing_and_keeps_no_graph():
 
 def test_an_unknown_level_is_named():
     with pytest.raises(BenchError, match="levels 0 to 4, not 7"):
-        Reader(model_of(), views_of("layercam:7|region"), (0, 1), 2).read(images(), LABELS, IDS)
+        MapExtractor(model_of(), views_of("layercam:7|region"), (0, 1), 2).read(images(), LABELS, IDS)
 
 
 class Log:
@@ -180,19 +180,19 @@ class Log:
 def test_parts_are_charged_to_what_is_shared_and_to_each_view():
     log = Log()
     views = views_of("gradcam|region", "layercam|region", "eigencam|any", "darkness|any")
-    reader = Reader(model_of(), views, (0, 1), 2, watch=log)
+    reader = MapExtractor(model_of(), views, (0, 1), 2, watch=log)
     reader.read(images(), LABELS, IDS)
     one, two, three, four = (f"read:{v.name}" for v in views)
     assert log.seen == ["forward", "forward", one, f"{one} > gradient:region", two, three, four]
     both, first, none = {"forward", "gradient:region"}, {"forward"}, set()
     assert reader.used == dict(zip((v.name for v in views), (both, both, first, none), strict=True))
-    assert reader == Reader(reader.model, views, (0, 1), 2)
+    assert reader == MapExtractor(reader.model, views, (0, 1), 2)
 
 
 def test_a_pass_with_shallow_levels_charges_the_same_parts():
     log = Log()
     views = views_of("layercam:1|true", "layercam:2|true", "cam|region")
-    reader = Reader(model_of(), views, (0, 1), 2, watch=log)
+    reader = MapExtractor(model_of(), views, (0, 1), 2, watch=log)
     reader.read(images(), LABELS, IDS)
     one, two, three = (f"read:{v.name}" for v in views)
     assert log.seen == ["forward", one, f"{one} > taps:true", two, three, f"{three} > gradient:region"]
@@ -203,7 +203,7 @@ def test_a_pass_with_shallow_levels_charges_the_same_parts():
 def test_a_trained_method_is_charged_for_all_of_its_prediction():
     views = views_of("deepmil|true", "deepmil|region")
     watch = Stopwatch(torch.device("cpu"))
-    reader = Reader(model_of("deepmil"), views, (0, 1), 2, watch=watch)
+    reader = MapExtractor(model_of("deepmil"), views, (0, 1), 2, watch=watch)
     reader.read(images(), LABELS, IDS)
     seconds = watch.seconds()
     assert list(seconds) == [f"predict:{v.name}" for v in views]

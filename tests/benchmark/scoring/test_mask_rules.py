@@ -11,7 +11,7 @@ from PIL import Image
 from tests.benchmark.conftest import World
 from wsolbench.benchmark.core.errors import BenchError
 from wsolbench.benchmark.core.results_store import Store, file_sha256, read_npz
-from wsolbench.benchmark.data.image_cache import ImageCache, MaskForm, facts_file, mask_need
+from wsolbench.benchmark.data.image_cache import ImageCache, MaskForm, facts_file, mask_request
 from wsolbench.benchmark.data.train_loader import parted
 from wsolbench.benchmark.execution.preflight import preflight
 from wsolbench.benchmark.scoring.map_scaling import annotated_histogram, histogram, resize_maps
@@ -201,7 +201,7 @@ def cached(copied, tmp_path):
 def test_facts_are_kept_beside_the_arrays_and_made_again_where_they_are_gone(cached):
     items, cache = cached()
     form = MaskForm(16, "area")
-    cache.prepare([mask_need(items, *form)])
+    cache.prepare([mask_request(items, *form)])
     facts = cache.mask_facts(items, form)
     arrays = np.asarray(cache.masks(items, form))
     assert [f.foreground for f in facts] == [int(a.sum()) for a in arrays]
@@ -210,7 +210,7 @@ def test_facts_are_kept_beside_the_arrays_and_made_again_where_they_are_gone(cac
     whole = path.read_bytes()
     for left in (b"", whole[:100], whole[: len(whole) // 2], b"\xff\n" + whole):
         path.write_bytes(left)
-        cache.prepare([mask_need(items, *form)])
+        cache.prepare([mask_request(items, *form)])
         assert cache.mask_facts(items, form) == facts
         np.testing.assert_array_equal(np.asarray(cache.masks(items, form)), arrays)
         assert len(cache._store(*form).known()) == len(items)
@@ -218,7 +218,7 @@ def test_facts_are_kept_beside_the_arrays_and_made_again_where_they_are_gone(cac
 
 def test_other_rules_and_reductions_never_meet_the_arrays_of_the_first(cached, copied):
     items, cache = cached()
-    cache.prepare([mask_need(items, 16)])
+    cache.prepare([mask_request(items, 16)])
     first = np.asarray(cache.masks(items, MaskForm(16)))
     with pytest.raises(KeyError):
         cache.masks(items, MaskForm(16, "any"))
@@ -226,5 +226,5 @@ def test_other_rules_and_reductions_never_meet_the_arrays_of_the_first(cached, c
     items, cache = cached()
     with pytest.raises(KeyError):
         cache.masks(items, MaskForm(16))
-    cache.prepare([mask_need(items, 16)])
+    cache.prepare([mask_request(items, 16)])
     np.testing.assert_array_equal(np.asarray(cache.masks(items, MaskForm(16))), ~first)

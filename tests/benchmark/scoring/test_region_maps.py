@@ -7,7 +7,7 @@ from torch import nn
 
 from wsolbench.benchmark.core.metrics import Histograms, pxap
 from wsolbench.benchmark.planning.method_refs import Resolver
-from wsolbench.benchmark.scoring.map_extractor import Reader, View, likeliest
+from wsolbench.benchmark.scoring.map_extractor import MapExtractor, MapRequest, likeliest
 from wsolbench.benchmark.scoring.map_scaling import histogram, scale_maps
 from wsolbench.methods.base import Evidence, Method, Prediction
 
@@ -41,8 +41,10 @@ def planted_maps(labels, masks, count, background):
 
 
 def score(map_class, regions, logits, maps, labels, masks):
-    view = View(Resolver({}).ref("deepmil"), map_class)  # any trained method: its model is the planted one
-    _, found = Reader(Planted(logits, maps), (view,), regions, logits.shape[1]).read(maps[:, :1], labels, [""] * 99)
+    view = MapRequest(Resolver({}).ref("deepmil"), map_class)  # any trained method: its model is the planted one
+    _, found = MapExtractor(Planted(logits, maps), (view,), regions, logits.shape[1]).read(
+        maps[:, :1], labels, [""] * 99
+    )
     scaled, _ = scale_maps(found[view.name], "prob", "image")
     return pxap(Histograms(*(h.numpy() for h in histogram(scaled, masks))))
 
@@ -100,8 +102,8 @@ def test_explainers_are_asked_about_the_same_class():
         def classify(self, grid):
             return torch.tensor([[3.0, 1.0, 2.0]]).expand(len(grid), 3)
 
-    view = View(Resolver({}).ref("cam"), "region")
-    reader = Reader(Model(), (view,), (1, 2), 3)
+    view = MapRequest(Resolver({}).ref("cam"), "region")
+    reader = MapExtractor(Model(), (view,), (1, 2), 3)
     plain = Evidence.of
 
     def noted(self, classes, levels=(), about=""):

@@ -10,12 +10,12 @@ from tests.benchmark.training.test_no_wait import Watcher
 from wsolbench.benchmark.core.metrics import best_tau, pxap
 from wsolbench.benchmark.core.protocols import get_protocol
 from wsolbench.benchmark.core.results_store import Store, file_sha256, read_npz
-from wsolbench.benchmark.data.image_cache import ImageCache, MaskForm, Need
+from wsolbench.benchmark.data.image_cache import DecodeRequest, ImageCache, MaskForm
 from wsolbench.benchmark.planning.method_refs import Resolver
 from wsolbench.benchmark.scoring import inference
 from wsolbench.benchmark.scoring import map_scaling as mapping
-from wsolbench.benchmark.scoring.inference import PixelMasks, Target, Task, evaluation_pass, validation_pass
-from wsolbench.benchmark.scoring.map_extractor import View
+from wsolbench.benchmark.scoring.inference import EvalTarget, PixelMasks, Task, evaluation_pass, validation_pass
+from wsolbench.benchmark.scoring.map_extractor import MapRequest
 from wsolbench.benchmark.scoring.map_scaling import MapScale, Refusals, rank_levels, scale_later
 from wsolbench.benchmark.scoring.pixel_sample import interpolated, on_device, sample_facts
 from wsolbench.datasets.csv_manifest import CsvDataset
@@ -34,7 +34,7 @@ class Maps:
         self.view, self.change, self.most = view, change, runs_out_above
 
     def part(self, name):
-        return inference.Reader.part(SimpleNamespace(watch=None), name)
+        return inference.MapExtractor.part(SimpleNamespace(watch=None), name)
 
     def read(self, images, labels, ids):
         if len(ids) > self.most:
@@ -48,12 +48,12 @@ def frames(blobs, tmp_path_factory):
     folder, dataset = tmp_path_factory.mktemp("frames"), CsvDataset(blobs, blobs.parent)
     items = tuple(i for i in dataset.manifest("0").items if i.mask is not None)
     cache = ImageCache(Store(folder), dataset, {str(p): file_sha256(p) for i in items for p in (i.image, i.mask)})
-    cache.prepare([Need(items, 32), Need(items, 32, "nearest")])
+    cache.prepare([DecodeRequest(items, 32), DecodeRequest(items, 32, "nearest")])
     return cache.frames(items, 32, MaskForm(32, "nearest"))
 
 
 def task_of(kind, protocol=BY_RANK):
-    return Task(View(Resolver({}).ref({"score": "darkness", "prob": "random"}[kind]), "any"), protocol)
+    return Task(MapRequest(Resolver({}).ref({"score": "darkness", "prob": "random"}[kind]), "any"), protocol)
 
 
 def both_passes(frames, kind, change, protocol=BY_RANK, batch=16, most=99):
@@ -63,7 +63,7 @@ def both_passes(frames, kind, change, protocol=BY_RANK, batch=16, most=99):
     masks = PixelMasks(rows, {"nearest": np.asarray(frames.masks)[list(rows)]})
     _, found = validation_pass(reader, [task], frames, masks, CPU, batch)
     scale = found[task.name].scale
-    _, scored = evaluation_pass(reader, [task], Target(frames, (0, 1)), {task.name: scale}, CPU, batch)
+    _, scored = evaluation_pass(reader, [task], EvalTarget(frames, (0, 1)), {task.name: scale}, CPU, batch)
     return found[task.name], scored[task.name]
 
 

@@ -67,7 +67,7 @@ def run(world, request):
     planner = Planner(request)
     plan = planner.build()
     preflight(list(plan.stages.values()), planner)
-    outcome = execute(plan, request.run, planner.sources, lambda event: None)
+    outcome = execute(plan, request.run, planner.open_datasets, lambda event: None)
     assert outcome.exit_code == 0, outcome.failed
     return plan
 
