@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..core.results_store import Store
     from ..execution.scheduler import Outcome
     from ..planning.planner import Planner
-from ..planning.stage import Plan
+    from ..planning.stage import Plan
 
 WIDTH, NARROWEST = 120, 60  # columns of a table where there is no terminal, and the fewest that hold one
 _RUN_FLAGS = ("data_root", "results", "device", "devices", "jobs", "jobs_per_gpu", "backend", "scheduler")

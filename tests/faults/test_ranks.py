@@ -122,7 +122,8 @@ def saying(monkeypatch, problem) -> tuple:
         raise problem
 
     monkeypatch.setattr(rank_process, "_train", fails)
-    stage = SimpleNamespace(work={"method": SimpleNamespace(spec=SimpleNamespace(origin="built-in"))})
+    ref = SimpleNamespace(spec=SimpleNamespace(origin="built-in"))
+    stage = SimpleNamespace(inputs=SimpleNamespace(method=ref, model=ref))
     job = {"rank": 0, "threads": 1, "benchmark": False, "stage": stage, "run": SimpleNamespace(device="cpu")}
     return rank_process._work(job, None, None)
 

@@ -3,6 +3,8 @@
 import threading
 from contextlib import ExitStack
 from dataclasses import asdict
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -58,7 +60,8 @@ def test_too_little_memory_beside_others_waits_for_a_gpu_of_its_own(two_gpus, tm
 
 def test_the_memory_of_a_stage_is_known_from_its_like(two_gpus, tmp_path):
     config = TrainConfig()
-    stage = Stage("train", {}, labels={"method": "cam", "backbone": "resnet18"}, work={"config": config}, key="k")
+    inputs: Any = SimpleNamespace(config=config)
+    stage = Stage("train", {}, {}, {"method": "cam", "backbone": "resnet18"}, inputs, key="k")
     plan, store = Plan({"k": stage}), Store(tmp_path)
     record = {"kind": "train", "labels": stage.labels, "config": asdict(config), "peak_memory_mb": 700.0}
     store.finish("other", {**record, "environment": {"cuda": "12.8"}})

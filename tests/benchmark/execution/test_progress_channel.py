@@ -3,11 +3,13 @@
 import json
 import logging
 import shutil
+from typing import Any
 
 from wsolbench.benchmark.execution.progress_channel import Follower, Teller, WarningsTo, new_folder
 from wsolbench.benchmark.planning.stage import Stage
 
-STAGE = Stage("train", {}, key="k1")
+NONE: Any = None  # the channel reads no inputs
+STAGE = Stage("train", {}, {}, {}, NONE, key="k1")
 TRAIN = {"stage": STAGE, "kind": "train", "epoch": 1, "losses": {"total": float("nan")}}
 
 
@@ -25,7 +27,7 @@ def test_events_arrive_once_with_the_stage_itself(tmp_path):
         follow.look()
         follow.look()
         tell({"kind": "done", "stage": STAGE})
-        tell({"kind": "done", "stage": Stage("train", {}, key="of another plan")})
+        tell({"kind": "done", "stage": Stage("train", {}, {}, {}, NONE, key="of another plan")})
     assert [e["kind"] for e in seen] == ["train", "done"]
     assert all(e["stage"] is STAGE for e in seen)
     assert seen[0]["losses"] == {"total": None}

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import pytest
 from filelock import SoftFileLease
@@ -16,8 +17,9 @@ from wsolbench.benchmark.execution import stage_leases
 from wsolbench.benchmark.execution.stage_leases import BusyError, claim, lease_path
 from wsolbench.benchmark.planning.stage import Stage
 
-ONE, TWO = (Stage("score", {}, key=k, group=("score", "model", "test")) for k in ("one", "two"))
-TRAIN = Stage("train", {}, key="three")
+NONE: Any = None  # leases read no inputs
+ONE, TWO = (Stage("score", {}, {}, {}, NONE, key=k, group=("score", "model", "test")) for k in ("one", "two"))
+TRAIN = Stage("train", {}, {}, {}, NONE, key="three")
 
 HOLDER = """
 import sys, time
@@ -25,7 +27,7 @@ from pathlib import Path
 from wsolbench.benchmark.execution.stage_leases import claim
 from wsolbench.benchmark.planning.stage import Stage
 from wsolbench.benchmark.core.results_store import Store
-with claim(Store(Path(sys.argv[1])), [Stage("train", {}, key="three")], wait=False):
+with claim(Store(Path(sys.argv[1])), [Stage("train", {}, {}, {}, None, key="three")], wait=False):
     print("held", flush=True)
     time.sleep(600)
 """

@@ -7,6 +7,8 @@ import struct
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -20,15 +22,20 @@ from wsolbench.benchmark.planning.stage import Stage
 LABELS = {"method": "pixelcam", "backbone": "resnet18", "train": "glas", "fold": "0", "seed": 0}
 
 
+def inputs(config: TrainConfig = TrainConfig()) -> Any:  # noqa: B008 - frozen
+    """The part of a stage's inputs that progress reads."""
+    return SimpleNamespace(config=config)
+
+
 def training(key: str, epochs: int = 10, **labels: object) -> Stage:
     identity = {"data": {"images": 100}, "train": {"image_size": 224}, "backbone": {"name": "resnet18"}}
-    return Stage("train", identity, {}, {**LABELS, **labels}, {"config": TrainConfig(epochs=epochs)}, key=key)
+    return Stage("train", identity, {}, {**LABELS, **labels}, inputs(TrainConfig(epochs=epochs)), key=key)
 
 
 def score(key: str, images: int = 50, **labels: object) -> Stage:
     identity = {"eval": {"images": images}, "image_size": 224, "method": {"name": "cam"}}
     about = {**LABELS, "eval": "glas", "split": "test", "selection": "cl", "map_class": "region", **labels}
-    return Stage("score", identity, {}, about, {}, key=key)
+    return Stage("score", identity, {}, about, inputs(), key=key)
 
 
 class Clock:

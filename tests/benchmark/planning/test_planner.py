@@ -235,7 +235,7 @@ def test_every_set_of_options_is_checked_once(monkeypatch):
     monkeypatch.setattr(preflight.METHODS, "load", lambda name: method)
     one = Resolver({}).ref("layercam")
     other = replace(one, options={"layers": "all"})  # as a recipe may settle it
-    preflight._check_options([SimpleNamespace(work={"method": ref}) for ref in (one, other, one, other)])
+    preflight._check_options([SimpleNamespace(inputs=SimpleNamespace(method=ref)) for ref in (one, other, one, other)])
     assert checked == ["last", "all"]
 
 
@@ -278,7 +278,7 @@ def test_what_differs_from_the_published_recipe_is_kept(world):
     """Weights, stride and schedule: a published number stands beside ours only where nothing of it differs."""
 
     def unlike(request):
-        return Planner(request).build().kinds("train")[0].inputs.unlike_published
+        return list(Planner(request).build().kinds("train")[0].inputs.unlike_published)
 
     found = unlike(world.request("cam"))
     assert found[0] == "starting weights none, published ImageNet's"

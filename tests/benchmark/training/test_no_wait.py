@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wsolbench.benchmark.core.timing import Stopwatch
-from wsolbench.benchmark.data.train_loader import DeviceSet, Pixels
+from wsolbench.benchmark.data.train_loader import DeviceSet, DevicePixels
 from wsolbench.benchmark.distributed.process_group import SINGLE_PROCESS
 from wsolbench.benchmark.planning.config import TrainConfig
 from wsolbench.benchmark.planning.method_refs import Resolver
@@ -48,7 +48,7 @@ def data(config, device, masks=False):
     known = torch.rand(8, side, side, generator=source) > 0.5
     maps, labels = torch.rand(8, 7, 7, generator=source), torch.arange(8) % 2
     rows = torch.arange(8) if device == CPU else None
-    kept = (Pixels(t.to(device), rows) for t in (pixels, known))
+    kept = (DevicePixels(t.to(device), rows) for t in (pixels, known))
     pixels, known = kept
     taught = {"layercam": maps.to(device)}
     return DeviceSet(pixels, labels.to(device), taught, known if masks else None, config, device, IMAGENET)
