@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wsolbench.benchmark.core.timing import Stopwatch
-from wsolbench.benchmark.data.train_loader import DeviceSet, DevicePixels
+from wsolbench.benchmark.data.train_loader import DevicePixels, DeviceSet
 from wsolbench.benchmark.distributed.process_group import SINGLE_PROCESS
 from wsolbench.benchmark.planning.config import TrainConfig
 from wsolbench.benchmark.planning.method_refs import Resolver
