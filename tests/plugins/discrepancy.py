@@ -11,7 +11,10 @@ from torch import nn
 from wsolbench.methods.base import Method, Prediction, Update, register
 
 
-@register("discrepancy", family="test", kind="score", supervision="image", backbone=("grid",), class_specific=True)
+@register(
+    "discrepancy", family="test", kind="score", supervision="image", backbone=("grid",), class_specific=True,
+    sampling="group",
+)  # fmt: skip
 class Discrepancy(Method):
     """Two heads learn the labels, then to differ where they can, and the backbone leaves them no room to."""
 
