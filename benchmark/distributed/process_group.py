@@ -27,9 +27,9 @@ class ProcessGroup:
         """Whether this process writes and reports."""
         return self.rank == 0
 
-    def join(self, method: Method, optimizer: torch.optim.Optimizer, context: TrainContext) -> SharedLoss:
-        """How losses of the method are computed; called once everything is where training begins."""
-        return lambda losses, batch: losses(batch, context)
+    def join(self, method: Method, optimizer: torch.optim.Optimizer, context: TrainContext) -> SharedLoss | None:
+        """How losses are computed together, None where they are simply called; asked once, as training begins."""
+        return None
 
     def holding(self, last: bool) -> AbstractContextManager[Any]:
         """The block of forward and backward of a part of a batch; gradients are exchanged after the last part."""

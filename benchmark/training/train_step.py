@@ -74,12 +74,8 @@ class Training:
     watch: Stopwatch = field(default_factory=lambda: Stopwatch(torch.device("cpu")))
     ids: Sequence[str] = ()
     process_group: ProcessGroup = SINGLE_PROCESS
-    shared_loss: SharedLoss | None = None  # how the processes compute losses together
+    shared_loss: SharedLoss | None = None  # how several processes compute losses together
     weights: Mapping[str, Any] = field(default_factory=dict)  # where the backbone started, with the hash of a file
-
-    def losses(self, function: LossFunction, batch: Batch) -> Losses:
-        """A loss function of a batch, or of a part of it."""
-        return function(batch, self.context) if self.shared_loss is None else self.shared_loss(function, batch)
 
 
 def make_optimizer(method: Method, config: TrainConfig) -> torch.optim.Optimizer:
@@ -227,7 +223,8 @@ def _accumulate(
                 autocast(job.config.precision, context.device),
                 process_group.whole_batch(context),
             ):
-                losses = job.losses(update.losses, part)
+                shared = job.shared_loss
+                losses = update.losses(part, context) if shared is None else shared(update.losses, part)
             if "total" not in losses:
                 raise _contract(job.method, f'{_name(update.losses)}() returned no "total".')
             with job.watch.part("backward"):

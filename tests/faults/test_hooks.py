@@ -149,6 +149,55 @@ def test_two_processes_train_as_one_does(world, tmp_path, file):
     same(history(world), expected, 1e-6)
 
 
+BANK = '''
+import torch
+import torch.nn.functional as F
+
+from wsolbench.methods.base import Prediction, register
+from wsolbench.methods.classifier import Classifier
+
+
+@register("bank", family="test", kind="none", supervision="image", backbone=("grid",), options={"dropout": 0.0})
+class Bank(Classifier):
+    """Pulls every image towards what it said in earlier epochs."""
+
+    def __init__(self, backbone, num_classes, options):
+        super().__init__(backbone, num_classes, options)
+        self.register_buffer("bank", torch.full((32, num_classes), 1 / num_classes))
+
+    def setup(self, context):
+        self.double()
+
+    def loss(self, batch, context):
+        logits = self.classify(self.features(batch.images))
+        rows = context.gathered(batch.indices)
+        with torch.no_grad():
+            self.bank[rows] = self.bank[rows].lerp(context.gathered(logits.softmax(1)), 0.5)
+        agreement = (logits.softmax(1) * self.bank[batch.indices]).sum(1).clamp(max=0.999)
+        return {"total": F.cross_entropy(logits, batch.labels) + (1 - agreement).log().mean(), "bank": self.bank.std()}
+
+    def features(self, images):
+        return super().features(images.double())
+
+    def predict(self, images, classes=None):
+        return Prediction(super().predict(images, classes).logits.float(), None)
+'''
+
+
+@pytest.mark.slow
+def test_a_memory_bank_is_the_same_in_all_processes(world, tmp_path):
+    (tmp_path / "bank.py").write_text(BANK)
+
+    def made(**run):
+        return Bare(world, str(tmp_path / "bank.py"), overrides={"train": {"epochs": "3", "batch_size": "16"}}, run=run)
+
+    made().do(["train"])
+    expected = history(world)
+    world.results = tmp_path / "shared"
+    made(devices=2).do(["train"])
+    same(history(world), expected, 1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES)
 def test_it_keeps_the_contract(tmp_path, file):

@@ -66,7 +66,7 @@ def steps(name, device=CPU, regions=(False, True)):
     job = SimpleNamespace(
         method=method, config=config, context=context, watch=Stopwatch(device), process_group=SINGLE_PROCESS
     )
-    job.losses = lambda function, batch: function(batch, context)
+    job.shared_loss = None
     for epoch in (1, 2, 3):
         for batch in data(config, device, masks=ref.spec.supervision == "pixel").epoch_batches(0, epoch):
             yield train_step(job, method.augment(batch, context), optimizer, scaler)

@@ -47,7 +47,7 @@ def batch_of(count=8, side=32):
 def job_of(method, context, config=CONFIG):
     return SimpleNamespace(
         method=method, config=config, context=context, watch=Stopwatch(CPU), process_group=SINGLE_PROCESS,
-        losses=lambda function, batch: function(batch, context),
+        shared_loss=None,
     )  # fmt: skip
 
 
