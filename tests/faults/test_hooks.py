@@ -2,6 +2,10 @@
 
 import itertools
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,6 @@ from tests.faults.test_ddp import history, same
 from tests.faults.test_stop import SETTINGS, Asked, chain
 from tests.faults.training import Bare, trained
 from wsolbench.benchmark.conformance.suite import run_checks
-from wsolbench.benchmark.training import train_step
 
 PLUGINS = Path(__file__).parents[1] / "plugins"
 FILES = ["mean_teacher.py", "discrepancy.py"]
@@ -28,26 +31,43 @@ def test_stopped_at_every_step_it_goes_on_bit_for_bit(world, tmp_path, monkeypat
     assert trained(world) == expected
 
 
+KILLED = """
+import os, signal
+from pathlib import Path
+from tests.benchmark.conftest import World
+from tests.faults.training import Bare
+from wsolbench.benchmark.training import train_step
+
+honest = train_step.train_step
+
+def killed(job, *rest):
+    if job.context.step == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return honest(job, *rest)
+
+train_step.train_step = killed
+world = World(Path({csv!r}), Path({results!r}))
+Bare(world, {method!r}, overrides={{"train": {train!r}}}).do(["train"])
+"""
+
+
 @pytest.mark.parametrize("file", FILES)
-def test_killed_in_the_middle_of_an_epoch_it_goes_on_from_the_last_one(world, tmp_path, monkeypatch, file):
+def test_killed_in_the_middle_of_an_epoch_it_goes_on_from_the_last_one(world, tmp_path, file):
+    """Four steps an epoch: SIGKILL strikes before the third of the second."""
+    method, train = str(PLUGINS / file), {"epochs": "3", "batch_size": "8"}
+
     def made():
-        return Bare(world, str(PLUGINS / file), overrides={"train": {"epochs": "3", "batch_size": "8"}})
+        return Bare(world, method, overrides={"train": dict(train)})
 
     made().do(["train"])
     expected = trained(world)
     world.results = tmp_path / "killed"
-    honest = train_step.train_step
-
-    def killed(job, *rest):
-        if job.context.step == 6:
-            raise KeyboardInterrupt
-        return honest(job, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train_step, "train_step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            made().do(["train"])
+    program = KILLED.format(csv=str(world.csv), results=str(world.results), method=method, train=train)
+    done = subprocess.run([sys.executable, "-c", program], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    assert done.returncode == -signal.SIGKILL
     assert not trained(world)
+    state = made().desk.store.run_dir(made().last_training.key) / "resume" / "state.json"
+    assert json.loads(state.read_text())["epoch"] == 1
     made().do(["train"])
     assert trained(world) == expected
 

@@ -8,7 +8,6 @@ import torch
 
 from wsolbench.benchmark.core.seeds import seed_for
 from wsolbench.benchmark.data.epoch_order import epoch_order
-from wsolbench.benchmark.distributed.batch_shards import cut_batch
 from wsolbench.benchmark.distributed.process_group import SINGLE_PROCESS
 from wsolbench.benchmark.planning.config import TrainConfig
 from wsolbench.benchmark.training.checkpoints import EpochCursor, _load_optimizer
@@ -85,19 +84,6 @@ def test_the_first_bad_step_is_named_with_its_images():
     }  # fmt: skip
     again = copy.copy(caught.value)  # by __reduce__, as on its way from a worker
     assert (str(again), again.facts) == (str(caught.value), caught.value.facts)
-
-
-@pytest.mark.parametrize("count, most, size", [(10, 0, 1), (10, 4, 1), (10, 4, 3), (7, 2, 2), (5, 5, 4), (1, 3, 1)])
-def test_pieces_are_those_of_tensor_split_whatever_the_number_of_processes(count, most, size):
-    places = torch.arange(count)
-    parts = places.tensor_split(-(-count // most) if most and most < count else 1)
-    for rank in range(size):
-        cut = cut_batch(count, most, rank, size)
-        assert [places[p.whole].tolist() for p in cut] == [p.tolist() for p in parts]
-        assert [places[p.own].tolist() for p in cut] == [p.tensor_split(size)[rank].tolist() for p in parts]
-        assert [p[piece.within].tolist() for p, piece in zip(parts, cut, strict=True)] == [
-            places[p.own].tolist() for p in cut
-        ]
 
 
 def test_a_share_takes_its_own_rows_of_what_was_drawn_for_all():
