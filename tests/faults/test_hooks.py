@@ -66,7 +66,7 @@ def test_killed_in_the_middle_of_an_epoch_it_goes_on_from_the_last_one(world, tm
     done = subprocess.run([sys.executable, "-c", program], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
     assert done.returncode == -signal.SIGKILL
     assert not trained(world)
-    state = made().desk.store.run_dir(made().last_training.key) / "resume" / "state.json"
+    state = world.store.run_dir(made().last_training.key) / "resume" / "state.json"
     assert json.loads(state.read_text())["epoch"] == 1
     made().do(["train"])
     assert trained(world) == expected
