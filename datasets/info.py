@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..benchmark.core.errors import BenchError
-from ..benchmark.core.results_store import atomic_path
+from ..benchmark.core.files import atomic_path
 from .base import SPLITS, Dataset, Item, Manifest
 from .masks.decode import decode_image, image_size, resize_image
 from .masks.sets import SizedMask, mask_notes, sized_mask

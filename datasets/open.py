@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..benchmark.core.errors import BenchError, did_you_mean
-from ..benchmark.core.results_store import file_sha256, key_of, write_json
+from ..benchmark.core.files import file_sha256, key_of, write_json
 from . import DATASETS
 from .base import SPLITS, Dataset, Item, Manifest
 from .masks.decode import decode_image, image_size

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..benchmark.core.errors import BenchError
-from ..benchmark.core.results_store import read_json, write_json
+from ..benchmark.core.files import read_json, write_json
 from .base import SPLITS, Dataset, Item, Manifest
 from .masks.decode import image_size
 from .masks.rules import MaskPixels, mask_size

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..benchmark.core.errors import BenchError, did_you_mean
-from ..benchmark.core.results_store import Store, write_text
+from ..benchmark.core.files import write_text
+from ..benchmark.core.results_store import Store
 from .figures.art import Art, Pictures, make_art, no_art
 from .rows.declared import SYNTHETIC
 from .rows.load import collect, need_rows

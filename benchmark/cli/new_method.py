@@ -62,7 +62,7 @@ class CLASS(Method):
 def new_method(name: str, out: Path | None) -> None:
     """Write a commented method file that passes `bench check`; edit it until it is yours."""
     from ...methods import METHODS
-    from ..core.results_store import write_text
+    from ..core.files import write_text
 
     if not name.isidentifier() or keyword.iskeyword(name) or name != name.lower():
         raise BenchError(f"'{name}' is not a usable name: small letters, digits and underscores, for example my_cam.")

@@ -58,7 +58,7 @@ def score(
     """
     from ...datasets.masks.rules import make_rule
     from ..core.errors import plain
-    from ..core.results_store import jsonable
+    from ..core.files import jsonable
     from ..scoring.external_maps import ScoreRequest, score_folders
 
     rule = make_rule(mask_foreground, mask_ignore, mask_threshold, "bench score")

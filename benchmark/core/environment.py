@@ -4,9 +4,7 @@ import functools
 import importlib.metadata
 import os
 import platform
-import resource
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,34 +38,6 @@ def environment() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-def compute(device: Any) -> dict[str, Any]:
-    """The device a stage ran on, and its thread count or GPU name."""
-    import torch
-
-    if device.type == "cuda":
-        return {"device": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
-    return {"device": "cpu", "threads": torch.get_num_threads()}
-
-
-def forget_peak(device: Any) -> None:
-    """Starts a GPU's peak anew; that of a process cannot be."""
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.init()  # a process whose first call this is has no GPU numbers yet
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_memory_mb(device: Any) -> float:
-    """Highest memory use so far in MiB: of the GPU where there is one, else of the process."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    scale = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
 
 
 def _commit() -> str:

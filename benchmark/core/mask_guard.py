@@ -92,7 +92,7 @@ class _Watch:
         return full in self._files or os.path.realpath(text) in self._files
 
 
-class _State:
+class _Guard:
     watch: _Watch | None = None
     method = ""
     installed = False
@@ -109,26 +109,26 @@ def watching(method: str, masks: Callable[[], Iterable[Path]], results: Path) ->
     own. results: its decoded masks are refused too. Raises MaskAccessError at the end if a refusal was swallowed, by
     the method or by the end of a thread.
     """
-    if not _State.installed:
+    if not _Guard.installed:
         sys.addaudithook(_hook)  # it stays until the process ends
-        _State.installed = True
-    before, name = _State.watch, _State.method
-    _State.watch, _State.method = _Watch(masks, results), method
+        _Guard.installed = True
+    before, name = _Guard.watch, _Guard.method
+    _Guard.watch, _Guard.method = _Watch(masks, results), method
     try:
         yield
         check()
     finally:
-        _State.watch, _State.method = before, name
+        _Guard.watch, _Guard.method = before, name
 
 
 @contextlib.contextmanager
 def at_work(method: str) -> Iterator[None]:
     """Names the method whose code runs now, for the messages."""
-    before, _State.method = _State.method, method
+    before, _Guard.method = _Guard.method, method
     try:
         yield
     finally:
-        _State.method = before
+        _Guard.method = before
 
 
 @contextlib.contextmanager
@@ -144,23 +144,23 @@ def reading_masks() -> Iterator[None]:
 
 def check() -> None:
     """Raises the MaskAccessError of the first refusal of this watch, however the method dealt with it."""
-    if _State.watch is not None and _State.watch.asked:
-        raise _State.watch.asked[0]
+    if _Guard.watch is not None and _Guard.watch.asked:
+        raise _Guard.watch.asked[0]
 
 
 def refuse(what: str) -> NoReturn:
     """Raises MaskAccessError naming the method at work, and notes it, so that `check` raises it again."""
     problem = MaskAccessError(
-        f"Method '{_State.method or 'at work'}' asked for {what}: masks are for scoring, and no method sees one unless "
+        f"Method '{_Guard.method or 'at work'}' asked for {what}: masks are for scoring, and no method sees one unless "
         f'it declares supervision="pixel"; then batch.masks holds those of the training images ({CONTRACT}).'
     )
-    if _State.watch is not None:
-        _State.watch.asked.append(problem)
+    if _Guard.watch is not None:
+        _Guard.watch.asked.append(problem)
     raise problem
 
 
 def _hook(event: str, arguments: Sequence[Any]) -> None:
-    watch = _State.watch
+    watch = _Guard.watch
     if watch is None or event not in SOURCES or getattr(_reader, "allowed", False):
         return
     with reading_masks():  # what is asked here about files is no question of the method's

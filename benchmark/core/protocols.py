@@ -6,6 +6,9 @@ from typing import Any
 
 from .errors import BenchError, did_you_mean
 
+# Raised when training or scoring itself gives other numbers, or a record holds more: stages of other versions are never
+# mixed in. Methods, datasets, protocols and metrics have versions of their own.
+HARNESS_VERSION = 3
 MAP_CLASSES = ("true", "region")
 SCALES = ("image", "validation")
 TIES = ("last", "loss")

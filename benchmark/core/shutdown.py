@@ -25,10 +25,10 @@ class Stopped(BaseException):
 
     def __init__(self) -> None:
         super().__init__()
-        self.code = _State.code
+        self.code = _Request.code
 
 
-class _State:
+class _Request:
     code = 0
     file: Path | None = None
     looked = 0.0
@@ -36,13 +36,13 @@ class _State:
 
 def request(code: int) -> None:
     """Asks this process to stop; the first request gives the exit code, and one to end the run outdoes LOST."""
-    if _State.code == 0 or _State.code < 0 < code:
-        _State.code = code
+    if _Request.code == 0 or _Request.code < 0 < code:
+        _Request.code = code
 
 
 def requested() -> int:
     """The code of the request to stop, 0 without one. Cheap enough to ask at every step."""
-    state = _State
+    state = _Request
     if state.code <= 0 and state.file is not None and time.monotonic() - state.looked >= LOOK_SECONDS:
         state.looked = time.monotonic()
         with contextlib.suppress(OSError, ValueError):
@@ -58,13 +58,13 @@ def check() -> None:
 
 def follow(file: Path | None) -> None:
     """Forgets earlier requests and looks at a file from now on: workers of one run share it through its folder."""
-    if file != _State.file:
-        _State.code, _State.file, _State.looked = 0, file, 0.0
+    if file != _Request.file:
+        _Request.code, _Request.file, _Request.looked = 0, file, 0.0
 
 
 def forget() -> None:
     """Forgets a request."""
-    _State.code = 0
+    _Request.code = 0
 
 
 @contextlib.contextmanager
@@ -80,9 +80,9 @@ def listening(tell: Callable[[int], None]) -> Iterator[None]:
 
     def handle(number: int, frame: Any) -> None:
         code = INTERRUPTED if number == signal.SIGINT else TERMINATED
-        if _State.code > 0 and number == signal.SIGINT:
+        if _Request.code > 0 and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if _State.code <= 0:
+        if _Request.code <= 0:
             request(code)
             tell(code)
 

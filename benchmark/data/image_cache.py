@@ -21,9 +21,10 @@ from ...datasets.masks.decode import decode_squashed
 from ...datasets.masks.rules import FOREGROUND, IGNORED, READER_VERSION, MaskRule
 from ...datasets.masks.sizes import reduce_mask
 from ..core.errors import BenchError
+from ..core.files import canonical_json, key_of
+from ..core.locks import exclusive
 from ..core.mask_guard import reading_masks
-from ..core.results_store import Store, canonical_json, key_of
-from ..execution.stage_leases import exclusive
+from ..core.results_store import Store
 from .mask_facts import StoredFacts, add_facts, read_facts
 from .pixel_store import PixelStore, StoredRows, StoreWriter
 
@@ -102,7 +103,7 @@ class ImageCache:
         Whatever was decoded stays, so that an interrupted call goes on where it stopped. Raises BenchError listing
         the files that cannot be decoded.
         """
-        with exclusive(self.store, "images"):
+        with exclusive(self.store.root, "images"):
             self._build_images([n for n in needs if not n.reduction])
             masks: dict[str, list[DecodeRequest]] = {}
             for need in needs:

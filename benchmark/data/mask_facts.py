@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ...datasets.masks.rules import MaskFacts
-from ..core.results_store import atomic_path
+from ..core.files import atomic_path
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ from ...methods import METHODS
 from ...methods.backbones.adapter import Backbone, check_weights_fit, create_backbone
 from ...methods.backbones.weights import PINS
 from ...methods.backbones.weights_hub import UnreachableError
+from ..core.device import choose_device, why_no_gpu
 from ..core.errors import BenchError
 from ..data.image_cache import DecodeRequest
 from ..data.mask_notes import notes_of_needs
-from ..maintenance.doctor_gpu import why_no_gpu
 from ..planning.config import Request
 from ..planning.eval_sets import EvalSet
 from ..planning.method_refs import MethodRef
 from ..planning.stage import AnyStage, Experiment, ScoreInputs
-from ..scoring.build import choose_device, options
+from ..scoring.build import options
 from ..stages.context import StageContext, load_method_files, needs_of, place_of, pool_needs
 from .gpu_slots import workers
 from .parallel_backends import check_backend

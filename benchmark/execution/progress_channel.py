@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core.results_store import jsonable
+from ..core.files import jsonable
 from ..planning.stage import Stage
 
 FOLLOW_SECONDS = 0.3

@@ -10,14 +10,16 @@ from typing import Any
 
 from ..core import shutdown
 from ..core.errors import DamagedError
-from ..core.results_store import Store, read_npz
+from ..core.files import read_npz
+from ..core.locks import BusyError
+from ..core.results_store import Store
 from ..planning.config import RunConfig
 from ..planning.open_datasets import OpenDataset
 from ..planning.stage import Plan, Stage
 from .gpu_slots import known_needs
 from .parallel_backends import Engine, engine
 from .progress_channel import STOP_FILE, Follower, new_folder
-from .stage_leases import BusyError, claim
+from .stage_leases import claim
 from .worker import Done, Job, do_group, parts_of, record_failure
 
 Report = Callable[[dict[str, Any]], None]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import many, plain
+from ..core.timing import shares
 from ..planning.estimate import Outlook, Rates
 from ..planning.stage import Stage
-from ..stages.costs import shares
 
 if TYPE_CHECKING:
     from .progress_board import Board

@@ -20,13 +20,14 @@ from typing import Any
 from ..core import shutdown
 from ..core.environment import draw_to_files
 from ..core.errors import BenchError, DamagedError
+from ..core.locks import BusyError
 from ..core.results_store import Store
 from ..planning.config import RunConfig
 from ..planning.open_datasets import OpenDataset
 from ..planning.stage import AnyStage, MapsInputs
 from .gpu_slots import gpu_slot
 from .progress_channel import STOP_FILE, Teller, WarningsTo
-from .stage_leases import BusyError, claim
+from .stage_leases import claim
 
 log = logging.getLogger(__name__)
 FULL = (errno.ENOSPC, errno.EDQUOT)

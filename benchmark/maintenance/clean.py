@@ -18,8 +18,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..core.errors import BenchError
-from ..core.results_store import FAILURE, RECORD, Store, read_json
-from ..execution.stage_leases import LEASE_SECONDS
+from ..core.files import read_json
+from ..core.locks import LEASE_SECONDS
+from ..core.results_store import FAILURE, RECORD, Store
 from .doctor_places import held
 
 YOUNG = 3600.0  # seconds; what is younger may be at work on a machine whose locks are not seen here

@@ -15,8 +15,9 @@ from ...datasets import DATASETS
 from ...datasets.base import Manifest
 from ...datasets.open import HASH_FILE, open_dataset
 from ..core.errors import BenchError, many
-from ..core.results_store import Store, read_json
-from ..execution.stage_leases import LEASE_SECONDS
+from ..core.files import read_json
+from ..core.locks import LEASE_SECONDS
+from ..core.results_store import Store
 from .findings import Finding, gib
 
 LOW_DISK = 5 * 2**30  # bytes; a matrix of checkpoints of large backbones takes some GB

@@ -13,10 +13,9 @@ from ...methods.backbones.strides import takes_preset_stride
 from ...methods.backbones.weights import offline_notice, weights_identity
 from ...methods.spec import SUPERVISIONS
 from ..core.errors import BenchError, did_you_mean
+from ..core.files import key_of
 from ..core.metrics import VERSION as METRICS_VERSION
-from ..core.protocols import PROTOCOLS, SELECTIONS, Protocol, get_protocol
-from ..core.results_store import key_of
-from ..core.versions import HARNESS_VERSION
+from ..core.protocols import HARNESS_VERSION, PROTOCOLS, SELECTIONS, Protocol, get_protocol
 from .config import Request, TrainConfig, identity_fields, train_config, update
 from .contamination import declared, mark_trainings, notices
 from .eval_sets import EvalSet, EvalSetResolver

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from ...methods.backbones.normalisation import Statistics
+from ..core.files import key_of
 from ..core.protocols import Protocol
-from ..core.results_store import key_of
 from .config import TrainConfig
 from .eval_sets import EvalSet
 from .method_refs import MethodRef

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..core.environment import peak_memory_mb
+from ..core.device import peak_memory_mb
 from ..core.errors import BenchError
-from ..core.results_store import read_json, write_json
+from ..core.files import read_json, write_json
 from ..data.eval_loader import EvalBatch, part_of
 from ..distributed.batch_shards import even
 

@@ -84,23 +84,3 @@ def options(ref: MethodRef) -> Options:
     """The settled options as attributes."""
     values: Mapping[str, Any] = ref.options
     return Options(**values)
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is the GPU where torch can use one, else the CPU. Raises BenchError for a GPU that is not there."""
-    from ..core.errors import BenchError
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise BenchError(f"--device {name} is not a device; choose auto, cpu, cuda or cuda:N.") from None
-    if device.type not in ("cpu", "cuda"):
-        raise BenchError(f"--device {name} is not supported; choose auto, cpu, cuda or cuda:N.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise BenchError(
-            f"--device {name}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs. "
-            "Use --device cpu, or install the torch build that matches your driver."
-        )
-    return device

@@ -13,7 +13,8 @@ from ...datasets.base import Item, Manifest
 from ...datasets.shifts.stain import StainPool
 from ...methods import METHODS
 from ...methods.base import Method
-from ..core.environment import compute, environment
+from ..core.device import choose_device, compute
+from ..core.environment import environment
 from ..core.errors import BenchError
 from ..core.protocols import PROTOCOLS
 from ..core.results_store import Store
@@ -24,7 +25,7 @@ from ..planning.config import RunConfig
 from ..planning.eval_sets import EvalSet
 from ..planning.open_datasets import OpenDataset
 from ..planning.stage import AnyStage, Experiment, MapsInputs, MapsStage, ScoreInputs, StageInputs
-from ..scoring.build import build_method, choose_device
+from ..scoring.build import build_method
 from ..scoring.inference import PixelMasks, evaluation_mode
 from ..training.checkpoints import load_tensors
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.results_store import write_npz
-from ..core.timing import Stopwatch
+from ..core.files import write_npz
+from ..core.timing import Stopwatch, cost_of, own_times
 from ..data.eval_loader import EvalBatch, batches
 from ..data.image_cache import ImageSplit
 from ..data.prefetch import HostCopy
@@ -19,7 +19,6 @@ from ..scoring.map_extractor import MapExtractor, MapRequest
 from ..scoring.map_scaling import Refusals, scale_later
 from ..scoring.method_sandbox import model_unchanged
 from .context import StageContext, common_facts, load_model
-from .costs import cost_of, own_times
 from .sandbox import sandboxed
 
 MAPS_SIDE = 56  # px; stored teacher maps are at most so large

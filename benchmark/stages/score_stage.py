@@ -8,10 +8,10 @@ import numpy as np
 
 from ...datasets.base import Item
 from ...datasets.shifts.shift import Shift
-from ..core.environment import forget_peak, peak_memory_mb
+from ..core.device import forget_peak, peak_memory_mb
+from ..core.files import key_of, read_npz, write_npz
 from ..core.metrics import BINS
-from ..core.results_store import key_of, read_npz, write_npz
-from ..core.timing import Stopwatch
+from ..core.timing import Stopwatch, cost_of, ms_per_image, own_times, pass_times
 from ..data.shifted_images import change_of, shift_facts
 from ..planning.eval_sets import EvalSet, mapping_text
 from ..planning.stage import ScoreStage
@@ -21,7 +21,6 @@ from ..scoring.map_extractor import MapExtractor, MapRequest
 from ..scoring.map_scaling import MapScale
 from ..scoring.pixel_sample import sample_facts
 from .context import StageContext, common_facts, example_rows, load_model, mask_form, pixel_masks
-from .costs import cost_of, ms_per_image, own_times, pass_times
 from .sandbox import sandboxed
 
 

@@ -10,11 +10,11 @@ import torch
 from ...methods.backbones.adapter import Backbone, load_weights
 from ...methods.backbones.weights import PINS
 from ...methods.base import Method, TrainContext
-from ..core.environment import forget_peak, peak_memory_mb
+from ..core.device import forget_peak, peak_memory_mb
 from ..core.errors import BenchError
+from ..core.files import read_npz
 from ..core.protocols import PROTOCOLS
-from ..core.results_store import read_npz
-from ..core.timing import Stopwatch
+from ..core.timing import Stopwatch, cost_of
 from ..data.epoch_order import sampling_of
 from ..data.image_cache import MaskForm
 from ..data.train_loader import TrainingSet
@@ -30,7 +30,6 @@ from ..scoring.map_extractor import MapRequest
 from ..training.checkpoints import Snapshots
 from ..training.trainer import Training, Validation, train
 from .context import SELECTION_FORMS, StageContext, checkpoint, common_facts, pixel_masks
-from .costs import cost_of
 
 
 def retry_of(stage: TrainStage, ctx: StageContext) -> OutOfMemoryRetry:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..core.errors import DamagedError
-from ..core.results_store import atomic_path, file_sha256, read_json, write_json
+from ..core.files import atomic_path, file_sha256, read_json, write_json
 
 log = logging.getLogger(__name__)
 STATES = ("state.json", "state.previous.json")

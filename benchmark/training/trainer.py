@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..core.files import jsonable
 from ..core.metrics import Histograms, accuracy, at_tau, pxap
-from ..core.results_store import jsonable
 from ..core.seeds import seed_for
 from ..core.shutdown import Stopped
 from ..scoring.inference import Task, validation_pass

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from ...benchmark.core.errors import BenchError
-from ...benchmark.core.results_store import read_json, write_json
+from ...benchmark.core.files import read_json, write_json
 
 MARKER = "SYNTHETIC.json"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...benchmark.core.errors import BenchError, many
-from ...benchmark.core.results_store import atomic_path, file_sha256
+from ...benchmark.core.files import atomic_path, file_sha256
 from ...benchmark.core.seeds import seed_for
 from ..base import SPLITS, Item, missing_files
 from ..csv_manifest import YES, CsvDataset

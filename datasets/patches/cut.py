@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ...benchmark.core.errors import BenchError
-from ...benchmark.core.results_store import atomic_path, file_sha256, key_of, read_json, write_json
+from ...benchmark.core.files import atomic_path, file_sha256, key_of, read_json, write_json
 from ..parts.camelyon_lists import PatchName
 from ..wsi.tissue import TissueRule
 from .sample import Found, Place, SlideScan, places_from_json

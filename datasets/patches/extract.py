@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...benchmark.core.errors import BenchError
-from ...benchmark.core.results_store import read_json, write_json
+from ...benchmark.core.files import read_json, write_json
 from ..wsi.notes import name_some, tell
 from ..wsi.slide import import_openslide
 from .choose import calibrate, normal_quotas

@@ -9,7 +9,7 @@ from typing import Any
 
 from ... import __version__
 from ...benchmark.core.errors import BenchError
-from ...benchmark.core.results_store import write_json, write_text
+from ...benchmark.core.files import write_json, write_text
 from ..base import SPLITS
 from ..parts.folds import choose_pixel_val, divide_groups
 from ..wsi.notes import Note, tell

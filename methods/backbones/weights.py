@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...benchmark.core.errors import BenchError
-from ...benchmark.core.results_store import read_json, write_json
+from ...benchmark.core.files import read_json, write_json
 from .weights_hub import (
     IMAGENET_TAGS,
     cached_file,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...benchmark.core.results_store import read_npz
+from ...benchmark.core.files import read_npz
 from ..page.packing import FOREGROUND
 from ..tables.aggregate import Line
 from .base import Drawn, NoFigureError, Scene, by_backbone, new_figure, slug

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...benchmark.core import metrics
-from ...benchmark.core.results_store import Store, atomic_path
+from ...benchmark.core.files import atomic_path
+from ...benchmark.core.results_store import Store
 from ..rows.cache import read_kept, write_kept
 from ..tables.aggregate import Table
 from ..tables.cost import Records, stages_behind

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...benchmark.core.results_store import Store, read_npz
+from ...benchmark.core.files import read_npz
+from ...benchmark.core.results_store import Store
 from ..rows.load import Findings, Row
 from ..tables.aggregate import Line, Table
 from .packing import FOREGROUND, IGNORED, STEPS, pack_image, pack_map, pack_mask, within_0_and_1

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...benchmark.core.results_store import write_text
+from ...benchmark.core.files import write_text
 
 
 def read_kept(path: Path, code: str) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...benchmark.core import intervals, metrics
+from ...benchmark.core.files import jsonable
 from ...benchmark.core.metrics import best_tau
-from ...benchmark.core.results_store import Store, jsonable
+from ...benchmark.core.results_store import Store
 from ..statistics import quality, spreads
 from ..statistics.quality import NAN, ClassResult, DamageError, Scores, StoredMaps
 from ..statistics.spreads import JACKKNIFED, Clusters, spread_over_groups

@@ -4,7 +4,8 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...benchmark.core.results_store import Store, key_of
+from ...benchmark.core.files import key_of
+from ...benchmark.core.results_store import Store
 from ..statistics.quality import NAN, DamageError
 from .measures import UNUSABLE, Asked, AskedTau, Measured, Measures
 from .pooling import pooled_row

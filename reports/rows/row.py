@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
-from ...benchmark.core.results_store import jsonable
+from ...benchmark.core.files import jsonable
 from ..statistics.quality import NAN, ClassResult
 from ..statistics.spreads import Clusters
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...benchmark.core.errors import BenchError
-from ...benchmark.core.results_store import FAILURE, RECORD, SCHEMA, Store, read_json
+from ...benchmark.core.files import read_json
+from ...benchmark.core.results_store import FAILURE, RECORD, SCHEMA, Store
 
 Note = dict[str, Any]
 T = TypeVar("T")

@@ -4,8 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...benchmark.core import metrics
-from ...benchmark.core.protocols import PROTOCOLS
-from ...benchmark.core.versions import HARNESS_VERSION
+from ...benchmark.core.protocols import HARNESS_VERSION, PROTOCOLS
 
 Records = Mapping[str, Mapping[str, Any]]
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...benchmark.core.files import read_npz
 from ...benchmark.core.intervals import foreground_images, pxap_without_each, without_each
 from ...benchmark.core.metrics import (
     BINS,
@@ -22,7 +23,6 @@ from ...benchmark.core.metrics import (
     pxap,
     pxap_rows,
 )
-from ...benchmark.core.results_store import read_npz
 from .spreads import Clusters
 
 NAN = float("nan")

@@ -12,7 +12,7 @@ import numpy as np
 
 from tests.benchmark.conftest import TINY
 from tests.faults.warm import Bench, Job
-from wsolbench.benchmark.core.results_store import read_npz
+from wsolbench.benchmark.core.files import read_npz
 
 METHODS = "layercam,pixelcam"  # 2 trainings, teacher maps, an explainer, scores of validation and test
 SETTINGS = {

@@ -72,7 +72,7 @@ def quiet():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
-    shutdown._State.code = 0
+    shutdown._Request.code = 0
     torch.set_num_threads(before)
 
 
@@ -119,7 +119,7 @@ def test_two_processes_stopped_and_one_going_on_train_as_one_does(world, tmp_pat
     lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     assert 2 <= len(lines) < 5
     same(lines, expected[: len(lines)], 1e-6)
-    shutdown._State.code = 0
+    shutdown._Request.code = 0
     made().do(["train"])
     same(history(world)[:4], expected[:4], 1e-6)
     same(history(world), expected, 1e-4)  # by now a change of 1e-8 in the first weights has grown to 2e-5

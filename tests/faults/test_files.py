@@ -14,12 +14,12 @@ import pytest
 from tests.faults.conftest import Reference
 from tests.faults.inject import Point, text
 from tests.faults.matrix import Matrix, contents, steady
-from wsolbench.benchmark.core.results_store import write_json
+from wsolbench.benchmark.core.files import write_json
 
 WRITER = """
 import os, sys
 from pathlib import Path
-from wsolbench.benchmark.core.results_store import atomic_path
+from wsolbench.benchmark.core.files import atomic_path
 with atomic_path(Path(sys.argv[1])) as temporary:
     temporary.write_text("half of")
     print(temporary, flush=True)
@@ -40,7 +40,7 @@ def test_what_a_dead_writer_left_goes_and_a_living_one_is_left_alone(tmp_path):
         write_json(target, [])
         assert Path(alive).is_file()
         living.kill()
-    command = "import sys; from pathlib import Path; from wsolbench.benchmark.core.results_store import write_json; "
+    command = "import sys; from pathlib import Path; from wsolbench.benchmark.core.files import write_json; "
     subprocess.run([sys.executable, "-c", f"{command}write_json(Path(sys.argv[1]), [1])", str(target)], check=True)
     assert [p.name for p in target.parent.iterdir()] == ["y.json"]
     assert target.read_text() == "[\n 1\n]\n"

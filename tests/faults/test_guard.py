@@ -17,7 +17,8 @@ from PIL import Image
 from tests.faults.plugins import explainer, trained
 from wsolbench.benchmark.core import mask_guard
 from wsolbench.benchmark.core.errors import MaskAccessError
-from wsolbench.benchmark.core.results_store import Store, file_sha256, read_npz
+from wsolbench.benchmark.core.files import file_sha256, read_npz
+from wsolbench.benchmark.core.results_store import Store
 from wsolbench.benchmark.data.image_cache import ImageCache, MaskForm, mask_request
 from wsolbench.benchmark.planning.config import TrainConfig
 from wsolbench.benchmark.planning.method_refs import Resolver
@@ -171,7 +172,7 @@ def test_the_harness_reads_masks_while_a_stage_runs(blobs, tmp_path):
             rows.path.read_bytes()
         with pytest.raises(MaskAccessError):
             dataset.read_mask(next(i for i in items if i.mask))
-        mask_guard._State.watch.asked.clear()
+        mask_guard._Guard.watch.asked.clear()
 
 
 # -- plug-ins in a real run ------------------------------------------------------------------------------------------

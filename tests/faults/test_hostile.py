@@ -14,7 +14,8 @@ from PIL import Image
 from tests.faults.matrix import Matrix
 from wsolbench.benchmark.conformance.synthetic_task import write_blobs
 from wsolbench.benchmark.core.errors import BenchError, plain
-from wsolbench.benchmark.core.results_store import Store, write_json
+from wsolbench.benchmark.core.files import write_json
+from wsolbench.benchmark.core.results_store import Store
 from wsolbench.benchmark.scoring.map_files import read_map
 from wsolbench.benchmark.scoring.map_files import read_mask as score_mask
 from wsolbench.datasets.masks.decode import decode_image, image_size

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from tests.faults.matrix import Matrix
-from wsolbench.benchmark.core.results_store import SCHEMA, write_json
+from wsolbench.benchmark.core.files import write_json
+from wsolbench.benchmark.core.results_store import SCHEMA
 from wsolbench.datasets.glas import FOLDER
 from wsolbench.datasets.synthesis.synthetic import write_glas
 

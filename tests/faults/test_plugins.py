@@ -13,7 +13,7 @@ from tests.faults.matrix import METHODS as METHODS_OF_THE_MATRIX
 from tests.faults.matrix import contents, steady
 from tests.faults.plugins import explainer, trained
 from wsolbench.benchmark.core.errors import BenchError
-from wsolbench.benchmark.core.results_store import read_npz
+from wsolbench.benchmark.core.files import read_npz
 from wsolbench.benchmark.planning.config import TrainConfig
 from wsolbench.benchmark.planning.method_refs import Resolver
 from wsolbench.benchmark.scoring.build import build_method

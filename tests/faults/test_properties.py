@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsolbench.benchmark.core import intervals, metrics
+from wsolbench.benchmark.core.files import canonical_json, key_of
 from wsolbench.benchmark.core.metrics import BINS, THRESHOLDS, Histograms
 from wsolbench.benchmark.core.protocols import PROTOCOLS
-from wsolbench.benchmark.core.results_store import canonical_json, key_of
 from wsolbench.benchmark.data.image_cache import ImageSplit
 from wsolbench.benchmark.data.pixel_store import PixelStore
 from wsolbench.benchmark.planning.method_refs import Resolver

@@ -19,7 +19,7 @@ from wsolbench.benchmark.training.train_step import DivergedError
 def no_request():
     """No request to stop outlives its test."""
     yield
-    shutdown._State.code = 0
+    shutdown._Request.code = 0
 
 
 TALK = """

@@ -147,4 +147,4 @@ def test_a_request_is_seen_by_a_team_of_one():
         with pytest.raises(Stopped):
             ProcessGroup().check()
     finally:
-        shutdown._State.code = 0
+        shutdown._Request.code = 0

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.benchmark.conftest import World
-from wsolbench.benchmark.core.results_store import read_npz
+from wsolbench.benchmark.core.files import read_npz
 from wsolbench.benchmark.execution.preflight import preflight
 from wsolbench.benchmark.planning.stage import Stage
 from wsolbench.benchmark.stages.context import StageContext, load_method_files

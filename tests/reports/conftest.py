@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, zoom
 
+from wsolbench.benchmark.core.files import key_of, write_npz
 from wsolbench.benchmark.core.metrics import BINS
-from wsolbench.benchmark.core.results_store import Store, key_of, write_npz
+from wsolbench.benchmark.core.results_store import Store
 from wsolbench.reports.figures import base
 from wsolbench.reports.rows.load import Findings, collect
 

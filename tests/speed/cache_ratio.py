@@ -27,13 +27,14 @@ from rows import Row, show
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from wsolbench.benchmark.core.device import choose_device
 from wsolbench.benchmark.core.results_store import Store
 from wsolbench.benchmark.core.timing import Stopwatch
 from wsolbench.benchmark.data.image_cache import DecodeRequest, ImageCache, ImageSplit
 from wsolbench.benchmark.data.train_loader import TrainingSet
 from wsolbench.benchmark.planning.config import RunConfig, TrainConfig
 from wsolbench.benchmark.planning.method_refs import Resolver
-from wsolbench.benchmark.scoring.build import build_method, choose_device, statistics_of
+from wsolbench.benchmark.scoring.build import build_method, statistics_of
 from wsolbench.benchmark.training.checkpoints import EpochCursor
 from wsolbench.benchmark.training.trainer import Training, Validation, make_optimizer, run_epoch
 from wsolbench.datasets.base import Dataset, DatasetCard, Item, Manifest

@@ -26,10 +26,11 @@ from alternate import measure
 from memory_ratio import write_set
 from rows import Row, show
 
+from wsolbench.benchmark.core.device import choose_device
 from wsolbench.benchmark.core.results_store import Store
 from wsolbench.benchmark.planning.config import TrainConfig
 from wsolbench.benchmark.planning.method_refs import Resolver
-from wsolbench.benchmark.scoring.build import build_method, choose_device
+from wsolbench.benchmark.scoring.build import build_method
 from wsolbench.benchmark.training.trainer import autocast, make_optimizer
 from wsolbench.methods.base import Batch, Method, TrainContext
 

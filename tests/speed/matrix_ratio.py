@@ -34,9 +34,10 @@ from rows import Row, show
 from scipy.ndimage import gaussian_filter
 
 from wsolbench.benchmark.cli.run import make_request
+from wsolbench.benchmark.core.files import write_npz
 from wsolbench.benchmark.core.metrics import BINS
 from wsolbench.benchmark.core.protocols import PROTOCOLS
-from wsolbench.benchmark.core.results_store import Store, write_npz
+from wsolbench.benchmark.core.results_store import Store
 from wsolbench.benchmark.core.seeds import seed_for
 from wsolbench.benchmark.data.image_cache import DecodeRequest, mask_request
 from wsolbench.benchmark.planning.planner import Planner, selecting_maps

@@ -27,9 +27,10 @@ from alternate import measure
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from rows import Row, show
 
+from wsolbench.benchmark.core.device import choose_device
 from wsolbench.benchmark.planning.config import TrainConfig
 from wsolbench.benchmark.planning.method_refs import Resolver
-from wsolbench.benchmark.scoring.build import build_method, choose_device
+from wsolbench.benchmark.scoring.build import build_method
 from wsolbench.benchmark.scoring.map_extractor import MapExtractor, MapRequest
 
 PEERS = {

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from alternate import measure
 from rows import Row, show
 
+from wsolbench.benchmark.core.device import choose_device
 from wsolbench.benchmark.planning.config import TrainConfig
 from wsolbench.benchmark.planning.method_refs import Resolver
-from wsolbench.benchmark.scoring.build import build_method, choose_device
+from wsolbench.benchmark.scoring.build import build_method
 from wsolbench.benchmark.training.trainer import make_optimizer
 from wsolbench.methods.base import Batch, TrainContext
 from wsolbench.methods.parts.pseudo_labels import draw_seeds

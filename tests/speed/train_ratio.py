@@ -19,14 +19,14 @@ import torch.nn.functional as F
 from alternate import measure
 from rows import Row, show
 
-from wsolbench.benchmark.core.timing import Stopwatch
+from wsolbench.benchmark.core.device import choose_device
+from wsolbench.benchmark.core.timing import Stopwatch, shares
 from wsolbench.benchmark.data.image_cache import ImageSplit
 from wsolbench.benchmark.data.pixel_store import PixelStore, StoredRows
 from wsolbench.benchmark.data.train_loader import TrainingSet
 from wsolbench.benchmark.planning.config import RunConfig, TrainConfig
 from wsolbench.benchmark.planning.method_refs import Resolver
-from wsolbench.benchmark.scoring.build import build_method, choose_device, compile_backbone, statistics_of
-from wsolbench.benchmark.stages.costs import shares
+from wsolbench.benchmark.scoring.build import build_method, compile_backbone, statistics_of
 from wsolbench.benchmark.training.checkpoints import EpochCursor
 from wsolbench.benchmark.training.trainer import Training, Validation, autocast, make_optimizer, run_epoch
 from wsolbench.datasets.base import Item

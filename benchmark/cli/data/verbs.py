@@ -135,7 +135,7 @@ def _open(name: str, data_root: Path, folds: str, default: str) -> tuple["Datase
 
 def _beside(results: Path, dataset: "Dataset", ending: str) -> Path:
     """A file about a dataset in the results folder; the name of a user's dataset may hold anything."""
-    from ...core.results_store import key_of
+    from ...core.files import key_of
 
     safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in dataset.card.name)
     if len(safe.encode()) > 100:  # file systems take 255 bytes

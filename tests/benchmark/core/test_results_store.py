@@ -14,8 +14,7 @@ import pytest
 from filelock import Timeout
 
 from wsolbench.benchmark.core.errors import BenchError, DamagedError
-from wsolbench.benchmark.core.results_store import (
-    Store,
+from wsolbench.benchmark.core.files import (
     atomic_path,
     canonical_json,
     file_sha256,
@@ -27,6 +26,7 @@ from wsolbench.benchmark.core.results_store import (
     write_npz,
     write_text,
 )
+from wsolbench.benchmark.core.results_store import Store
 
 
 class OutOfLuckError(Exception):
@@ -253,7 +253,7 @@ def test_some_arrays_are_read_alone(tmp_path):
 
 def test_what_unpacks_to_too_much_is_not_unpacked(tmp_path, monkeypatch):
     write_npz(tmp_path / "a.npz", {"zeros": np.zeros(100_000)})
-    monkeypatch.setattr("wsolbench.benchmark.core.results_store.MAX_BYTES", 700_000)
+    monkeypatch.setattr("wsolbench.benchmark.core.files.MAX_BYTES", 700_000)
     with pytest.raises(DamagedError, match=r"a\.npz unpacks to 0\.0 GB"):
         read_npz(tmp_path / "a.npz")
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from wsolbench.benchmark.core.errors import BenchError
-from wsolbench.benchmark.core.results_store import Store, file_sha256
+from wsolbench.benchmark.core.files import file_sha256
+from wsolbench.benchmark.core.results_store import Store
 from wsolbench.benchmark.data import image_cache as module
 from wsolbench.benchmark.data.image_cache import DecodeRequest, ImageCache, MaskForm, mask_request
 from wsolbench.datasets.csv_manifest import CsvDataset

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from wsolbench.benchmark.core.errors import BenchError
-from wsolbench.benchmark.core.results_store import read_npz
+from wsolbench.benchmark.core.files import read_npz
 from wsolbench.benchmark.execution.preflight import preflight
 from wsolbench.benchmark.execution.scheduler import open_stages, waves
 from wsolbench.benchmark.training.checkpoints import load_tensors

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from filelock import SoftFileLease
 
-from wsolbench.benchmark.core import shutdown
+from wsolbench.benchmark.core import locks, shutdown
+from wsolbench.benchmark.core.locks import BusyError, exclusive
 from wsolbench.benchmark.core.results_store import Store
-from wsolbench.benchmark.execution import stage_leases
-from wsolbench.benchmark.execution.stage_leases import BusyError, claim, lease_path
+from wsolbench.benchmark.execution.stage_leases import claim, lease_path
 from wsolbench.benchmark.planning.stage import Stage
 
 NONE: Any = None  # leases read no inputs
@@ -42,9 +42,9 @@ def store(tmp_path):
 def test_a_claim_leaves_no_lease(store):
     with claim(store, [ONE, TWO], wait=False):
         assert lease_path(store, [ONE]).is_file()
-        assert stage_leases.owner(lease_path(store, [ONE])).startswith(f"process {os.getpid()} on ")
+        assert locks.owner(lease_path(store, [ONE])).startswith(f"process {os.getpid()} on ")
     assert not lease_path(store, [ONE]).exists()
-    assert stage_leases.owner(lease_path(store, [ONE])) == "another process"
+    assert locks.owner(lease_path(store, [ONE])) == "another process"
 
 
 def test_stages_of_one_pass_share_a_lease_whoever_asks_for_which(store):
@@ -67,9 +67,7 @@ def test_the_living_keep_it_and_the_killed_lose_it_at_once(store, tmp_path):
 
 def foreign(path, monkeypatch):
     """A lease of another machine, where nobody can tell whether its owner lives."""
-    lease = SoftFileLease(
-        path, lease_duration=stage_leases.LEASE_SECONDS, heartbeat_interval=stage_leases.LEASE_SECONDS / 2
-    )
+    lease = SoftFileLease(path, lease_duration=locks.LEASE_SECONDS, heartbeat_interval=locks.LEASE_SECONDS / 2)
     with monkeypatch.context() as patch:
         for name, module in list(sys.modules.items()):  # where it keeps the name of this machine differs by version
             if name.startswith("filelock") and hasattr(module, "host_name"):
@@ -81,7 +79,7 @@ def foreign(path, monkeypatch):
 
 
 def test_a_machine_that_fell_silent_loses_it_after_a_while(store, monkeypatch):
-    monkeypatch.setattr(stage_leases, "LEASE_SECONDS", 1.5)
+    monkeypatch.setattr(locks, "LEASE_SECONDS", 1.5)
     path = lease_path(store, [TRAIN])
     path.parent.mkdir()
     lease = foreign(path, monkeypatch)
@@ -93,7 +91,7 @@ def test_a_machine_that_fell_silent_loses_it_after_a_while(store, monkeypatch):
 
 
 def test_a_machine_that_answers_keeps_it(store, monkeypatch):
-    monkeypatch.setattr(stage_leases, "LEASE_SECONDS", 0.6)
+    monkeypatch.setattr(locks, "LEASE_SECONDS", 0.6)
     path = lease_path(store, [TRAIN])
     path.parent.mkdir()
     lease = foreign(path, monkeypatch)
@@ -134,10 +132,27 @@ def test_who_waits_can_be_stopped(store):
 
 def test_who_lost_its_lease_is_asked_to_stop(store, monkeypatch):
     """As after a long sleep of the machine: another has taken over, so what is written now must not meet it."""
-    monkeypatch.setattr(stage_leases, "LEASE_SECONDS", 0.6)
+    monkeypatch.setattr(locks, "LEASE_SECONDS", 0.6)
     with claim(store, [TRAIN], wait=False):
         lease_path(store, [TRAIN]).unlink()
         until = time.monotonic() + 10
         while not shutdown.requested() and time.monotonic() < until:
             time.sleep(0.02)
         assert shutdown.requested() == shutdown.LOST
+
+
+def test_what_one_process_at_a_time_may_change_is_waited_for(tmp_path):
+    order = []
+
+    def second():
+        with exclusive(tmp_path, "images"):
+            order.append("second")
+
+    with exclusive(tmp_path, "images"):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        time.sleep(0.5)
+        order.append("first")
+    waiting.join(10)
+    assert order == ["first", "second"]
+    assert not list(tmp_path.rglob("*.lease"))

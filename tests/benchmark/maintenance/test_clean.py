@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from filelock import FileLock, SoftFileLease
 
 from wsolbench.benchmark.cli.clean import clean
-from wsolbench.benchmark.core.results_store import Store, write_json
+from wsolbench.benchmark.core.files import write_json
+from wsolbench.benchmark.core.results_store import Store
 from wsolbench.benchmark.maintenance import clean as module
 
 HOURS = 7200

@@ -10,7 +10,8 @@ from PIL import Image
 
 from wsolbench.benchmark.conformance.synthetic_task import write_blobs
 from wsolbench.benchmark.core.errors import BenchError
-from wsolbench.benchmark.core.results_store import Store, read_npz
+from wsolbench.benchmark.core.files import read_npz
+from wsolbench.benchmark.core.results_store import Store
 from wsolbench.benchmark.execution.preflight import preflight
 from wsolbench.benchmark.execution.scheduler import execute
 from wsolbench.benchmark.planning.eval_sets import OodTarget, fold_of, map_labels, mapping_text, read_targets

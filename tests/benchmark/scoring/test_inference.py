@@ -2,8 +2,9 @@
 
 import torch
 
+from wsolbench.benchmark.core.files import file_sha256
 from wsolbench.benchmark.core.protocols import get_protocol
-from wsolbench.benchmark.core.results_store import Store, file_sha256
+from wsolbench.benchmark.core.results_store import Store
 from wsolbench.benchmark.data.image_cache import DecodeRequest, ImageCache
 from wsolbench.benchmark.planning.method_refs import Resolver
 from wsolbench.benchmark.scoring import inference

@@ -10,7 +10,8 @@ from PIL import Image
 
 from tests.benchmark.conftest import World
 from wsolbench.benchmark.core.errors import BenchError
-from wsolbench.benchmark.core.results_store import Store, file_sha256, read_npz
+from wsolbench.benchmark.core.files import file_sha256, read_npz
+from wsolbench.benchmark.core.results_store import Store
 from wsolbench.benchmark.data.image_cache import ImageCache, MaskForm, facts_file, mask_request
 from wsolbench.benchmark.data.train_loader import parted
 from wsolbench.benchmark.execution.preflight import preflight

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from tests.benchmark.training.test_no_wait import Watcher
+from wsolbench.benchmark.core.files import file_sha256, read_npz
 from wsolbench.benchmark.core.metrics import best_tau, pxap
 from wsolbench.benchmark.core.protocols import get_protocol
-from wsolbench.benchmark.core.results_store import Store, file_sha256, read_npz
+from wsolbench.benchmark.core.results_store import Store
 from wsolbench.benchmark.data.image_cache import DecodeRequest, ImageCache, MaskForm
 from wsolbench.benchmark.planning.method_refs import Resolver
 from wsolbench.benchmark.scoring import inference

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from wsolbench.benchmark.core.results_store import read_npz
+from wsolbench.benchmark.core.files import read_npz
 from wsolbench.benchmark.training import trainer as training
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 from scipy import ndimage
 
 from wsolbench.benchmark.core.errors import BenchError
-from wsolbench.benchmark.core.results_store import key_of
+from wsolbench.benchmark.core.files import key_of
 from wsolbench.datasets.shifts.shift import (
     LADDER,
     SHIFTS,

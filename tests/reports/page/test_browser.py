@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from matplotlib import colormaps
 
+from wsolbench.benchmark.core.files import read_npz
 from wsolbench.benchmark.core.metrics import THRESHOLDS, Histograms, dice_rows
-from wsolbench.benchmark.core.results_store import read_npz
 from wsolbench.reports import build
 from wsolbench.reports.figures import draw
 from wsolbench.reports.figures.qualitative import outline

@@ -15,8 +15,8 @@ from hypothesis.extra.numpy import arrays
 from matplotlib import colormaps
 from PIL import Image
 
+from wsolbench.benchmark.core.files import read_npz, write_npz
 from wsolbench.benchmark.core.metrics import BINS, THRESHOLDS
-from wsolbench.benchmark.core.results_store import read_npz, write_npz
 from wsolbench.reports.build import build_report
 from wsolbench.reports.figures import draw
 from wsolbench.reports.page.gallery import build_gallery, pack_image, pack_map, pack_mask

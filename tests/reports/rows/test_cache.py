@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from wsolbench.benchmark.core.results_store import read_npz, write_npz
+from wsolbench.benchmark.core.files import read_npz, write_npz
 from wsolbench.reports.figures import draw, studio
 from wsolbench.reports.figures.art import make_art
 from wsolbench.reports.page import gallery, packing

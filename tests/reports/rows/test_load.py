@@ -13,8 +13,9 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from wsolbench.benchmark.core.errors import BenchError
+from wsolbench.benchmark.core.files import write_json, write_npz
 from wsolbench.benchmark.core.metrics import THRESHOLDS, Histograms
-from wsolbench.benchmark.core.results_store import Store, write_json, write_npz
+from wsolbench.benchmark.core.results_store import Store
 from wsolbench.reports.rows.load import collect, load_report_rows, load_rows, with_drops
 from wsolbench.reports.statistics.quality import Scores, by_class
 

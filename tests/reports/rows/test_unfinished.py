@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from wsolbench.benchmark.core.results_store import SCHEMA, write_json
+from wsolbench.benchmark.core.files import write_json
+from wsolbench.benchmark.core.results_store import SCHEMA
 from wsolbench.reports.build import build_report
 from wsolbench.reports.figures import draw
 from wsolbench.reports.rows.load import collect

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from wsolbench.benchmark.core.files import read_npz, write_npz
 from wsolbench.benchmark.core.intervals import accuracy_interval, pxap_interval
 from wsolbench.benchmark.core.metrics import Histograms, at_tau, dice_rows, pxap, pxap_rows
-from wsolbench.benchmark.core.protocols import FAIR
-from wsolbench.benchmark.core.results_store import Store, read_npz, write_npz
-from wsolbench.benchmark.core.versions import HARNESS_VERSION
+from wsolbench.benchmark.core.protocols import FAIR, HARNESS_VERSION
+from wsolbench.benchmark.core.results_store import Store
 from wsolbench.reports.rows.load import collect
 from wsolbench.reports.statistics.spreads import Clusters, spread_over_groups
 from wsolbench.reports.tables.aggregate import build_tables

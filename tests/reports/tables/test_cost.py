@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.text import Annotation
 
-from wsolbench.benchmark.core.results_store import write_json
+from wsolbench.benchmark.core.files import write_json
 from wsolbench.reports.build import build_report
 from wsolbench.reports.figures import draw as drawing
 from wsolbench.reports.figures.base import NoFigureError, Palette, Scene
