@@ -51,7 +51,7 @@ Bare(world, {method!r}, overrides={{"train": {train!r}}}).do(["train"])
 """
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", [FILES[0], pytest.param(FILES[1], marks=pytest.mark.slow)])
 def test_killed_in_the_middle_of_an_epoch_it_goes_on_from_the_last_one(world, tmp_path, file):
     """Four steps an epoch: SIGKILL strikes before the third of the second."""
     method, train = str(PLUGINS / file), {"epochs": "3", "batch_size": "8"}
