@@ -19,9 +19,9 @@ from wsolbench.benchmark.core import shutdown
 from wsolbench.benchmark.core.errors import BenchError
 from wsolbench.benchmark.core.shutdown import Stopped
 from wsolbench.benchmark.data.eval_loader import batches
+from wsolbench.benchmark.distributed import ddp_launcher
 from wsolbench.benchmark.distributed.process_group import ProcessGroup
 from wsolbench.benchmark.scoring.inference import _merged, _Part
-from wsolbench.benchmark.stages import rank_process
 from wsolbench.methods.backbones.normalisation import IMAGENET
 from wsolbench.methods.spec import method_spec
 
@@ -198,8 +198,8 @@ def test_parts_are_merged_by_row_and_refused_unless_each_image_is_there_once():
 def test_a_killed_process_ends_the_training_and_the_same_command_goes_on(world, tmp_path, monkeypatch):
     method = precise(tmp_path, "classifier")
     bare = Bare(world, method, overrides={"train": {"epochs": "4"}}, run={"devices": 2})
-    started, honest = [], rank_process._Rank.start
-    monkeypatch.setattr(rank_process._Rank, "start", lambda number: started.append(honest(number)) or started[-1])
+    started, honest = [], ddp_launcher.Rank.start
+    monkeypatch.setattr(ddp_launcher.Rank, "start", lambda *asked: started.append(honest(*asked)) or started[-1])
 
     def report(event):
         if event.get("epoch") == 2:
@@ -224,13 +224,13 @@ def test_nothing_stays_behind_a_killed_parent(world, tmp_path):
         from pathlib import Path
         from tests.benchmark.conftest import World
         from tests.faults.training import Bare
-        from wsolbench.benchmark.stages import rank_process
-        honest = rank_process._Rank.start
-        def start(number):
-            rank = honest(number)
+        from wsolbench.benchmark.distributed import ddp_launcher
+        honest = ddp_launcher.Rank.start
+        def start(number, program):
+            rank = honest(number, program)
             Path({str(tmp_path)!r}, f"pid{{number}}").write_text(str(rank.process.pid))
             return rank
-        rank_process._Rank.start = start
+        ddp_launcher.Rank.start = start
         world = World(Path({str(world.csv)!r}), Path({str(world.results)!r}))
         bare = Bare(world, "classifier", overrides={{"train": {{"epochs": "500"}}}}, run={{"devices": 2}})
         bare.ctx.report = lambda event: Path({str(tmp_path)!r}, "training").touch()

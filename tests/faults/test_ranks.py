@@ -1,8 +1,10 @@
 """Processes that train together, seen from the one that starts them: failures, stops, and that nobody stays behind."""
 
 import os
+import queue
 from multiprocessing import Pipe
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,10 @@ from tests.faults.training import Bare
 from wsolbench.benchmark.core import shutdown
 from wsolbench.benchmark.core.errors import BenchError
 from wsolbench.benchmark.core.shutdown import Stopped
+from wsolbench.benchmark.distributed.ddp_launcher import Cause, RanksMemoryError
+from wsolbench.benchmark.planning.config import RunConfig
 from wsolbench.benchmark.stages import rank_process
+from wsolbench.benchmark.stages.rank_process import RankJob
 from wsolbench.benchmark.training.train_step import DivergedError
 
 
@@ -35,19 +40,24 @@ try:
 except FileExistsError:
     first = False
 """
-FAILED = '{"problem": None, "text": "RuntimeError: x", "trace": "its trace", "rank": 2, "peak": ""}'
+IMPORT = "from wsolbench.benchmark.distributed.ddp_launcher import Cause, RankFailure\n"
 CASES = {
     "killed": ("if first:\n    os.kill(os.getpid(), 9)\ntime.sleep(60)", BenchError, "was ended by SIGKILL"),
     "exits": ("if first:\n    sys.exit(7)\ntime.sleep(60)", BenchError, "ended with exit code 7"),
-    "raises": (f"if first:\n    line.send(('failed', {FAILED}))\ntime.sleep(60)", RuntimeError, "its trace"),
+    "raises": (
+        "if first:\n    line.send(('failed', RankFailure(Cause.OTHER, None, 'x', 'its trace')))\ntime.sleep(60)",
+        RuntimeError,
+        "its trace",
+    ),
     "memory": (
-        f"if first:\n    line.send(('failed', {{**{FAILED}, 'rank': 0, 'peak': '9 MiB'}}))\ntime.sleep(60)",
-        rank_process.RanksMemoryError,
+        "if first:\n    line.send(('failed', RankFailure(Cause.KNOWN, text='RuntimeError: x', peak='9 MiB')))\n"
+        "time.sleep(60)",
+        RanksMemoryError,
         "RuntimeError: x",
     ),
     "killed, and the other notices first": (
-        f"if first:\n    time.sleep(0.5)\n    os.kill(os.getpid(), 9)\n"
-        f"line.send(('failed', {{**{FAILED}, 'rank': 3, 'text': 'gloo: connection closed'}}))\ntime.sleep(60)",
+        "if first:\n    time.sleep(0.5)\n    os.kill(os.getpid(), 9)\n"
+        "line.send(('failed', RankFailure(Cause.CONNECTION, text='gloo: connection closed')))\ntime.sleep(60)",
         BenchError,
         "was ended by SIGKILL",
     ),
@@ -61,7 +71,7 @@ def test_however_it_ends_the_cause_is_told_and_nobody_stays(world, tmp_path, mon
     body, error, message = CASES[case]
     pids = tmp_path / "pids"
     pids.mkdir()
-    monkeypatch.setattr(rank_process, "ENTRY", TALK.format(folder=str(pids)) + body)
+    monkeypatch.setattr(rank_process, "PROGRAM", IMPORT + TALK.format(folder=str(pids)) + body)
     bare = Bare(world, "classifier", run={"devices": 2})
 
     def report(event):
@@ -83,9 +93,10 @@ def test_however_it_ends_the_cause_is_told_and_nobody_stays(world, tmp_path, mon
 def listener(parent: int) -> tuple:
     """A forked process that does nothing but listen, and our end of the line to it."""
     ours, theirs = Pipe()
+    end: Any = theirs
     if not (pid := os.fork()):
         ours.close()
-        rank_process._listen(theirs, parent, None)
+        rank_process._listen(end, parent, queue.Queue())
         os._exit(9)
     theirs.close()
     return pid, ours
@@ -123,29 +134,30 @@ def saying(monkeypatch, problem) -> tuple:
 
     monkeypatch.setattr(rank_process, "_train", fails)
     ref = SimpleNamespace(spec=SimpleNamespace(origin="built-in"))
-    stage = SimpleNamespace(inputs=SimpleNamespace(method=ref, model=ref))
-    job = {"rank": 0, "threads": 1, "benchmark": False, "stage": stage, "run": SimpleNamespace(device="cpu")}
-    return rank_process._work(job, None, None)
+    stage: Any = SimpleNamespace(inputs=SimpleNamespace(method=ref, model=ref))
+    nothing: Any = None
+    job = RankJob(stage, RunConfig(device="cpu"), {}, 0, 1, 1, False)
+    return rank_process._work(job, nothing, nothing)
 
 
 @pytest.mark.parametrize(
-    "problem, rank, ours",
+    "problem, cause, known",
     [
-        (BenchError("bad"), 0, True),
-        (DivergedError("nan", {"step": 3}), 0, True),
-        (OSError(28, "No space left on device"), 0, True),
-        (ConnectionResetError(104, "reset"), 2, False),
-        (RuntimeError("gloo: Connection closed by peer"), 3, False),
-        (ValueError("a method's own"), 2, False),
-        (torch.OutOfMemoryError("CUDA out of memory"), 0, False),
+        (BenchError("bad"), Cause.KNOWN, True),
+        (DivergedError("nan", {"step": 3}), Cause.KNOWN, True),
+        (OSError(28, "No space left on device"), Cause.KNOWN, True),
+        (ConnectionResetError(104, "reset"), Cause.OTHER, False),
+        (RuntimeError("gloo: Connection closed by peer"), Cause.CONNECTION, False),
+        (ValueError("a method's own"), Cause.OTHER, False),
+        (torch.OutOfMemoryError("CUDA out of memory"), Cause.KNOWN, False),
     ],
 )
-def test_what_a_process_says_it_failed_of(monkeypatch, problem, rank, ours):
+def test_what_a_process_says_it_failed_of(monkeypatch, problem, cause, known):
     """What the harness knows by its type travels as it is, the rest as text; a cause goes before what follows."""
     kind, said = saying(monkeypatch, problem)
-    assert (kind, said["rank"], said["problem"] is problem) == ("failed", rank, ours)
-    assert bool(said["peak"]) == isinstance(problem, torch.OutOfMemoryError)
-    assert str(problem) in said["trace"]
+    assert (kind, said.cause, said.problem is problem) == ("failed", cause, known)
+    assert bool(said.peak) == isinstance(problem, torch.OutOfMemoryError)
+    assert str(problem) in said.trace
 
 
 def test_a_stop_travels_as_such(monkeypatch):
