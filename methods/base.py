@@ -20,17 +20,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..benchmark.core.errors import BenchError
 from . import METHODS, register
 from .evidence import Evidence, EvidenceSettings, Explainable, is_explainable
 
 __all__ = [
-    "METHODS", "Batch", "BatchShard", "Evidence", "EvidenceSettings", "Explainable", "LossFunction", "Method",
-    "Options", "Prediction", "TrainContext", "Update", "is_explainable", "register",
+    "METHODS", "Batch", "BatchShard", "Evidence", "EvidenceSettings", "Explainable", "FullPass", "LossFunction",
+    "Method", "Options", "Prediction", "TrainContext", "Update", "is_explainable", "register",
 ]  # fmt: skip
 
 
@@ -63,6 +64,9 @@ class Batch:
         and masks are those of the first. Else empty.
     groups: (B,) int64 of a method declared groups=True, else None: which images are of one patient or slide. Numbers
         are those of the training set, in no order.
+    target: of a method declared adapts=True as many images of the target, a batch of its own with views and indices
+        (rows of the target's training set); labels and masks are objects that raise whatever is done with them. A
+        source-free adapter finds the target's images in the batch itself, too, likewise without labels.
     """
 
     images: Tensor
@@ -74,6 +78,19 @@ class Batch:
     teachers: Mapping[str, Tensor] = field(default_factory=dict)
     views: tuple[Tensor, ...] = ()
     groups: Tensor | None = None
+    target: "Batch | None" = None
+
+
+class FullPass(NamedTuple):
+    """What a model says of all images of a set, in the order of its rows (those of `indices` in a batch).
+
+    logits (N, K) and features (N, D), the mean of the last grid over positions, float32 on the device; ids: digests of
+    the names of the images, for they may tell a class.
+    """
+
+    logits: Tensor
+    features: Tensor
+    ids: list[str]
 
 
 @dataclass(frozen=True)
@@ -118,8 +135,8 @@ class TrainContext:
     `on_epoch_end` those that were done. steps_per_epoch: batches of an epoch. region_classes: for every class, whether
     its images hold a region of interest (False for Camelyon's `normal`).
     parents: state dicts of the parents by role, e.g. parents["init"]; of several with one role by role and name, e.g.
-    parents["init:cam"] and parents["init:layercam"]. shard: what is here of a batch that several
-    processes train on, None where this process has it all; `drawn` and `denominator` follow it.
+    parents["init:cam"] and parents["init:layercam"]. shard: what is here of a batch that several processes train on,
+    None where this process has it all; `drawn` and `denominator` follow it. whole_set: what `full_pass` asks.
     """
 
     epoch: int
@@ -132,6 +149,7 @@ class TrainContext:
     shard: BatchShard | None = None
     step: int = 0
     steps_per_epoch: int = 0
+    whole_set: Callable[[str], FullPass] | None = field(default=None, repr=False)
     _regions: Tensor | None = None
 
     @property
@@ -139,6 +157,17 @@ class TrainContext:
         """The part of the training that is done, in [0, 1]: `step` of all steps."""
         total = self.epochs * self.steps_per_epoch
         return min(self.step / total, 1.0) if total else 0.0
+
+    def full_pass(self, which: Literal["train", "target"]) -> FullPass:
+        """The model as it is now, over all images of the training set or the target, without gradients.
+
+        In eval mode, which is put back afterwards, with the transforms of evaluation and in full precision; the same in
+        all processes, which must all ask. It costs a scoring pass over the set: ask once an epoch, not once a step, and
+        keep what must survive a stopped training in buffers. Raises BenchError for a set that training does not have.
+        """
+        if self.whole_set is None:
+            raise BenchError("context.full_pass works in a training, which has data; here there is none.")
+        return self.whole_set(which)
 
     def drawn(self, draw: Callable[[int], Tensor], count: int) -> Tensor:
         """Random rows for the `count` images at hand, as `draw(count)` makes them.

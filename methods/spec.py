@@ -13,6 +13,7 @@ from . import METHODS
 ABILITIES = ("grid", "pyramid", "tokens", "attention", "batchnorm")
 SUPERVISIONS = ("none", "image", "pixel")
 SAMPLINGS = ("shuffle", "class", "group")
+ROLES = ("checkpoint", "init", "maps", "source")
 
 
 class Recipe(NamedTuple):
@@ -61,8 +62,9 @@ class MethodSpec:
     supervision: what training sees: `none`, `image` labels, or `pixel` masks (an upper bound, marked in every table).
     backbone: abilities it needs of its backbone (ABILITIES); empty for a baseline that looks at the image alone.
     needs: stages it builds on, as `role:method` with the roles `checkpoint` (explain this model), `init` (start from
-        its weights) and `maps` (learn from its maps of the training set); `{option}` stands for an option's value.
-        Several of one role are told apart by the method's name, or by a name of their own, as in `maps@first:cam`.
+        its weights), `maps` (learn from its maps of the training set) and, for adapters, `source` (the model that is
+        adapted); `{option}` stands for an option's value. Several of one role are told apart by the method's name, or
+        by a name of their own, as in `maps@first:cam`. A user names another model to explain or to adapt behind an @.
     class_specific: whether its map depends on the class asked for.
     options: its own settings and their defaults; the type of the default is the type of the setting.
     choices: allowed values of an option.
@@ -77,6 +79,9 @@ class MethodSpec:
     sampling: the order of an epoch: `shuffle` (every image once), or balanced by `class` or by `group`, so that each
         comes equally often in the epoch and in its batches. These three are no fields of the stage key: a method that
         starts to use one raises its version.
+    adapts: whether it adapts a trained model to a target, another dataset of which it sees images without labels or
+        masks. Its map is that of its source: kind, class_specific and selects are taken from there.
+    source_images: whether an adapter also trains on the labelled images of the source; without them it is source-free.
     citation, published: the paper, and its PxAP as {"dataset/backbone": value}.
     """
 
@@ -97,6 +102,8 @@ class MethodSpec:
     views: int = 1
     groups: bool = False
     sampling: str = "shuffle"
+    adapts: bool = False
+    source_images: bool = False
     citation: str = ""
     published: dict[str, float] = field(default_factory=dict)
     trains: bool = True
@@ -158,7 +165,7 @@ def spec_from_entry(entry: Entry) -> MethodSpec:
         ("kind", (spec.kind,), ("score", "prob", "none")),
         ("supervision", (spec.supervision,), SUPERVISIONS),
         ("backbone", spec.backbone, ABILITIES),
-        ("needs", [parse_need(n).role for n in spec.needs], ("checkpoint", "init", "maps")),
+        ("needs", [parse_need(n).role for n in spec.needs], ROLES),
         ("sampling", (spec.sampling,), SAMPLINGS),
     ):
         for value in values:
@@ -169,6 +176,7 @@ def spec_from_entry(entry: Entry) -> MethodSpec:
     if problem := twins(parse_need(n) for n in spec.needs):
         raise BenchError(f"{entry.module}: method '{entry.name}' {problem}")
     _check_loading(spec)
+    _check_adapter(spec)
     return spec
 
 
@@ -181,3 +189,29 @@ def _check_loading(spec: MethodSpec) -> None:
         raise BenchError(f"{what}: groups={spec.groups!r} must be True or False.")
     if not spec.trains and (spec.views, spec.groups, spec.sampling) != (1, False, "shuffle"):
         raise BenchError(f"{what} is a function and trains nothing: views, groups and sampling are for classes.")
+
+
+def _check_adapter(spec: MethodSpec) -> None:
+    """Raises BenchError for facts about adaptation that make no sense."""
+    what, sources = f"{spec.module}: method '{spec.name}'", [n for n in spec.needs if parse_need(n).role == "source"]
+    if type(spec.adapts) is not bool or type(spec.source_images) is not bool:
+        raise BenchError(f"{what}: adapts and source_images must be True or False.")
+    if not spec.adapts:
+        if sources or spec.source_images:
+            fact = "source_images=True" if spec.source_images else f"needs '{sources[0]}'"
+            raise BenchError(f"{what} is no adapter: {fact} goes with adapts=True.")
+        return
+    if not spec.trains:
+        raise BenchError(f"{what} is a function and trains nothing: adapts=True is for classes.")
+    if len(sources) != 1 or "{" in sources[0]:
+        raise BenchError(
+            f"{what} adapts a model: name the usual one in needs, as 'source:classifier', once and without an option; "
+            f"{spec.name}@deepmil adapts another."
+        )
+    if spec.supervision == "pixel":
+        raise BenchError(f"{what}: an adapter sees no masks; supervision='pixel' is for methods of one dataset.")
+    if not spec.source_images and (spec.groups or spec.sampling != "shuffle"):
+        raise BenchError(
+            f"{what} is source-free: images of a target have neither class nor group, so groups and sampling are for "
+            "adapters with source_images=True."
+        )

@@ -34,7 +34,7 @@ ROOMS = (
 INNER = {
     "methods": (
         ("methods.backbones",),
-        ("methods.spec", "methods.evidence", "methods.base"),
+        ("methods.spec", "methods.evidence", "methods.base", "methods.adapter"),
         ("methods.parts",),
         ("methods.factory",),
     ),
@@ -46,7 +46,12 @@ INNER = {
         ("reports.page",),
     ),
 }
-TOGETHER = {"methods.spec", "methods.evidence", "methods.base"}  # contract files, which may see each other
+TOGETHER = {
+    "methods.spec",
+    "methods.evidence",
+    "methods.base",
+    "methods.adapter",
+}  # contract files, which may see each other
 SEES_REPORTS = ("benchmark.cli", "benchmark.conformance")
 
 

@@ -30,14 +30,16 @@ _RUN_FLAGS = ("data_root", "results", "device", "devices", "jobs", "jobs_per_gpu
 @click.command()
 @click.option(
     "--methods",
-    help="Names, NAME:VARIANT or Python files, separated by commas: layercam, pixelcam:deepmil (another teacher), "
-    "gradcam:ScoreCAM (a class of the package grad-cam), ./mine.py",
+    help="Names, NAME:VARIANT, NAME@MODEL or Python files, separated by commas: layercam, pixelcam:deepmil (another "
+    "teacher), layercam@deepmil (an explainer of another model, or of an adapted one), gradcam:ScoreCAM (a class of "
+    "the package grad-cam), ./mine.py",
 )
 @click.option("--datasets", help="Names or CSV manifests, separated by commas: glas,my.csv")
 @click.option(
     "--ood",
     help="What else models are scored on: all, none, glas,camelyon17:centre-2, shifts of their own set (stain, jpeg-3, "
-    "ladder) or of a named one (glas:stain).  [default: all, every other dataset of the command]",
+    "ladder) or of a named one (glas:stain). Methods that adapt are adapted to each other dataset named here.  "
+    "[default: all, every other dataset of the command]",
 )
 @click.option(
     "--allow-leaks",
@@ -158,7 +160,7 @@ def _check_names(request: Request) -> None:
     from ..planning.method_refs import is_file
 
     if not any(is_file(name) for name in request.methods):  # a file may bring the other names along
-        for name in request.methods:
+        for name in (part for method in request.methods for part in method.split("@") if part):
             METHODS.entry(name)
     for name in request.datasets:
         if not name.lower().endswith(".csv"):

@@ -53,6 +53,10 @@ class MaskAccessError(BenchError):
     """A method asked for a mask it must never see."""
 
 
+class LabelAccessError(MaskAccessError):
+    """A method asked for the label of an image of a target, to which it is to adapt without labels."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Returns ' Did you mean …?' for a near miss, else the list of known names (empty if there are none).
 

@@ -1,9 +1,10 @@
 """Masks are withheld from methods: whoever asks for one while a stage runs gets an error, and its run fails.
 
-Two layers. `WITHHELD` stands where a batch would hold masks. And while a stage is watched, an audit hook of the
-interpreter refuses to open a mask file, or a store of decoded masks, unless the thread is inside `reading_masks()`,
-which only the readers of the harness enter. Code that opens files without Python (cv2.imread, another program) is out
-of its sight, and so is a method that sets out to deceive: this guards against mistakes, not against malice.
+Two layers. `WITHHELD` stands where a batch would hold masks, and `WITHHELD_LABELS` where the batch of a target would
+hold labels. And while a stage is watched, an audit hook of the interpreter refuses to open a mask file, or a store of
+decoded masks, unless the thread is inside `reading_masks()`, which only the readers of the harness enter. Code that
+opens files without Python (cv2.imread, another program) is out of its sight, and so is a method that sets out to
+deceive: this guards against mistakes, not against malice.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .errors import MaskAccessError
+from .errors import LabelAccessError, MaskAccessError
 
 CONTRACT = "line 10 of the contract, docs/methods.md"
 SOURCES = {"open", "os.link", "os.symlink", "os.rename"}  # events whose first argument is a file to be read or named
@@ -26,8 +27,14 @@ _CODE = (".py", ".pyc", ".so")
 class Withheld:
     """What a method finds as `batch.masks` unless it declares supervision="pixel": any use raises MaskAccessError."""
 
+    what, constant = "batch.masks", "WITHHELD"
+
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        refuse("batch.masks")
+        self._deny(self.what)
+
+    @staticmethod
+    def _deny(what: str) -> NoReturn:
+        refuse(what)
 
     __getitem__ = __iter__ = __len__ = __bool__ = __array__ = __float__ = __int__ = __index__ = __call__ = _refuse
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __matmul__ = _refuse
@@ -39,15 +46,15 @@ class Withheld:
         # what Python itself asks of an object when it is copied, compared or printed is no question for a mask
         if name.startswith("__"):
             raise AttributeError(name)
-        refuse(f"batch.masks.{name}")
+        self._deny(f"{self.what}.{name}")
 
     @classmethod
     def __torch_function__(cls, *_: Any, **__: Any) -> NoReturn:
         """What torch calls when it meets this among its arguments."""
-        refuse("batch.masks")
+        cls._deny(cls.what)
 
     def __repr__(self) -> str:
-        return "<masks, withheld>"
+        return f"<{self.what}, withheld>"
 
     def __copy__(self) -> "Withheld":
         return self
@@ -56,10 +63,21 @@ class Withheld:
         return self
 
     def __reduce__(self) -> str:
-        return "WITHHELD"
+        return self.constant
+
+
+class WithheldLabels(Withheld):
+    """What a method finds as labels of images of a target: any use raises LabelAccessError."""
+
+    what, constant = "batch.target.labels", "WITHHELD_LABELS"
+
+    @staticmethod
+    def _deny(what: str) -> NoReturn:
+        refuse_label(what)
 
 
 WITHHELD = Withheld()
+WITHHELD_LABELS = WithheldLabels()
 
 
 class _Watch:
@@ -150,10 +168,26 @@ def check() -> None:
 
 def refuse(what: str) -> NoReturn:
     """Raises MaskAccessError naming the method at work, and notes it, so that `check` raises it again."""
-    problem = MaskAccessError(
-        f"Method '{_Guard.method or 'at work'}' asked for {what}: masks are for scoring, and no method sees one unless "
-        f'it declares supervision="pixel"; then batch.masks holds those of the training images ({CONTRACT}).'
+    _raise(
+        MaskAccessError(
+            f"Method '{_Guard.method or 'at work'}' asked for {what}: masks are for scoring, and no method sees one "
+            f'unless it declares supervision="pixel"; then batch.masks holds those of the training images ({CONTRACT}).'
+        )
     )
+
+
+def refuse_label(what: str) -> NoReturn:
+    """Raises LabelAccessError naming the method at work, and notes it as `refuse` does."""
+    _raise(
+        LabelAccessError(
+            f"Method '{_Guard.method or 'at work'}' asked for {what}: a method adapts to a target without its labels, "
+            f"which are for scoring ({CONTRACT}). An adapter declared source_images=True has labels of the source, in "
+            "batch.labels."
+        )
+    )
+
+
+def _raise(problem: MaskAccessError) -> NoReturn:
     if _Guard.watch is not None:
         _Guard.watch.asked.append(problem)
     raise problem

@@ -40,6 +40,14 @@ def epoch_order(count: int, batch_size: int, seed: int, epoch: int, strata: Tens
     return order.tensor_split(-(-count // batch_size))
 
 
+def paired_order(count: int, sizes: Sequence[int], seed: int, epoch: int) -> tuple[Tensor, ...]:
+    """The rows of a target of `count` images that come beside batches of these sizes, in an epoch of the source.
+
+    One shuffled pack of all rows after another: none comes again before all others have come.
+    """
+    return _dealt(torch.arange(count), sum(sizes), generator_of("target order", seed, epoch)).split(list(sizes))
+
+
 def balanced_order(strata: Tensor, generator: torch.Generator) -> Tensor:
     """Rows (N,) of as many draws as there are rows (N,), in which every stratum comes equally often, up to one.
 

@@ -1,7 +1,7 @@
 """Batches of augmented training images on the device, with teacher maps and masks, in a deterministic order."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, cast
 
@@ -12,12 +12,12 @@ from torch import Tensor
 from ...datasets.masks.rules import FOREGROUND, IGNORED
 from ...methods.backbones.normalisation import Statistics
 from ...methods.base import Batch
-from ..core.mask_guard import WITHHELD
+from ..core.mask_guard import WITHHELD, WITHHELD_LABELS
 from ..core.timing import Stopwatch
 from ..distributed.batch_shards import cut_batch
 from ..planning.config import TrainConfig
 from .augment import Draw, augment, crop, crop_maps, draw
-from .epoch_order import SHUFFLED, Sampling, epoch_order, generator_of, group_numbers
+from .epoch_order import SHUFFLED, Sampling, epoch_order, generator_of, group_numbers, paired_order
 from .image_cache import ImageSplit
 from .pixel_store import StoredRows
 from .prefetch import ahead, staged, upload
@@ -38,7 +38,8 @@ class TrainingSet:
     """The training images of a stage, decoded.
 
     statistics: what they are normalised by. maps: (N, h, w) float32 maps in [0, 1] in row order, by name of teacher.
-    sampling: what the method declares of the order of its images, their views and their groups.
+    sampling: what the method declares of the order of its images, their views and their groups. withheld: whether these
+    are images of a target, whose labels no method sees. beside: the target that comes along with labelled images.
 
     The pixels stay memory-mapped on the CPU unless the device is a GPU with room for them, where they live as uint8.
     """
@@ -49,6 +50,8 @@ class TrainingSet:
     statistics: Statistics
     maps: Mapping[str, np.ndarray] = field(default_factory=dict)
     sampling: Sampling = SHUFFLED
+    withheld: bool = False
+    beside: "TrainingSet | None" = None
 
     def on_device(self) -> "DeviceSet":
         """The arrays as tensors, on the device where they fit in a quarter of its free memory."""
@@ -68,6 +71,8 @@ class TrainingSet:
             sampling=self.sampling,
             strata={"class": labels, "group": groups}.get(self.sampling.order),
             groups=groups.to(self.device) if self.sampling.groups and groups is not None else None,
+            withheld=self.withheld,
+            beside=self.beside and self.beside.on_device(),
         )
 
 
@@ -118,6 +123,7 @@ class Raw(NamedTuple):
     drawn: tuple[Draw, ...]
     pixels: Tensor
     masks: Tensor | None
+    beside: "Raw | None" = None  # of the target
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,8 @@ class DeviceSet:
     """Training arrays as tensors; `epoch_batches` yields an epoch in its deterministic order.
 
     labels: (N,) on the device. strata: (N,) int64 on the CPU, the classes or groups that an epoch is balanced by, None
-    for plain shuffling. groups: (N,) int64 on the device, for methods that ask for them.
+    for plain shuffling. groups: (N,) int64 on the device, for methods that ask for them. withheld, beside: as of a
+    TrainingSet.
     """
 
     pixels: DevicePixels
@@ -138,6 +145,8 @@ class DeviceSet:
     sampling: Sampling = SHUFFLED
     strata: Tensor | None = None
     groups: Tensor | None = None
+    withheld: bool = False
+    beside: "DeviceSet | None" = None
 
     def epoch_order(self, seed: int, epoch: int) -> tuple[Tensor, ...]:
         """The rows of every batch of an epoch, in order."""
@@ -175,14 +184,25 @@ class DeviceSet:
         return tuple(p.own for p in cut_batch(count, self.config.micro_batch, start.rank, start.size))
 
     def _raw(self, seed: int, epoch: int, start: StepCursor) -> Iterator[Raw]:
-        batches = self.epoch_order(seed, epoch)[start.step :]
+        batches = self.epoch_order(seed, epoch)
+        alone = self._read_batches(batches, ("augment", seed, epoch), start)
+        if self.beside is None:
+            return alone
+        target = self.beside
+        rows = paired_order(len(target.labels), [len(b) for b in batches], seed, epoch)
+        pairs = zip(alone, target._read_batches(rows, ("target", seed, epoch), start), strict=True)
+        return (own._replace(beside=beside) for own, beside in pairs)
+
+    def _read_batches(self, whole: Sequence[Tensor], place: tuple[str | int, ...], start: StepCursor) -> Iterator[Raw]:
+        """The batches of an epoch, each with the random numbers of its own address, of which `place` is the start."""
+        batches = whole[start.step :]
         owned = [self.share(len(rows), start) for rows in batches]
         mine = [torch.cat([rows[s] for s in own]) for rows, own in zip(batches, owned, strict=True)]
         if not mine:
             return
         places = upload(torch.cat(mine), self.device).split([len(rows) for rows in mine])
         for k, rows in enumerate(mine):
-            address = ("augment", seed, epoch, start.step + k)
+            address = (*place, start.step + k)
             sources = [generator_of(*address, *(("view", view) if view else ())) for view in range(self.sampling.views)]
             drawn = tuple(draw(len(batches[k]), self.config, source).of(owned[k]) for source in sources)
             yield self._read(rows, places[k], drawn)
@@ -195,7 +215,9 @@ class DeviceSet:
     def _uploaded(self, raw: Raw) -> Raw:
         masks = None if raw.masks is None else raw.masks.to(self.device, non_blocking=True)
         pixels = raw.pixels.to(self.device, non_blocking=True)
-        return raw._replace(drawn=tuple(d.to(self.device) for d in raw.drawn), pixels=pixels, masks=masks)
+        beside = raw.beside and self._uploaded(raw.beside)
+        drawn = tuple(d.to(self.device) for d in raw.drawn)
+        return raw._replace(drawn=drawn, pixels=pixels, masks=masks, beside=beside)
 
     def _augmented(self, raw: Raw) -> Batch:
         masks, ignored, first = WITHHELD, None, raw.drawn[0]
@@ -208,12 +230,23 @@ class DeviceSet:
         views = tuple(augment(raw.pixels, drawn, self.config, self.statistics) for drawn in raw.drawn)
         labels, groups = self.labels[raw.places], None if self.groups is None else self.groups[raw.places]
         batch = Batch(views[0], labels, raw.places, alone, cast("Tensor", masks), ignored, taught, groups=groups)
-        return replace(batch, views=views) if len(views) > 1 else batch
+        batch = replace(batch, views=views) if len(views) > 1 else batch
+        if self.withheld:
+            batch = replace(batch, labels=cast("Tensor", WITHHELD_LABELS))
+            return replace(batch, target=batch)
+        if self.beside is None or raw.beside is None:
+            return batch
+        return replace(batch, target=self.beside._augmented(raw.beside).target)
 
     def batch(self, rows: Tensor, generator: torch.Generator) -> Batch:
         """One augmented batch of the given rows."""
+        return self._augmented(self._uploaded(self._drawn(rows, generator)))
+
+    def _drawn(self, rows: Tensor, generator: torch.Generator) -> Raw:
         drawn = tuple(draw(len(rows), self.config, generator) for _ in range(self.sampling.views))
-        return self._augmented(self._uploaded(self._read(rows, upload(rows, self.device), drawn)))
+        raw = self._read(rows, upload(rows, self.device), drawn)
+        target = self.beside
+        return raw if target is None else raw._replace(beside=target._drawn(rows % len(target.labels), generator))
 
 
 def parted(masks: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -11,6 +11,7 @@ from ...methods import METHODS
 from ...methods.backbones.adapter import Backbone, check_weights_fit, create_backbone
 from ...methods.backbones.weights import PINS
 from ...methods.backbones.weights_hub import UnreachableError
+from ...methods.evidence import is_explainable
 from ..core.device import choose_device, why_no_gpu
 from ..core.errors import BenchError
 from ..data.image_cache import DecodeRequest
@@ -19,8 +20,8 @@ from ..planning.config import Request
 from ..planning.eval_sets import EvalSet
 from ..planning.method_refs import MethodRef
 from ..planning.stage import AnyStage, Experiment, ScoreInputs
-from ..scoring.build import options
-from ..stages.context import StageContext, load_method_files, needs_of, place_of, pool_needs
+from ..scoring.build import construct, options
+from ..stages.context import StageContext, load_method_files, needs_elsewhere, needs_of, place_of
 from .gpu_slots import workers
 from .parallel_backends import check_backend
 
@@ -87,7 +88,7 @@ def _check_work(
     places: dict[tuple[str, str], Experiment | EvalSet] = {}
     needed: dict[Experiment | EvalSet, dict[DecodeRequest, None]] = {}
     for stage in distinct_by(stages, _reads).values():
-        for place, need in [*((place_of(stage), n) for n in needs_of(stage, ctx)), *pool_needs(stage, ctx)]:
+        for place, need in [*((place_of(stage), n) for n in needs_of(stage, ctx)), *needs_elsewhere(stage, ctx)]:
             place = places.setdefault((place.dataset, place.fold), place)
             needed.setdefault(place, {})[need] = None
     for place in needed:
@@ -118,15 +119,15 @@ def distinct_by(stages: Sequence[AnyStage], look: Callable[[AnyStage], Hashable]
 
 def _methods(stage: AnyStage) -> Hashable:
     refs = (stage.inputs.method, stage.inputs.model)
-    return tuple(ref.spec.module for ref in refs if ref is not None)
+    return tuple(one.spec.module for ref in refs if ref is not None for one in ref.chain)
 
 
 def _reads(stage: AnyStage) -> Hashable:
-    """All that `needs_of` and `pool_needs` make a difference of."""
+    """All that `needs_of` and `needs_elsewhere` make a difference of."""
     place, inputs, config = place_of(stage), stage.inputs, stage.inputs.config
     what = (stage.kind, place.dataset, place.fold, stage.labels.get("split"), config.image_size, config.load_size)
     if not isinstance(inputs, ScoreInputs):
-        return (*what, inputs.method.spec.supervision)
+        return (*what, inputs.method.spec.supervision, inputs.method.spec.adapts, inputs.experiment.target)
     stains = (inputs.on.stain_source, inputs.on.stain_fold)  # of a shift that needs none they are empty
     return (*what, *stains, inputs.protocol.size, inputs.protocol.mask_reduction)
 
@@ -199,7 +200,11 @@ def _check_construction(ref: MethodRef, backbone: Backbone, stage: AnyStage, pla
 
     def build() -> None:
         with torch.device("meta"):
-            METHODS.load(ref.spec.name)(backbone, classes, options(ref))
+            model = construct(ref, backbone, classes)
+        if stage.inputs.method.base and not stage.inputs.method.spec.trains and not is_explainable(model):
+            raise BenchError(
+                f"'{stage.labels['method']}': '{ref.label}' cannot be explained, it has no features() and classify()."
+            )
 
     ignore_method_faults(ref, build)
 

@@ -106,7 +106,8 @@ class EvalSetResolver:
     unknown word of `--ood`.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, adapting: bool = False) -> None:
+        """adapting: whether models learn from training images of the other datasets too."""
         cache = request.run.results / "cache"
         check_kinds(request.allow_leaks)
         for key in request.overrides.get("shift", {}):
@@ -116,7 +117,7 @@ class EvalSetResolver:
         self.stain_source = str(request.overrides.get("shift", {}).get("stains", ""))
         named = [*request.datasets, *(t.dataset for t in self.targets), self.stain_source]
         names = dict.fromkeys(name for name in named if name)
-        self.open_datasets = {name: _open(name, request, cache) for name in names}
+        self.open_datasets = {name: _open(name, request, cache, adapting) for name in names}
         refuse_namesakes(self.open_datasets)
         for name in request.datasets:
             if self.open_datasets[name].dataset.card.evaluation_only:
@@ -214,10 +215,10 @@ class EvalSetResolver:
         return self._label_maps[place]
 
 
-def _open(name: str, request: Request, cache: Path) -> OpenDataset:
+def _open(name: str, request: Request, cache: Path, adapting: bool = False) -> OpenDataset:
     """A dataset by name. Raises BenchError for an unknown one; one of `--ood` may have been meant as a shift."""
     try:
-        trained = name in request.datasets
+        trained = name in request.datasets or adapting
         return OpenDataset(name, request.run.data_root, cache, trained, request.allow_leaks)
     except BenchError as problem:
         words = [w for w in request.ood if w == name or w.startswith(f"{name}:")]

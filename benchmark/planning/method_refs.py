@@ -11,33 +11,52 @@ from ...methods.spec import MethodSpec, Need, method_spec, parse_need, twins
 from ..core.errors import BenchError, did_you_mean
 from .config import convert
 
+READS = ("checkpoint", "source")  # roles of the model that an explainer reads or an adapter adapts
+
 
 @dataclass(frozen=True)
 class MethodRef:
-    """A method with its options settled. `label` is its name in tables: `pixelcam`, `pixelcam:deepmil`, …"""
+    """A method with its options settled. `label` is its name in tables: `pixelcam`, `pixelcam:deepmil`, …
+
+    base: the method named behind an @, as in `layercam@deepmil`, whose model is explained or adapted; always set for an
+    adapter, and None for an explainer of its usual model.
+    """
 
     label: str
     spec: MethodSpec
     options: Mapping[str, Any]
     train: Mapping[str, Any]  # training settings for this method alone
     chosen: frozenset[str] = frozenset()  # options the user set
+    base: "MethodRef | None" = None
 
     def __hash__(self) -> int:
         """By name: equal methods have it in common, and options may hold lists."""
         return hash((self.label, self.spec.name))
 
     def at(self, preset: str, dataset: str, backbone: str) -> "MethodRef":
-        """With the options its recipe gives for a dataset and backbone, where the user set none.
+        """With the options its recipe gives for a dataset and backbone, where the user set none; so is its base.
 
         Raises BenchError for a recipe with an option that does not exist.
         """
-        base = self.spec.name.removesuffix(":*")
+        name = self.spec.name.removesuffix(":*")
         wanted = self.spec.recipe(preset, dataset, backbone).options
-        fresh = {k: _option(self.spec, base, k, v) for k, v in wanted.items() if k not in self.chosen}
-        if not fresh:
+        fresh = {k: _option(self.spec, name, k, v) for k, v in wanted.items() if k not in self.chosen}
+        base = self.base and self.base.at(preset, dataset, backbone)
+        if not fresh and base is self.base:
             return self
         options = {**self.options, **fresh}
-        return replace(self, label=_label(self.spec, options), options=options)
+        behind = f"@{base.label}" if base and "@" in self.label else ""
+        return replace(self, label=_label(self.spec, options) + behind, options=options, base=base)
+
+    @property
+    def own_label(self) -> str:
+        """Its label without the model it stands on: `layercam` of `layercam@deepmil`."""
+        return self.label.partition("@")[0]
+
+    @property
+    def chain(self) -> "tuple[MethodRef, ...]":
+        """Itself and what it stands on: the explainer, the adapter, the source of `layercam@shot@deepmil`."""
+        return (self, *(self.base.chain if self.base else ()))
 
     @property
     def changed(self) -> str:
@@ -49,6 +68,8 @@ class MethodRef:
     def needs(self) -> list[Need]:
         """What this method builds on, options filled in. Raises BenchError where two of a role have one name."""
         found = [parse_need(need.format(**self.options)) for need in self.spec.needs]
+        if self.base is not None:
+            found = [need._replace(method=self.base.label) if need.role in READS else need for need in found]
         if problem := twins(found):
             raise BenchError(f"{self.label} {problem}")
         return found
@@ -87,6 +108,27 @@ class Resolver:
         return self._cache[name]
 
     def _resolve(self, name: str) -> MethodRef:
+        head, at, behind = name.partition("@")
+        ref = self._alone(head)
+        usual = _usual_model(ref)
+        if not at:
+            return _on_model(ref, self.ref(usual), "") if ref.spec.adapts else ref
+        if not behind:
+            raise BenchError(f"'{name}' names no model behind the @; write for example {head}@deepmil.")
+        if not usual:
+            raise BenchError(_reads_none(ref, behind))
+        model = self.ref(behind)
+        if model.label == self.ref(usual).label:
+            return self.ref(head)
+        return _on_model(ref, model, f"@{model.label}")
+
+    def adapts(self, ref: MethodRef, trail: tuple[str, ...] = ()) -> bool:
+        """Whether a method, or one that it builds on, adapts to a target."""
+        trail = (*trail, ref.label)
+        behind = (self.ref(need.method) for need in ref.needs())
+        return ref.spec.adapts or any(self.adapts(one, trail) for one in behind if one.label not in trail)
+
+    def _alone(self, name: str) -> MethodRef:
         spec = method_spec(name)
         base, _, variant = name.partition(":")
         options, train = dict(spec.options), {}
@@ -116,6 +158,36 @@ class Resolver:
                 raise BenchError(
                     f"The settings {section}.* belong to no method of this run.{did_you_mean(section, in_plan)}"
                 )
+
+
+def _usual_model(ref: MethodRef) -> str:
+    """The name of the model that an explainer reads or an adapter adapts, empty where there is none."""
+    needs = (parse_need(need.format(**ref.options)) for need in ref.spec.needs)
+    return next((need.method for need in needs if need.role in READS), "")
+
+
+def _on_model(ref: MethodRef, model: MethodRef, behind: str) -> MethodRef:
+    """A method that explains or adapts this model. Raises BenchError where it trains none, or is itself adapted."""
+    if not model.spec.trains:
+        raise BenchError(f"{ref.label}@{model.label}: '{model.label}' trains no model that could be read.")
+    spec = ref.spec
+    if spec.adapts:
+        if any(one.spec.adapts for one in model.chain):
+            raise BenchError(
+                f"{ref.label}@{model.label}: '{model.label}' is adapted already; adapt its source instead."
+            )
+        backbone = tuple(dict.fromkeys((*model.spec.backbone, *spec.backbone)))
+        own = model.spec
+        spec = replace(spec, kind=own.kind, class_specific=own.class_specific, selects=own.selects, backbone=backbone)
+    return replace(ref, label=f"{ref.label}{behind}", spec=spec, base=model)
+
+
+def _reads_none(ref: MethodRef, behind: str) -> str:
+    """What is wrong with an @ behind a method that neither explains nor adapts."""
+    if ref.spec.trains:
+        other = f" Its teacher stands behind a colon: {ref.own_label}:{behind}." if ref.spec.variant else ""
+        return f"{ref.label}@{behind}: '{ref.label}' trains a model of its own, and neither explains nor adapts.{other}"
+    return f"{ref.label}@{behind}: '{ref.label}' looks at the image alone and reads no model. Write {ref.label}."
 
 
 def is_file(name: str) -> bool:

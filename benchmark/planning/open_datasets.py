@@ -10,6 +10,7 @@ from ...datasets.open import HASH_FILE, FileFacts, content_hashes, manifest_iden
 from ...datasets.parts.identity import normal_group
 from ...datasets.parts.leaks import with_allowed
 from ..core.errors import BenchError
+from ..core.results_store import key_of
 
 
 class OpenDataset:
@@ -47,6 +48,13 @@ class OpenDataset:
             manifest, facts = self._read(fold)
             self._identities[place] = manifest_identity(manifest, facts, place[1])
         return self._identities[place]
+
+    def image_identity(self, fold: str, split: str) -> dict[str, Any]:
+        """The content of the images of a split and nothing else of it: neither labels, groups nor masks."""
+        manifest, facts = self._read(fold)
+        rows = sorted((item.id, facts[item.image].sha256) for item in manifest.split(split))
+        name, content = manifest.card.name, key_of([list(row) for row in rows])
+        return {"name": name, "fold": fold, "split": split, "images": len(rows), "content": content}
 
     def hashes(self, fold: str) -> dict[str, str]:
         """SHA-256 of every file of a fold by path."""

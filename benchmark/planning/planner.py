@@ -4,6 +4,7 @@ Planning reads no image and imports no torch, so a finished matrix is recognised
 need appears once: its key is the hash of what it is, not of who asked.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
@@ -22,7 +23,9 @@ from .eval_sets import EvalSet, EvalSetResolver
 from .method_refs import MethodRef, Resolver
 from .published_recipe import unlike_published
 from .stage import Experiment, MapsInputs, Plan, RecipeKey, ScoreInputs, Stage, TrainInputs
+from .targets import no_target, scored_for, target_identity, targets_of
 
+NETWORK = ("image_size", "load_size", "stride", "normalisation")  # settings that an adapter has from its source
 Asked = TypeVar("Asked", bound=Callable[..., Any])
 
 
@@ -51,7 +54,7 @@ class Planner:
         for name in request.selections:
             if name not in SELECTIONS:
                 raise BenchError(f"--selections: there is no checkpoint '{name}'.{did_you_mean(name, SELECTIONS)}")
-        self.eval_sets = EvalSetResolver(request)
+        self.eval_sets = EvalSetResolver(request, any(self.resolver.adapts(m) for m in self.methods))
         self.open_datasets = self.eval_sets.open_datasets
         self.answers: dict[tuple[Any, ...], Any] = {}
         self.plan = Plan()
@@ -113,11 +116,16 @@ class Planner:
 
     def build(self) -> Plan:
         """The plan of the whole matrix."""
+        waiting = {m.label: m for m in self.methods if self.resolver.adapts(m)}
         for experiment in self._cells():
             for method in self.methods:
                 settled = self._settled(method, experiment.recipe_key)
                 self._refuse_circles(settled, experiment.recipe_key)
-                self._rows(settled, experiment)
+                for target in self._targets(settled, experiment):
+                    waiting.pop(method.label, None)
+                    self._rows(settled, experiment._replace(target=target))
+        if waiting:
+            raise no_target(next(iter(waiting.values())))
         if not self.plan.rows:
             asked = ", ".join(self.request.selections)
             raise BenchError(f"--selections {asked}: no method of this run has such a checkpoint. Leave it out.")
@@ -137,6 +145,22 @@ class Planner:
                         for protocol in self.protocols:
                             yield Experiment(name, fold, backbone, seed, protocol)
 
+    @_once
+    def _adapts(self, method: MethodRef, recipe_key: RecipeKey) -> bool:
+        """Whether it, or what it builds on, adapts to a target."""
+        behind = (self._ref(need.method, recipe_key) for need in method.needs())
+        return method.spec.adapts or any(self._adapts(one, recipe_key) for one in behind)
+
+    def _targets(self, method: MethodRef, experiment: Experiment) -> tuple[EvalSet | None, ...]:
+        """What a method is adapted to in turn; one None for a method that adapts to nothing."""
+        if not self._adapts(method, experiment.recipe_key):
+            return (None,)
+        return targets_of(method, self.eval_sets.sets(experiment.dataset, experiment.fold), self.open_datasets)
+
+    def _behind(self, method: MethodRef, experiment: Experiment) -> Experiment:
+        """The experiment in which a parent is made: without a target where it adapts to nothing, and so is shared."""
+        return experiment if self._adapts(method, experiment.recipe_key) else experiment._replace(target=None)
+
     # -- rows and scores ---------------------------------------------------------------------------------------------
     def _rows(self, method: MethodRef, experiment: Experiment) -> None:
         source_model = self._source_model(method, experiment.recipe_key)
@@ -145,10 +169,12 @@ class Planner:
         masks = self.open_datasets[experiment.dataset].has_validation_masks(experiment.fold)
         if source_model and (method.spec.kind == "none" or mapless or not masks):
             selections = ("cl", "last")  # without maps, or masks to judge them by, there is no best map
+        if source_model and not _selects(source_model):
+            selections = ("last",)
         if source_model and self.request.selections:
             selections = tuple(s for s in selections if s in self.request.selections)
         home = EvalSet(experiment.dataset, experiment.fold)
-        for on in self.eval_sets.sets(experiment.dataset, experiment.fold):
+        for on in scored_for(self.eval_sets.sets(experiment.dataset, experiment.fold), experiment.target):
             for selection in selections:
                 val = self._score(method, experiment, selection, home, "val")
                 self.plan.rows.append(self._score(method, experiment, selection, on, "test", val))
@@ -200,6 +226,7 @@ class Planner:
 
     def _labels(self, method: MethodRef, experiment: Experiment, backbone: str) -> dict[str, Any]:
         """What people call a stage by; no part of its key."""
+        target = {"target": self.eval_sets.title(experiment.target)} if experiment.target else {}
         return {
             "method": method.label,
             "options": method.changed,
@@ -208,17 +235,18 @@ class Planner:
             "fold": experiment.fold,
             "scheme": self.open_datasets[experiment.dataset].dataset.scheme_of(experiment.fold),
             "seed": experiment.seed,
+            **target,
         }
 
     def _role(self, method: MethodRef, source_model: MethodRef, selection: str, protocol: Protocol) -> str:
         """The name under which the training keeps the checkpoint of a selection."""
-        if selection == "last":
+        if selection == "last" or not _selects(source_model):
             return "last"
         if selection == "cl":
             return f"cl/{protocol.name}"
         own = method is source_model or method.label == source_model.label
         maps = selecting_maps(source_model)
-        return f"loc/{protocol.name}/{method.label if not own and method.label in maps else maps[0]}"
+        return f"loc/{protocol.name}/{method.own_label if not own and method.own_label in maps else maps[0]}"
 
     # -- trainings and teacher maps ----------------------------------------------------------------------------------
     @_once
@@ -236,7 +264,17 @@ class Planner:
         preset = self.request.preset
         own_stride = {} if takes_preset_stride(recipe_key.backbone) else {"stride": 0}
         recipe = method.spec.recipe(preset, *recipe_key)
-        return train_config(preset, own_stride, recipe.train, self.request.overrides.get("train", {}), method.train)
+        layers = (own_stride, recipe.train, self.request.overrides.get("train", {}), method.train)
+        config = train_config(preset, *layers)
+        if not (method.spec.adapts and method.base):
+            return config
+        if fixed := [key for key in NETWORK if key in method.train]:
+            raise BenchError(
+                f"{method.own_label}.train.{fixed[0]}: an adapter's network and images are those of its source; set "
+                f"{method.base.own_label}.train.{fixed[0]}, or train.{fixed[0]} for all."
+            )
+        source = self._config(method.base, recipe_key)
+        return dataclasses.replace(config, **{key: getattr(source, key) for key in NETWORK})
 
     @_once
     def _train(self, method: MethodRef, experiment: Experiment) -> str:
@@ -246,9 +284,9 @@ class Planner:
         for parent, need in method.parents().items():
             teacher = self._ref(need.method, experiment.recipe_key)
             if need.role == "maps":
-                parents[parent] = self._maps(teacher, experiment)
+                parents[parent] = self._maps(teacher, self._behind(teacher, experiment))
             elif source_model := self._source_model(teacher, experiment.recipe_key):
-                parents[parent] = self._train(source_model, experiment)
+                parents[parent] = self._train(source_model, self._behind(source_model, experiment))
                 roles[parent] = self._role(teacher, source_model, "cl", experiment.protocol)
         statistics, body = self._statistics(method, config, experiment.recipe_key), {}
         if method.spec.backbone:
@@ -264,6 +302,8 @@ class Planner:
             "roles": roles,
             "selection": self._selection_identity(method),
         }
+        if method.spec.adapts and experiment.target:
+            identity["target"] = target_identity(experiment.target, self.open_datasets)
         labels = self._labels(method, experiment, experiment.backbone)
         inputs = TrainInputs(
             *self._shared_inputs(method, method, config, experiment),
@@ -326,6 +366,11 @@ class Planner:
         inputs = MapsInputs(*shared, source_model=source_model, checkpoint_slot=role)
         model = parents.get("checkpoint") or key_of([experiment.dataset, experiment.fold, experiment.seed])
         return self.plan.add(Stage("maps", identity, parents, labels, inputs, ("maps", model)))
+
+
+def _selects(source_model: MethodRef) -> bool:
+    """Whether a training picks checkpoints by validation images: a source-free adapter has none, and no labels."""
+    return source_model.spec.source_images or not source_model.spec.adapts
 
 
 def selecting_maps(source_model: MethodRef) -> tuple[str, ...]:

@@ -20,13 +20,17 @@ class RecipeKey(NamedTuple):
 
 
 class Experiment(NamedTuple):
-    """One combination of the matrix: where a model is trained, on which backbone, from which seed, by which rules."""
+    """One combination of the matrix: where a model is trained, on which backbone, from which seed, by which rules.
+
+    target: the set whose training images, without labels, a model is adapted to; None where nothing adapts.
+    """
 
     dataset: str
     fold: str
     backbone: str
     seed: int
     protocol: Protocol
+    target: EvalSet | None = None
 
     @property
     def recipe_key(self) -> RecipeKey:
@@ -126,6 +130,8 @@ class Stage(Generic[Inputs]):
         """A stage in a few words, e.g. `score pixelcam · resnet18 · glas fold 0 seed 0 → camelyon16`."""
         labels = self.labels
         where = f"{labels['train']} fold {labels['fold']} seed {labels['seed']}"
+        if labels.get("target"):
+            where += f" adapted to {labels['target']}"
         if labels.get("eval", labels["train"]) != labels["train"]:
             where += f" → {labels['eval']}"
         parts = [labels["method"], labels["backbone"], where]

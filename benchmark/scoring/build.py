@@ -25,6 +25,7 @@ def build_method(
     """A trained method with randomly initialised parameters; the same seed gives the same parameters.
 
     statistics: what its images will be normalised by; None leaves those of the backbone's configuration in timm.
+    An adapter is built around a source of random parameters too: `build_adapter` starts one from a trained source.
     Its convolutions keep their weights channels last, the layout of the images and the faster one on CPU and GPU.
     """
     with torch.random.fork_rng(devices=[]):
@@ -32,7 +33,26 @@ def build_method(
         body = create_backbone(backbone, config.stride or None) if ref.spec.backbone else None
         if body is not None and statistics is not None:
             body.statistics = statistics
-        method: Method = METHODS.load(ref.spec.name)(body, num_classes, options(ref))
+        method = construct(ref, body, num_classes)
+    return _channels_last(method)
+
+
+def build_adapter(ref: MethodRef, source: Method, num_classes: int, seed: int) -> Method:
+    """An adapter around a source model as it is, weights included."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for("init", seed))
+        method: Method = METHODS.load(ref.spec.name)(source, num_classes, options(ref))
+    return _channels_last(method)
+
+
+def construct(ref: MethodRef, body: Backbone | None, num_classes: int) -> Method:
+    """The module of a method on a backbone; that of an adapter around its source, which has the backbone."""
+    first = construct(ref.base, body, num_classes) if ref.spec.adapts and ref.base else body
+    return METHODS.load(ref.spec.name)(first, num_classes, options(ref))
+
+
+def _channels_last(method: Method) -> Method:
+    """Convolutions with their weights channels last, the layout of the images."""
     for module in method.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

@@ -23,8 +23,9 @@ from ..data.mask_notes import notes_of_rows
 from ..data.shifted_images import make_pool, pool_items, pooled
 from ..planning.config import RunConfig
 from ..planning.eval_sets import EvalSet
+from ..planning.method_refs import MethodRef
 from ..planning.open_datasets import OpenDataset
-from ..planning.stage import AnyStage, Experiment, MapsInputs, MapsStage, ScoreInputs, StageInputs
+from ..planning.stage import AnyStage, Experiment, MapsInputs, MapsStage, ScoreInputs, StageInputs, TrainInputs
 from ..scoring.build import build_method
 from ..scoring.inference import PixelMasks, evaluation_mode
 from ..training.checkpoints import load_tensors
@@ -93,19 +94,20 @@ def place_of(stage: AnyStage) -> Experiment | EvalSet:
 
 
 def needs_of(stage: AnyStage, ctx: StageContext) -> list[DecodeRequest]:
-    """The decoded arrays a stage will read, all of `place_of(stage)`."""
+    """The decoded arrays of `place_of(stage)` that a stage will read; `needs_elsewhere` has the others."""
     manifest, inputs = ctx.manifest(place_of(stage)), stage.inputs
     train, config = tuple(manifest.split("train")), inputs.config
     if isinstance(inputs, ScoreInputs):
         return _needs_of_score(manifest, stage.labels["split"], inputs)
     if isinstance(inputs, MapsInputs):
         return [DecodeRequest(train, config.load_size)]
+    spec = inputs.method.spec
     requests = [
-        DecodeRequest(train, config.load_size),
+        DecodeRequest(train if spec.source_images or not spec.adapts else (), config.load_size),
         DecodeRequest(tuple(manifest.split("val")), config.image_size),
         *(mask_request(manifest.split("valpx"), *form) for form in SELECTION_FORMS),
     ]
-    if inputs.method.spec.supervision == "pixel":
+    if spec.supervision == "pixel":
         requests.append(mask_request(list(train), config.load_size))
     return requests
 
@@ -119,9 +121,12 @@ def _needs_of_score(manifest: Manifest, split: str, inputs: ScoreInputs) -> list
     return [images, mask_request(items, size, reduction), DecodeRequest(shown, size)]
 
 
-def pool_needs(stage: AnyStage, ctx: StageContext) -> list[tuple[EvalSet, DecodeRequest]]:
-    """What a stage reads beside `needs_of`: images whose stains make a pool, with the set each belongs to."""
+def needs_elsewhere(stage: AnyStage, ctx: StageContext) -> list[tuple[EvalSet, DecodeRequest]]:
+    """What a stage reads beside `needs_of`: images of a target, or whose stains make a pool, with the set of each."""
     inputs = stage.inputs
+    if isinstance(inputs, TrainInputs) and inputs.method.spec.adapts and inputs.experiment.target:
+        items = tuple(target_items(inputs, ctx))
+        return [(inputs.experiment.target, DecodeRequest(items, inputs.config.load_size))]
     if not isinstance(inputs, ScoreInputs) or not pooled(inputs.on.shift):
         return []
     on, side = inputs.on, inputs.config.image_size  # the pictures take the stains of the scores
@@ -131,11 +136,29 @@ def pool_needs(stage: AnyStage, ctx: StageContext) -> list[tuple[EvalSet, Decode
     return [(place, DecodeRequest(items, side)) for place, items in ((on, own), (stains, target))]
 
 
+def target_items(inputs: StageInputs, ctx: StageContext) -> list[Item]:
+    """The training images of the target, in the order of their names, stripped of label, mask and group."""
+    target = inputs.experiment.target
+    if target is None:
+        raise BenchError(f"'{inputs.method.label}' adapts to a target, and none is planned.")
+    items = sorted(ctx.manifest(target).split("train"), key=lambda item: item.id)
+    return [dataclasses.replace(i, label=-1, mask=None, mask_rule=None, group="", meta=()) for i in items]
+
+
+def epoch_items(inputs: StageInputs, ctx: StageContext) -> list[Item]:
+    """The images that an epoch of a training goes over: the training set, or of a source-free adapter the target."""
+    spec = inputs.method.spec
+    if spec.adapts and not spec.source_images:
+        return target_items(inputs, ctx)
+    return ctx.manifest(inputs.experiment).split("train")
+
+
 def load_method_files(stages: Sequence[AnyStage]) -> None:
     """Registers the methods of users' own files in this process."""
     for stage in stages:
-        for ref in (stage.inputs.method, stage.inputs.model):
-            if ref is not None and ref.spec.origin == "file":
+        named = [ref for ref in (stage.inputs.method, stage.inputs.model) if ref is not None]
+        for ref in (one for name in named for one in name.chain):
+            if ref.spec.origin == "file":
                 METHODS.load_file(Path(ref.spec.module))
 
 
@@ -188,9 +211,17 @@ def load_model(stage: MapsStage, ctx: StageContext, slot: str = "") -> tuple[Met
     model = build_method(
         inputs.source_model, experiment.backbone, inputs.config, classes, experiment.seed, inputs.statistics
     )
-    model.load_state_dict(weights)
+    _fill(model, inputs.source_model, weights)
     evaluation_mode(model)
     return model.to(ctx.device).requires_grad_(False), entry
+
+
+def _fill(model: Method, ref: MethodRef, weights: dict[str, torch.Tensor]) -> None:
+    """Loads weights. What an adapter registered in `setup`, such as a memory bank, is of use to its training alone."""
+    if ref.spec.adapts:
+        known = model.state_dict()
+        weights = {name: value for name, value in weights.items() if name in known}
+    model.load_state_dict(weights)
 
 
 def _notes_of(inputs: StageInputs, manifest: Manifest) -> list[str]:

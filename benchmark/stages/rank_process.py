@@ -26,7 +26,7 @@ from ..planning.open_datasets import OpenDataset
 from ..planning.stage import TrainStage
 from ..scoring.adaptive_batch import is_out_of_memory, peak_text
 from ..training.train_step import DivergedError
-from .context import StageContext, load_method_files
+from .context import StageContext, epoch_items, load_method_files
 from .sandbox import sandboxed
 from .train_stage import fit, retry_of
 
@@ -84,7 +84,7 @@ def _devices(ctx: StageContext) -> list[str]:
 
 def _check_batches(stage: TrainStage, ctx: StageContext, count: int) -> None:
     config = stage.inputs.config
-    images, most = len(ctx.manifest(stage.inputs.experiment).split("train")), retry_of(stage, ctx).used
+    images, most = len(epoch_items(stage.inputs, ctx)), retry_of(stage, ctx).used
     sizes = {len(rows) for rows in epoch_order(images, config.batch_size, 0, 1)}
     least = min(p.whole.stop - p.whole.start for size in sizes for p in cut_batch(size, most))
     if least < count:

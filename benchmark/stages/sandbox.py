@@ -41,6 +41,8 @@ def _places(stages: Sequence[AnyStage]) -> list[EvalSet]:
     for stage in stages:
         inputs = stage.inputs
         places[EvalSet(inputs.experiment.dataset, inputs.experiment.fold)] = None
+        if inputs.experiment.target is not None:
+            places[inputs.experiment.target] = None
         if isinstance(inputs, ScoreInputs):
             places[EvalSet(inputs.on.dataset, inputs.on.fold)] = None
             if inputs.on.stain_source:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ...methods.backbones.adapter import Backbone, load_weights
+from ...methods.backbones.normalisation import IMAGENET
 from ...methods.backbones.weights import PINS
 from ...methods.base import Method, TrainContext
 from ..core.device import forget_peak, peak_memory_mb
@@ -15,8 +16,8 @@ from ..core.errors import BenchError
 from ..core.files import read_npz
 from ..core.protocols import PROTOCOLS
 from ..core.timing import Stopwatch, cost_of
-from ..data.epoch_order import sampling_of
-from ..data.image_cache import MaskForm
+from ..data.epoch_order import Sampling, sampling_of
+from ..data.image_cache import ImageSplit, MaskForm
 from ..data.train_loader import TrainingSet
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ..planning.config import TrainConfig
@@ -24,18 +25,19 @@ from ..planning.method_refs import MethodRef, Resolver
 from ..planning.planner import selecting_maps
 from ..planning.stage import Experiment, TrainStage
 from ..scoring.adaptive_batch import OutOfMemoryRetry
-from ..scoring.build import build_method, compile_backbone, statistics_of
+from ..scoring.build import build_adapter, build_method, compile_backbone
 from ..scoring.inference import Task
 from ..scoring.map_extractor import MapRequest
 from ..training.checkpoints import Snapshots
+from ..training.full_pass import WholeSets
 from ..training.trainer import Training, Validation, train
-from .context import SELECTION_FORMS, StageContext, checkpoint, common_facts, pixel_masks
+from .context import SELECTION_FORMS, StageContext, checkpoint, common_facts, epoch_items, pixel_masks, target_items
 
 
 def retry_of(stage: TrainStage, ctx: StageContext) -> OutOfMemoryRetry:
     """How many images of a batch this training works on at once, as its folder says."""
     config = stage.inputs.config
-    count = len(ctx.manifest(stage.inputs.experiment).split("train"))
+    count = len(epoch_items(stage.inputs, ctx))
     largest = -(-count // -(-count // config.batch_size))
     return OutOfMemoryRetry(ctx.store.run_dir(stage.key), config.micro_batch, largest)
 
@@ -90,22 +92,19 @@ def _training(stage: TrainStage, ctx: StageContext, process_group: ProcessGroup)
     inputs, experiment = stage.inputs, stage.inputs.experiment
     ref = inputs.method
     config = dataclasses.replace(stage.inputs.config, micro_batch=retry_of(stage, ctx).used)
-    device, manifest = ctx.device, ctx.manifest(experiment)
-    card, images = manifest.card, ctx.images(experiment)
-    method = build_method(ref, experiment.backbone, config, len(card.classes), experiment.seed, stage.inputs.statistics)
-    weights: dict[str, Any] = {}
-    if ref.spec.backbone:
-        weights = load_weights(_backbone(method), inputs.weights, ctx.store.root / PINS)
+    device, card = ctx.device, ctx.manifest(experiment).card
+    method, weights = starting_model(stage, ctx)
     if ctx.run.compile:
         compile_backbone(method)
-    pixel = ref.spec.supervision == "pixel"
-    frames = images.frames(manifest.split("train"), config.load_size, MaskForm(config.load_size) if pixel else None)
-    maps = teacher_maps(stage, ctx, frames.ids)
-    sampling = sampling_of(ref.spec)
-    data = TrainingSet(frames, config, device, statistics_of(method), maps, sampling).on_device()
+    training_set = training_set_of(stage, ctx, config)
+    frames, whole_sets = training_set.frames, whole_sets_of(training_set)
+    data = training_set.on_device()
     generator, parents = torch.Generator(device), parent_states(stage, ctx)
-    context = TrainContext(0, config.epochs, len(card.classes), card.region_classes, device, generator, parents)
     folder, watch = ctx.store.run_dir(stage.key), Stopwatch(device)
+    classes, side, images = len(card.classes), config.image_size, ctx.run.score_batch
+    full_pass = WholeSets(method, whole_sets, classes, side, images, device, watch, process_group)
+    context = TrainContext(0, config.epochs, classes, card.region_classes, device, generator, parents)
+    context.whole_set = full_pass
 
     def report(event: dict[str, Any]) -> None:
         ctx.report({"stage": stage, "kind": "train", **event})
@@ -113,6 +112,54 @@ def _training(stage: TrainStage, ctx: StageContext, process_group: ProcessGroup)
     judged = validation(ref, ctx, experiment, config)
     job = Training(method, data, judged, context, config, ctx.run, experiment.seed, folder, report)
     return dataclasses.replace(job, watch=watch, ids=frames.ids, process_group=process_group, weights=weights)
+
+
+def starting_model(stage: TrainStage, ctx: StageContext) -> tuple[Method, dict[str, Any]]:
+    """The method of a stage as training begins, before `setup`: with starting weights, or around its trained source.
+
+    Also what the record says of the weights; those of an adapter are the ones its source started from.
+    """
+    inputs, experiment = stage.inputs, stage.inputs.experiment
+    classes = len(ctx.manifest(experiment).card.classes)
+    settings = (experiment.backbone, inputs.config, classes, experiment.seed, inputs.statistics)
+    ref, weights = inputs.method, dict[str, Any]()
+    if ref.spec.adapts and ref.base:
+        key = stage.parents["source"]
+        source = build_method(ref.base, *settings)
+        source.load_state_dict(checkpoint(ctx, key, stage.identity["roles"]["source"])[0])
+        return build_adapter(ref, source, classes, experiment.seed), ctx.store.record(key)["facts"].get("weights", {})
+    method = build_method(ref, *settings)
+    if ref.spec.backbone:
+        weights = load_weights(_backbone(method), inputs.weights, ctx.store.root / PINS)
+    return method, weights
+
+
+def training_set_of(stage: TrainStage, ctx: StageContext, config: TrainConfig) -> TrainingSet:
+    """The images a training goes over: its own, for a source-free adapter the target's, or for another both."""
+    inputs = stage.inputs
+    spec, statistics = inputs.method.spec, inputs.statistics if inputs.method.spec.backbone else IMAGENET
+    own, target = None, None
+    if spec.source_images or not spec.adapts:
+        pixel = spec.supervision == "pixel"
+        masks = MaskForm(config.load_size) if pixel else None
+        items = ctx.manifest(inputs.experiment).split("train")
+        frames = ctx.images(inputs.experiment).frames(items, config.load_size, masks)
+        maps = teacher_maps(stage, ctx, frames.ids)
+        own = TrainingSet(frames, config, ctx.device, statistics, maps, sampling_of(spec))
+    if spec.adapts and inputs.experiment.target:
+        frames = ctx.images(inputs.experiment.target).frames(target_items(inputs, ctx), config.load_size)
+        target = TrainingSet(frames, config, ctx.device, statistics, {}, Sampling(views=spec.views), withheld=True)
+    if own is None and target is None:
+        raise ValueError(f"{stage.title}: an adapter without a target was planned")
+    return target if own is None else dataclasses.replace(own, beside=target)  # pyright: ignore[reportReturnType]
+
+
+def whole_sets_of(training_set: TrainingSet) -> dict[str, ImageSplit]:
+    """What `context.full_pass` may go over, by name."""
+    if training_set.withheld:
+        return {"target": training_set.frames}
+    beside = {"target": training_set.beside.frames} if training_set.beside else {}
+    return {"train": training_set.frames, **beside}
 
 
 def _backbone(method: Method) -> Backbone:

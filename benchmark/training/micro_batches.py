@@ -30,9 +30,9 @@ def split_batch(batch: B, sizes: Sequence[int]) -> list[B]:
     Raises BenchError where the sizes are not those of the batch, and for a list of as many entries as images that each
     hold a tensor with as many rows: it may be one entry an image, or a few for all images.
     """
-    if sum(sizes) != len(batch.labels):
+    if sum(sizes) != len(batch.images):
         raise BenchError(
-            f"A batch of {len(batch.labels)} images cannot be cut into {list(sizes)}: augment() must keep their number."
+            f"A batch of {len(batch.images)} images cannot be cut into {list(sizes)}: augment() must keep their number."
         )
     if len(sizes) == 1:
         return [batch]
@@ -42,7 +42,7 @@ def split_batch(batch: B, sizes: Sequence[int]) -> list[B]:
 
 def take_images(batch: B, chosen: "slice | Tensor") -> B:
     """Some images of a batch, by the rule of `split_batch`. chosen: a slice, or their indices (n,) int64."""
-    return _take_fields(batch, chosen, len(batch.labels))
+    return _take_fields(batch, chosen, len(batch.images))
 
 
 def _take_fields(holder: H, chosen: "slice | Tensor", count: int) -> H:

@@ -210,7 +210,7 @@ def _accumulate(
 ) -> None:
     """Gradients of an update, its batch cut in parts where memory asks for it; adds the mean losses to `sums`."""
     context, process_group = job.context, job.process_group
-    whole = context.shard.total if context.shard else len(batch.labels)
+    whole = context.shard.total if context.shard else len(batch.images)
     cut = cut_batch(whole, job.config.micro_batch, process_group.rank, process_group.size)
     for number, part in enumerate(split_batch(batch, [c.images for c in cut])):
         micro, last = cut[number], number == len(cut) - 1

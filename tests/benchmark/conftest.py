@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from wsolbench.benchmark.conformance.synthetic_task import write_blobs
 from wsolbench.benchmark.core.results_store import Store
@@ -21,6 +23,22 @@ TINY = {
 @pytest.fixture(scope="session")
 def blobs(tmp_path_factory) -> Path:
     return write_blobs(tmp_path_factory.mktemp("blobs"))
+
+
+@pytest.fixture(scope="session")
+def stained(tmp_path_factory) -> Path:
+    """Other blobs with another stain, called `stained`: a target for models of the blobs."""
+    return write_stained(tmp_path_factory.mktemp("stained"))
+
+
+def write_stained(folder: Path) -> Path:
+    csv = write_blobs(folder, seed=1)
+    csv.write_text(csv.read_text().replace("# name: blobs", "# name: stained"))
+    for path in folder.glob("*.png"):
+        if "mask" not in path.name:
+            pixels = np.asarray(Image.open(path), float) * (0.6, 0.9, 1.0) + 10
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+    return csv
 
 
 @pytest.fixture

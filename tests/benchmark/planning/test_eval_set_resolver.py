@@ -15,7 +15,7 @@ from wsolbench.benchmark.execution.scheduler import execute
 from wsolbench.benchmark.planning.eval_sets import EvalSet, OodTarget, read_targets
 from wsolbench.benchmark.planning.open_datasets import OpenDataset, refuse_overlap
 from wsolbench.benchmark.planning.planner import Planner
-from wsolbench.benchmark.stages.context import StageContext, place_of, pool_needs
+from wsolbench.benchmark.stages.context import StageContext, needs_elsewhere, place_of
 from wsolbench.benchmark.stages.score_stage import _synthetic
 
 
@@ -89,7 +89,7 @@ def test_pictures_take_the_stains_of_the_scores(world):
     stages = list(plan.stages.values())
     shifted = [s for s in stages if s.kind == "score" and s.inputs.on.shift]
     ctx = StageContext(request.run, planner.open_datasets)
-    assert {need.size for s in shifted for _, need in pool_needs(s, ctx)} == {32}
+    assert {need.size for s in shifted for _, need in needs_elsewhere(s, ctx)} == {32}
     preflight(stages, planner)
     outcome = execute(plan, request.run, planner.open_datasets, lambda event: None)
     assert outcome.exit_code == 0, outcome.failed

@@ -1,0 +1,48 @@
+"""Targets of adapters: the other datasets asked for by `--ood`, whose training images a model is adapted to."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..core.errors import BenchError
+from .eval_sets import EvalSet
+from .method_refs import MethodRef
+from .open_datasets import OpenDataset, refuse_overlap
+
+
+def targets_of(
+    method: MethodRef, sets: Sequence[EvalSet], open_datasets: Mapping[str, OpenDataset]
+) -> tuple[EvalSet, ...]:
+    """What a method that adapts is adapted to, of the evaluation sets of a dataset's models, its own test set first.
+
+    These are the other datasets as they are; shifted copies are scored and not adapted to. Raises BenchError for a
+    target without training images, and for one whose training or validation images are among the source's test images.
+    """
+    home = sets[0]
+    found = tuple(on for on in sets if on.dataset != home.dataset and not on.shift)
+    for on in found:
+        target, source = open_datasets[on.dataset], open_datasets[home.dataset]
+        if target.dataset.card.evaluation_only or not target.manifest(on.fold).split("train"):
+            raise BenchError(
+                f"'{method.label}' adapts to the training images of its target, and {target.title} has none. Leave the "
+                "method out, or give --ood a set with a train split; a CSV manifest can make one (docs/datasets.md)."
+            )
+        refuse_overlap(target, on.fold, source, home.fold)
+    return found
+
+
+def scored_for(sets: Sequence[EvalSet], target: EvalSet | None) -> list[EvalSet]:
+    """Where a model is scored: everywhere, one adapted to a target on the source and that target (shifts included)."""
+    return [on for on in sets if target is None or on.dataset in (sets[0].dataset, target.dataset)]
+
+
+def no_target(method: MethodRef) -> BenchError:
+    """The error for a method that adapts and has nothing to adapt to."""
+    return BenchError(
+        f"'{method.label}' adapts a model to another dataset and has no target here. Name one that has training "
+        "images, as in --datasets glas --ood camelyon16; shifts of a dataset are no targets."
+    )
+
+
+def target_identity(target: EvalSet, open_datasets: Mapping[str, OpenDataset]) -> dict[str, Any]:
+    """What of a target enters the key of what is adapted to it: its training images by content, no label or mask."""
+    return open_datasets[target.dataset].image_identity(target.fold, "train")
