@@ -20,7 +20,7 @@ from .gpu_slots import known_needs
 from .parallel_backends import Engine, engine
 from .progress_channel import STOP_FILE, Follower, new_folder
 from .stage_leases import claim
-from .worker import Done, Job, do_group, parts_of, record_failure
+from .worker import GroupResult, Job, do_group, parts_of, record_failure
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -124,20 +124,22 @@ def execute(plan: Plan, run: RunConfig, open_datasets: dict[str, OpenDataset], r
     store = Store(run.results)
     outcome = Outcome(cached=sorted(store.done(plan.stages)))
     with contextlib.ExitStack() as opened:
-        crew = opened.enter_context(_crew(plan, run, open_datasets, report))
+        scheduler = opened.enter_context(_scheduler(plan, run, open_datasets, report))
         while True:
-            damaged = crew.round(plan, outcome)
-            fresh = {k: seen for k, seen in damaged.items() if k in plan.stages and k not in crew.job.healed}
+            damaged = scheduler.round(plan, outcome)
+            fresh = {k: seen for k, seen in damaged.items() if k in plan.stages and k not in scheduler.job.healed}
             if not fresh or outcome.full:
                 return outcome
             for key, (why, stamp) in fresh.items():
                 if _aside(plan, store, key, lambda key=key, stamp=stamp: store.stamp(key) == stamp):
                     report({"kind": "warning", "text": f"{why} {title_of(plan, key)} is done again."})
-            crew.job = replace(crew.job, healed=crew.job.healed | fresh.keys())
+            scheduler.job = replace(scheduler.job, healed=scheduler.job.healed | fresh.keys())
 
 
 @contextlib.contextmanager
-def _crew(plan: Plan, run: RunConfig, open_datasets: dict[str, OpenDataset], report: Report) -> Iterator["Crew"]:
+def _scheduler(
+    plan: Plan, run: RunConfig, open_datasets: dict[str, OpenDataset], report: Report
+) -> Iterator["Scheduler"]:
     """An engine with what its workers need, and the way their progress comes back."""
     with contextlib.ExitStack() as opened:
         folder = None
@@ -160,11 +162,11 @@ def _crew(plan: Plan, run: RunConfig, open_datasets: dict[str, OpenDataset], rep
             report(
                 {"kind": "note", "text": f"Stages run on {kind.where}, {kind.at_once or 'as many as fit'} at a time."}
             )
-        yield Crew(kind, job, report)
+        yield Scheduler(kind, job, report)
 
 
 @dataclass
-class Crew:
+class Scheduler:
     """The workers of one command."""
 
     engine: Engine
@@ -197,7 +199,7 @@ class Crew:
                 self.report({"kind": "settled", "stages": [s.key for s in group]})
         return damaged
 
-    def _wave(self, groups: Sequence[Sequence[Stage]]) -> list[Done]:
+    def _wave(self, groups: Sequence[Sequence[Stage]]) -> list[GroupResult]:
         """What became of each group. Groups of others come last: by then they may be done."""
         results = self._persist(groups, self.job)
         while busy := {i: done.busy for i, done in results.items() if done.busy}:
@@ -208,13 +210,13 @@ class Crew:
             results.update(zip(busy, (again[i] for i in range(len(busy))), strict=True))
         return [results[i] for i in range(len(groups))]
 
-    def _persist(self, groups: Sequence[Sequence[Stage]], job: Job) -> dict[int, Done]:
+    def _persist(self, groups: Sequence[Sequence[Stage]], job: Job) -> dict[int, GroupResult]:
         """Starts the groups; where a worker dies, what is left again, with fewer at a time, in the end one by one.
 
         So a stage that takes too much memory beside others gets it alone, and one that kills its worker every time is
         the only one to fail.
         """
-        results: dict[int, Done] = {}
+        results: dict[int, GroupResult] = {}
         most = self.engine.at_once
         for at_once in (most, max(1, most // 2) if most else 0):
             left = [i for i in range(len(groups)) if i not in results]
@@ -226,15 +228,15 @@ class Crew:
             results[i] = self._alone(groups[i], job)
         return results
 
-    def _alone(self, group: Sequence[Stage], job: Job) -> Done:
+    def _alone(self, group: Sequence[Stage], job: Job) -> GroupResult:
         """One group by itself; where it kills its worker again, its parts, so that only the faulty one is given up."""
-        found = dict[int, Done]()
+        found = dict[int, GroupResult]()
         if (problem := self._start([group], [0], job, 1, found)) is None:
             return found[0]
         parts = parts_of([s for s in group if not Store(job.run.results).is_done(s.key)])
         if len(parts) <= 1:
             return self._give_up(group, problem)
-        whole = Done()
+        whole = GroupResult()
         for part in parts:
             done = self._alone(part, job)
             whole.problems.update(done.problems)
@@ -243,20 +245,25 @@ class Crew:
         return whole
 
     def _start(
-        self, groups: Sequence[Sequence[Stage]], chosen: Sequence[int], job: Job, at_once: int, results: dict[int, Done]
+        self,
+        groups: Sequence[Sequence[Stage]],
+        chosen: Sequence[int],
+        job: Job,
+        at_once: int,
+        results: dict[int, GroupResult],
     ) -> Exception | None:
         """Adds the results of some groups as they come; returns the problem if the engine broke before the end."""
         report = self.report if self.engine.alone else None
-        found: Iterator[tuple[int, Done]] = self.engine.start(
-            _numbered, [(i, groups[i], job, report) for i in chosen], at_once
+        found: Iterator[GroupResult] = self.engine.start(
+            do_group, [(groups[i], job, report, i) for i in chosen], at_once
         )
         problem: Exception | None = None
         try:
-            for i, done in found:  # also after a request to stop: workers are writing their checkpoints
+            for done in found:  # also after a request to stop: workers are writing their checkpoints
                 if done.stopped and shutdown.requested() <= 0:
                     problem = WorkerDiedError("it was told to end by a signal")
                     continue
-                results[i] = done
+                results[done.number] = done
                 if done.full:
                     break
         except Exception as broken:  # noqa: BLE001 - each engine has its own errors for a worker that died
@@ -265,11 +272,11 @@ class Crew:
             raise shutdown.Stopped
         if full := next((d.full for d in results.values() if d.full), ""):  # nothing more is begun
             for i in chosen:
-                results.setdefault(i, Done(full=full))
+                results.setdefault(i, GroupResult(full=full))
             return None
         return problem
 
-    def _give_up(self, group: Sequence[Stage], problem: Exception) -> Done:
+    def _give_up(self, group: Sequence[Stage], problem: Exception) -> GroupResult:
         store = Store(self.job.run.results)
         lost = [s for s in group if not store.is_done(s.key)]
         died = WorkerDiedError(
@@ -277,13 +284,7 @@ class Crew:
             "system ended it for want of memory: lower run.score_batch or train.micro_batch, or take a larger machine."
         )
         died.__cause__ = problem
-        return Done(record_failure(lost, store, died, 0.0))
-
-
-def _numbered(
-    number: int, stages: Sequence[Stage], job: Job, report: Report | None
-) -> tuple[int, Done]:  # at module level, for workers import it by name
-    return number, do_group(stages, job, report)
+        return GroupResult(problems=record_failure(lost, store, died, 0.0))
 
 
 def _short(problem: Exception) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core import shutdown
 from ..core.environment import draw_to_files
@@ -28,6 +28,9 @@ from ..planning.stage import AnyStage, MapsInputs
 from .gpu_slots import gpu_slot
 from .progress_channel import STOP_FILE, Teller, WarningsTo
 from .stage_leases import claim
+
+if TYPE_CHECKING:
+    from ..stages.context import StageContext
 
 log = logging.getLogger(__name__)
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -64,13 +67,15 @@ class Job:
 
 
 @dataclass
-class Done:
-    """What became of a group. problems: error by stage key. damaged: what is wrong with stored stages and the stamp
-    of their record as it was seen, by their key.
+class GroupResult:
+    """What became of a group.
 
-    busy: who else does these stages now. full: why nothing can be written any more. stopped: a stop was asked for.
+    number: the caller's number for it. problems: error by stage key. damaged: what is wrong with stored stages and the
+    stamp of their record as it was seen, by their key. busy: who else does these stages now. full: why nothing can be
+    written any more. stopped: a stop was asked for.
     """
 
+    number: int = 0
     problems: dict[str, str] = field(default_factory=dict)
     damaged: dict[str, tuple[str, tuple[int, int]]] = field(default_factory=dict)
     busy: str = ""
@@ -78,16 +83,19 @@ class Done:
     stopped: bool = False
 
 
-def do_group(stages: Sequence[AnyStage], job: Job, report: Report | None = None) -> Done:
-    """Does the stages of one group in this process, unless they are done already. report: only in the command's own."""
-    done, store = Done(), Store(job.run.results)
+def do_group(stages: Sequence[AnyStage], job: Job, report: Report | None = None, number: int = 0) -> GroupResult:
+    """Does the stages of one group in this process, unless they are done already.
+
+    report: only in the command's own process. number: of the group, returned with what became of it.
+    """
+    done, store = GroupResult(number), Store(job.run.results)
     if report is None:
         draw_to_files()  # a cluster's worker has the surroundings of whoever started the cluster
     with _ONE_AT_A_TIME, _settled(job, report) as tell:
         try:
             shutdown.check()
-            with claim(store, stages, job.wait):
-                _do_claimed(stages, job, store, tell, done)
+            with claim(store, stages, job.wait), _prepared(stages, job, store, tell) as (todo, ctx):
+                _attempt(todo, ctx, job.healed, done)
         except BusyError as other:
             done.busy = str(other)
         except DiskFullError as problem:
@@ -103,7 +111,7 @@ def do_group(stages: Sequence[AnyStage], job: Job, report: Report | None = None)
     return done
 
 
-def _fail_outside(stages: Sequence[AnyStage], store: Store, problem: Exception, done: Done) -> None:
+def _fail_outside(stages: Sequence[AnyStage], store: Store, problem: Exception, done: GroupResult) -> None:
     """An error before or after the work itself fails the stages that are not finished, as one in it does."""
     try:
         _raise_if_full(problem, store)
@@ -113,34 +121,38 @@ def _fail_outside(stages: Sequence[AnyStage], store: Store, problem: Exception, 
         done.full = str(full)
 
 
-def _do_claimed(stages: Sequence[AnyStage], job: Job, store: Store, tell: Report, done: Done) -> None:
+@contextlib.contextmanager
+def _prepared(
+    stages: Sequence[AnyStage], job: Job, store: Store, tell: Report
+) -> Iterator[tuple[list[AnyStage], "StageContext"]]:
+    """The stages still to be done, their methods registered and a GPU slot held while they are, and their context."""
     from ..stages.context import StageContext, load_method_files
 
     for stage in stages:  # a listing makes a network file system look again for a record another host has just written
         with contextlib.suppress(OSError):
             os.listdir(store.run_dir(stage.key))  # noqa: PTH208 - nothing is done with the names
     todo = [s for s in stages if not store.is_done(s.key)]
-    if not todo:
-        return
     load_method_files(todo)
     for stage in todo:  # half-written files of a killed run; the claim says that nobody is writing now
         for leftover in store.run_dir(stage.key).rglob(".*.tmp"):
             leftover.unlink()
-    need = max(job.needs.get(s.key, 0.0) for s in todo)
-    with gpu_slot(job.run, store.root / "locks", job.at_once, need) as device:
-        _attempt(todo, StageContext(replace(job.run, device=device), job.open_datasets, tell), job.healed, done)
+    need = max((job.needs.get(s.key, 0.0) for s in todo), default=0.0)
+    with contextlib.ExitStack() as held:
+        slot = gpu_slot(job.run, store.root / "locks", job.at_once, need)
+        device = held.enter_context(slot) if todo else job.run.device
+        yield todo, StageContext(replace(job.run, device=device), job.open_datasets, tell)
 
 
-def _attempt(stages: Sequence[AnyStage], ctx: Any, healed: frozenset[str], done: Done) -> None:
+def _attempt(stages: Sequence[AnyStage], ctx: "StageContext", healed: frozenset[str], done: GroupResult) -> None:
     """Runs stages together; where that fails, each method and checkpoint on its own: only the faulty one is lost."""
-    from ..stages.run import run_stages
+    from ..stages.run import RUNNERS
 
     if not stages:
         return
     shutdown.check()
     began = time.monotonic()
     try:
-        run_stages(stages, ctx)
+        RUNNERS[stages[0].kind](stages, ctx)
         return
     except (Exception, SystemExit) as problem:  # the run border: recorded with its traceback
         if shutdown.requested() == shutdown.LOST:

@@ -2,7 +2,8 @@
 
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,14 +51,16 @@ class AdaptiveBatch:
         work must leave nothing behind when it runs out of memory, or what doing it again overwrites. Raises BenchError
         where one image alone does not fit.
         """
-        parts, found = self._cut(seen), []
+        parts, results = self._cut(seen), []
         while parts:
-            fits, result = self._try(parts[0], work)
-            if fits:
-                found.append(result)
+            try:
+                results.append(work(parts[0]))
                 parts.pop(0)
                 continue
-            free_memory()
+            except (RuntimeError, MemoryError) as problem:
+                if not is_out_of_memory(problem):
+                    raise
+            free_memory()  # where no error is being handled any more: it holds the frames of the work
             here = len(parts[0].ids)
             if here == 1:
                 raise BenchError(
@@ -67,21 +70,13 @@ class AdaptiveBatch:
             self.most = -(-here // 2)
             log.warning("%s: out of memory with %d images at a time, going on with %d", self.what, here, self.most)
             parts = [small for part in parts for small in self._cut(part)]
-        return found
+        return results
 
     def _cut(self, seen: EvalBatch) -> list[EvalBatch]:
         count = len(seen.ids)
         if not self.most or count <= self.most:
             return [seen]
         return [part_of(seen, some) for some in even(count, -(-count // self.most))]
-
-    def _try(self, part: EvalBatch, work: Callable[[EvalBatch], T]) -> tuple[bool, Any]:
-        try:
-            return True, work(part)
-        except (RuntimeError, MemoryError) as problem:
-            if not is_out_of_memory(problem):
-                raise
-            return False, None
 
 
 class OutOfMemoryRetry:
@@ -130,20 +125,30 @@ class OutOfMemoryRetry:
         """Takes the decision back."""
         self._path.unlink(missing_ok=True)
 
-    def attempt(self, work: Callable[[], None], title: str, device: torch.device) -> None:
-        """Does a training; once more with half of each batch at a time if memory runs out, then raises BenchError."""
-        while (peak := _outcome(work, device)) is not None:
+    def attempts(self, title: str, device: torch.device) -> "Iterator[Attempt]":
+        """Blocks to train in: a second one with half of each batch at a time if memory runs out in the first.
+
+        Raises BenchError if it runs out again.
+        """
+        while True:
+            attempt = Attempt(device)
+            yield attempt
+            if attempt.peak is None:
+                break
             free_memory()
-            self.halve(title, peak)
+            self.halve(title, attempt.peak)
         self.forget()
 
 
-def _outcome(work: Callable[[], None], device: torch.device) -> str | None:
-    """Does it; returns the peak in words if memory ran out."""
-    try:
-        work()
-    except (RuntimeError, MemoryError) as problem:
-        if not is_out_of_memory(problem):
-            raise
-        return getattr(problem, "peak", "") or peak_text(device)
-    return None
+class Attempt(AbstractContextManager[None]):
+    """The block of one try at a training. peak: the highest memory use in words if memory ran out, else None."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.peak: str | None = None
+
+    def __exit__(self, kind: Any, problem: BaseException | None, trace: Any) -> bool:
+        if not isinstance(problem, RuntimeError | MemoryError) or not is_out_of_memory(problem):
+            return False
+        self.peak = getattr(problem, "peak", "") or peak_text(self.device)
+        return True

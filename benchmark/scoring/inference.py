@@ -16,7 +16,7 @@ from torch import Tensor
 from ...datasets.shifts.shift import Shift
 from ..core.metrics import BINS, Histograms
 from ..core.protocols import Protocol
-from ..data.eval_loader import EvalBatch, batches
+from ..data.eval_loader import EvalBatch, EvalLoader
 from ..data.image_cache import ImageSplit
 from ..data.prefetch import HostCopy
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
@@ -24,7 +24,7 @@ from .adaptive_batch import AdaptiveBatch
 from .disk_buffer import DiskBuffer
 from .map_extractor import MapExtractor, MapRequest
 from .map_scaling import MapScale, Refusals, annotated_histogram, rank_levels, resize_maps, scale_constants, scale_later
-from .method_sandbox import unchanged
+from .method_sandbox import model_unchanged
 from .pixel_sample import Sample, codes_at, interpolated, on_device, pixels_of_each
 
 
@@ -96,30 +96,38 @@ def evaluation_mode(model: torch.nn.Module | None) -> torch.nn.Module | None:
     return model.eval() if model is not None else None
 
 
-@unchanged
+@dataclass(frozen=True)
+class PassSettings:
+    """Where a pass runs, how many images at a time, and the processes that share it."""
+
+    device: torch.device
+    batch_size: int = 32
+    process_group: ProcessGroup = SINGLE_PROCESS
+
+
 def validation_pass(
     reader: MapExtractor,
     tasks: Sequence[Task],
     frames: ImageSplit,
     masks: PixelMasks,
-    device: torch.device,
-    batch_size: int = 32,
-    process_group: ProcessGroup = SINGLE_PROCESS,
+    settings: PassSettings,
     inspect: Callable[[Tensor], None] = lambda logits: None,
 ) -> tuple[np.ndarray, dict[str, Scored]] | None:
     """Logits (N, K) of all validation images, and for every task its scale and the histograms of the masked ones.
 
     masks: those of the few validation images whose masks may be read. Constants are quantiles of
-    the native map values of at most `protocol.scale_images` images, evenly spread; no mask enters them. process_group:
-    each process reads some of the batches, and the first gets the result, the others None. inspect: called with the
-    logits before anything is scored.
+    the native map values of at most `protocol.scale_images` images, evenly spread; no mask enters them. Of
+    several processes each reads some of the batches, and the first gets the result, the others None. inspect: called
+    with the logits before anything is scored.
     """
     evaluation_mode(reader.model)
     chosen = {t.name: _spread(len(frames.items), t.protocol.scale_images) for t in tasks if t.uses_constants}
     wanted = {t.view.name: set(masks.rows) for t in tasks}
     for task in tasks:
         wanted[task.view.name] |= chosen.get(task.name, set())
-    parts = process_group.gather(_read(reader, wanted, frames, device, batch_size, process_group))
+    with model_unchanged(reader.model):
+        parts = settings.process_group.gather(_read(reader, wanted, frames, settings))
+    device = settings.device
     if not parts:
         return None
     logits, kept = _merged(parts, len(frames.items), device)
@@ -138,7 +146,7 @@ def validation_pass(
             truth = torch.from_numpy(masks.by_reduction[task.protocol.mask_reduction]).to(device)
             few = torch.stack([native[r] for r in masked])
             with reader.part(f"score:{task.name}"):
-                counted = _count(task, scale, few, truth, [frames.ids[r] for r in masked], refusals)
+                counted = _count(task, scale, few, _Truth(truth, [frames.ids[r] for r in masked]), refusals)
             _keep(parts, HostCopy(counted).get())
         scored[task.name] = _collect(parts, scale)
     refusals.check()
@@ -153,36 +161,29 @@ class _Part(NamedTuple):
     kept: dict[str, dict[int, Tensor]]
 
 
-def _read(
-    reader: MapExtractor,
-    wanted: Mapping[str, set[int]],
-    frames: ImageSplit,
-    device: torch.device,
-    batch_size: int,
-    process_group: ProcessGroup,
-) -> _Part:
+def _read(reader: MapExtractor, wanted: Mapping[str, set[int]], frames: ImageSplit, settings: PassSettings) -> _Part:
     """The batches of this process. wanted: view -> rows whose maps are kept."""
     kept: dict[str, dict[int, Tensor]] = {name: {} for name in wanted}
     # one array for all, as in evaluation_pass
+    device, group = settings.device, settings.process_group
     rows, logits = list[int](), torch.empty(len(frames.items), reader.num_classes, device=device)
-    room = AdaptiveBatch("validation", device)
+    memory = AdaptiveBatch("validation", device)
 
     def read(seen: EvalBatch) -> tuple[EvalBatch, dict[str, Tensor]]:
         found, maps = reader.read(seen.images, seen.labels, seen.ids)
         logits[seen.rows] = found
         return seen, maps
 
-    for batch in batches(
-        frames, batch_size, device, statistics=reader.statistics, watch=reader.watch, process_group=process_group
-    ):
-        for seen, maps in room.each(batch, read):
+    settled = {"watch": reader.watch, "process_group": group}
+    for batch in EvalLoader(frames, settings.batch_size, device, reader.statistics, **settled):
+        for seen, maps in memory.each(batch, read):
             start = seen.rows.start
             rows += range(start, start + len(seen.ids))
             for name, native in maps.items():
                 here = (r for r in range(start, start + len(seen.ids)) if r in wanted[name])
                 # copies: a view would keep the maps of its whole batch, and with few images of each batch thus of all
                 kept[name].update({r: native[r - start].clone() for r in here})
-    return _Part(rows, logits if process_group.size == 1 else logits[rows], kept)
+    return _Part(rows, logits if group.size == 1 else logits[rows], kept)
 
 
 def _merged(parts: Sequence[_Part], count: int, device: torch.device) -> tuple[Tensor, dict[str, dict[int, Tensor]]]:
@@ -213,17 +214,15 @@ class EvalTarget:
     spill: Path | None = None
 
 
-@unchanged
 def evaluation_pass(
     reader: MapExtractor,
     tasks: Sequence[Task],
     target: EvalTarget,
     scales: Mapping[str, MapScale],
-    device: torch.device,
-    batch_size: int = 32,
+    settings: PassSettings,
 ) -> tuple[np.ndarray, dict[str, Scored]]:
     """Logits (N, K) in the classes of the evaluation set, and scores of all its images under every task."""
-    frames = target.frames
+    frames, device = target.frames, settings.device
     if frames.masks is None:
         raise ValueError("scoring needs the masks of the evaluation set")
     evaluation_mode(reader.model)
@@ -231,7 +230,7 @@ def evaluation_pass(
     mapping = torch.tensor(target.label_map, device=device)
     # one array for all: small tensors kept from every batch would pin the memory of the large ones around them
     logits = torch.empty(len(frames.items), len(target.label_map), device=device)
-    late, refusals, room = None, Refusals(), AdaptiveBatch("scoring", device)
+    late, refusals, memory = None, Refusals(), AdaptiveBatch("scoring", device)
     each, side = pixels_of_each(len(frames.items)), frames.masks.shape[-1]
 
     def score(seen: EvalBatch) -> dict[str, HostCopy]:
@@ -244,49 +243,59 @@ def evaluation_pass(
             if task.view.map_class != "-" and seen.masks is not None:
                 with reader.part(f"score:{task.name}"):
                     native, scale = maps[task.view.name], scales[task.name]
-                    found = _count(task, scale, native, seen.masks, seen.ids, refusals, shown, places)
-                    landing[task.name] = HostCopy(found)
+                    truth = _Truth(seen.masks, seen.ids, shown, places)
+                    landing[task.name] = HostCopy(_count(task, scale, native, truth, refusals))
         return landing
 
-    for batch in batches(
-        frames, batch_size, device, statistics=reader.statistics, change=target.change, masks=True, watch=reader.watch
-    ):
-        for landing in room.each(batch, score):
-            if device.type == "cuda":  # the counts of the batch before, whose way to the host took place meanwhile
-                _keep_all(parts, late)
-                late = landing
-            else:
-                _keep_all(parts, landing)
-                refusals.check()
+    loader = EvalLoader(
+        frames,
+        settings.batch_size,
+        device,
+        reader.statistics,
+        change=target.change,
+        masks=True,
+        watch=reader.watch,
+        process_group=settings.process_group,
+    )
+    with model_unchanged(reader.model):
+        for batch in loader:
+            for landing in memory.each(batch, score):
+                if device.type == "cuda":  # the counts of the batch before, whose way to the host took place meanwhile
+                    _keep_all(parts, late)
+                    late = landing
+                else:
+                    _keep_all(parts, landing)
+                    refusals.check()
     _keep_all(parts, late)
     refusals.check()
     return logits.cpu().numpy(), {t.name: _collect(parts[t.name], scales[t.name]) for t in tasks}
 
 
-def _count(
-    task: Task,
-    scale: MapScale,
-    native: Tensor,
-    truth: Tensor,
-    ids: Sequence[str],
-    refusals: Refusals,
-    shown: Sequence[int] = (),
-    places: Tensor | None = None,
-) -> dict[str, Tensor]:
+class _Truth(NamedTuple):
+    """What maps are counted against: masks (B, P, P) and ids; rows to show, and pixels of the sample (B, n) if any."""
+
+    masks: Tensor
+    ids: Sequence[str]
+    shown: Sequence[int] = ()
+    places: Tensor | None = None
+
+
+def _count(task: Task, scale: MapScale, native: Tensor, truth: _Truth, refusals: Refusals) -> dict[str, Tensor]:
     """Counts (B, BINS) of native maps, how many maps are constant, the scaled maps of the rows to show, and the values
     at the pixels of the sample."""
     scaled = scale_later(native, task.view.method.spec.kind, task.protocol.scale, scale)
-    refusals.add(scaled, ids)
-    foreground, background = annotated_histogram(scaled.maps, truth)
+    refusals.add(scaled, truth.ids)
+    foreground, background = annotated_histogram(scaled.maps, truth.masks)
     found = {"foreground": foreground, "background": background, "degenerate": scaled.degenerate.sum()}
-    if shown:
-        few = torch.stack([scaled.maps[k] for k in shown])  # an index list would make a GPU's host wait
-        found["shown"] = resize_maps(few, truth.shape[-1]).half()
-    if places is not None:
+    side = truth.masks.shape[-1]
+    if truth.shown:
+        few = torch.stack([scaled.maps[k] for k in truth.shown])  # an index list would make a GPU's host wait
+        found["shown"] = resize_maps(few, side).half()
+    if truth.places is not None:
         found["values"], found["clipped"] = (
-            interpolated(m, places, truth.shape[-1]) for m in (scaled.unclipped, scaled.maps)
+            interpolated(m, truth.places, side) for m in (scaled.unclipped, scaled.maps)
         )
-        found["codes"] = codes_at(truth, places)
+        found["codes"] = codes_at(truth.masks, truth.places)
     return found
 
 

@@ -67,25 +67,22 @@ class MapExtractor:
         mode, or changes settings of the process; MaskAccessError when it asks for a mask.
         """
         check_stage()
-        with modes_unchanged(self.model):
-            return self._read(images, labels, ids)
-
-    def _read(self, images: Tensor, labels: Tensor, ids: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         own = [v for v in self.views if v.method.spec.trains and v.map_class != "-"]
-        read = [v for v in self.views if not v.method.spec.trains]
+        functions = [v for v in self.views if not v.method.spec.trains]
         maps: dict[str, Tensor] = {}
         logits = None
-        for view in own:
-            with self.part(f"predict:{view.name}"), method_call(view.method.label):
-                prediction = self._predict(images, self._own_classes(view, images, labels))
-            maps[view.name] = _checked(prediction.maps, images, view)
-            self.used.setdefault(view.name, set())
-            logits = prediction.logits if logits is None else logits
-        if read or not own:
-            logits = self._read_functions(read, images, labels, ids, maps)
-        if logits is None:
-            logits = images.new_full((len(images), self.num_classes), float("nan"))
-        self._check_logits(logits, images)
+        with modes_unchanged(self.model):
+            for view in own:
+                with self.part(f"predict:{view.name}"), method_call(view.method.label):
+                    prediction = self._predict(images, self._own_classes(view, images, labels))
+                maps[view.name] = _checked(prediction.maps, images, view)
+                self.used.setdefault(view.name, set())
+                logits = prediction.logits if logits is None else logits
+            if functions or not own:
+                logits = self._read_functions(functions, images, labels, ids, maps)
+            if logits is None:
+                logits = images.new_full((len(images), self.num_classes), float("nan"))
+            self._check_logits(logits, images)
         return logits.detach().float(), maps
 
     def _read_functions(

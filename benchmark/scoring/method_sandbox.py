@@ -5,13 +5,12 @@ Cheap enough for every stage. `bench check` looks closer, at one method, before 
 
 import _signal  # pyright: ignore[reportMissingImports] - signal.getsignal is slower, and this is asked for every map
 import contextlib
-import functools
 import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -80,23 +79,12 @@ def method_call(method: str) -> Iterator[None]:
         raise BenchError(f"Method '{method}' changed a setting of the whole process: {changed} ({PROCESS}).")
 
 
-def unchanged(run: Callable[..., Any]) -> Callable[..., Any]:
-    """A pass (its first argument the MapExtractor) that leaves weights, buffers and hooks of the model as they were.
-
-    Raises BenchError otherwise: other methods read the same model. Compared by sums over the bits of each tensor.
-    """
-
-    @functools.wraps(run)
-    def watched(reader: Any, *arguments: Any, **named: Any) -> Any:
-        with model_unchanged(reader.model):
-            return run(reader, *arguments, **named)
-
-    return watched
-
-
 @contextlib.contextmanager
 def model_unchanged(model: nn.Module | None) -> Iterator[None]:
-    """As `unchanged`, for a block."""
+    """A block that leaves weights, buffers and hooks of the model as they were: other methods read the same model.
+
+    Raises BenchError otherwise. Compared by sums over the bits of each tensor.
+    """
     if model is None:
         yield
         return

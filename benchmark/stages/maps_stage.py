@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.files import write_npz
 from ..core.timing import Stopwatch, cost_of, own_times
-from ..data.eval_loader import EvalBatch, batches
+from ..data.eval_loader import EvalBatch, EvalLoader
 from ..data.image_cache import ImageSplit
 from ..data.prefetch import HostCopy
 from ..planning.stage import MapsStage
@@ -19,12 +19,11 @@ from ..scoring.map_extractor import MapExtractor, MapRequest
 from ..scoring.map_scaling import Refusals, scale_later
 from ..scoring.method_sandbox import model_unchanged
 from .context import StageContext, common_facts, load_model
-from .sandbox import sandboxed
+from .sandbox import sandbox
 
 MAPS_SIDE = 56  # px; stored teacher maps are at most so large
 
 
-@sandboxed
 def run_maps(stages: Sequence[MapsStage], ctx: StageContext) -> None:
     """Maps of the training images for their own label, at native resolution, scaled to [0, 1] per image, as float16."""
     alike: dict[tuple[str, int, int], list[MapsStage]] = {}
@@ -32,8 +31,9 @@ def run_maps(stages: Sequence[MapsStage], ctx: StageContext) -> None:
         inputs = stage.inputs
         place = inputs.checkpoint_slot, inputs.config.image_size, inputs.config.load_size
         alike.setdefault(place, []).append(stage)
-    for group in alike.values():
-        _run_checkpoint(group, ctx)
+    with sandbox(stages, ctx):
+        for group in alike.values():
+            _run_checkpoint(group, ctx)
 
 
 def _run_checkpoint(stages: Sequence[MapsStage], ctx: StageContext) -> None:
@@ -80,7 +80,7 @@ def _extract(extractor: MapExtractor, split: ImageSplit, ctx: StageContext, side
         return scaled_maps
 
     size, watch = ctx.run.score_batch, extractor.watch
-    for batch in batches(split, size, ctx.device, statistics=extractor.statistics, side=side, watch=watch):
+    for batch in EvalLoader(split, size, ctx.device, extractor.statistics, side=side, watch=watch):
         for scaled_maps in memory.each(batch, read):
             for name, copy in scaled_maps.items():
                 copies[name].append(copy)

@@ -27,7 +27,7 @@ from ..planning.stage import TrainStage
 from ..scoring.adaptive_batch import is_out_of_memory, peak_text
 from ..training.train_step import DivergedError
 from .context import StageContext, epoch_items, load_method_files
-from .sandbox import sandboxed
+from .sandbox import sandbox
 from .train_stage import fit, retry_of
 
 PROGRAM = "from wsolbench.benchmark.stages.rank_process import main; main()"
@@ -174,4 +174,5 @@ def _train(job: RankJob, connection: Connection, ports: "queue.Queue[int]") -> N
             connection.send(("event", {k: v for k, v in event.items() if k != "stage"}))
 
     ctx = StageContext(job.run, job.open_datasets, report)
-    sandboxed(lambda stage, ctx: fit(stage, ctx, process_group))(job.stage, ctx)
+    with sandbox([job.stage], ctx):
+        fit(job.stage, ctx, process_group)

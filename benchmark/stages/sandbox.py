@@ -1,9 +1,8 @@
 """The sandbox of a stage: methods may not read masks, and may not change the process."""
 
-import functools
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..core import mask_guard
 from ..planning.eval_sets import EvalSet
@@ -12,27 +11,22 @@ from ..scoring.method_sandbox import method_code
 from .context import StageContext
 
 
-def sandboxed(run: Callable[..., None]) -> Callable[..., None]:
-    """Decorator of a function that does one stage or a sequence of them (its first argument) in a context.
+@contextlib.contextmanager
+def sandbox(stages: Sequence[AnyStage], ctx: StageContext) -> Iterator[None]:
+    """The block in which stages are done.
 
     Inside, masks of the stages' datasets are refused (core/mask_guard.py), and whatever a method does wrong becomes a
     BenchError that names it, so that its runs fail and no others.
     """
+    label = ", ".join(dict.fromkeys(s.inputs.method.label for s in stages))
+    manifests = [ctx.manifest(place) for place in _places(stages)]
 
-    @functools.wraps(run)
-    def watched(work: Any, ctx: StageContext) -> None:
-        stages: list[AnyStage] = list(work) if isinstance(work, Sequence) else [work]
-        label = ", ".join(dict.fromkeys(s.inputs.method.label for s in stages))
-        manifests = [ctx.manifest(place) for place in _places(stages)]
+    def masks() -> Iterable[Path]:
+        items = (i for m in manifests for i in m.items)
+        return (i.mask for i in items if i.mask is not None)
 
-        def masks() -> Iterable[Path]:
-            items = (i for m in manifests for i in m.items)
-            return (i.mask for i in items if i.mask is not None)
-
-        with method_code(label, [s.inputs.method for s in stages]), mask_guard.watching(label, masks, ctx.store.root):
-            run(work, ctx)
-
-    return watched
+    with method_code(label, [s.inputs.method for s in stages]), mask_guard.watching(label, masks, ctx.store.root):
+        yield
 
 
 def _places(stages: Sequence[AnyStage]) -> list[EvalSet]:

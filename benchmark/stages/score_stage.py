@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,27 +12,30 @@ from ..core.device import forget_peak, peak_memory_mb
 from ..core.files import key_of, read_npz, write_npz
 from ..core.metrics import BINS
 from ..core.timing import Stopwatch, cost_of, ms_per_image, own_times, pass_times
+from ..data.image_cache import ImageSplit
 from ..data.shifted_images import change_of, shift_facts
 from ..planning.eval_sets import EvalSet, mapping_text
 from ..planning.stage import ScoreStage
 from ..scoring.disk_buffer import release_pages
-from ..scoring.inference import EvalTarget, Scored, Task, evaluation_pass, validation_pass
+from ..scoring.inference import EvalTarget, PassSettings, PixelMasks, Scored, Task, evaluation_pass, validation_pass
 from ..scoring.map_extractor import MapExtractor, MapRequest
 from ..scoring.map_scaling import MapScale
 from ..scoring.pixel_sample import sample_facts
 from .context import StageContext, common_facts, example_rows, load_model, mask_form, pixel_masks
-from .sandbox import sandboxed
+from .sandbox import sandbox
+
+PassResult = tuple[np.ndarray, dict[str, Scored]]  # logits (N, K), and scores by the name of the task
 
 
-@sandboxed
 def run_scores(stages: Sequence[ScoreStage], ctx: StageContext) -> None:
     """Scores stages that share a checkpoint file and an evaluation split; roles that mean one epoch share one pass."""
     loaded: dict[Any, list[ScoreStage]] = {}
-    for stage in stages:
-        alike = (_epoch(stage, ctx), mask_form(stage.inputs), stage.inputs.config.image_size)
-        loaded.setdefault(alike, []).append(stage)
-    for group in loaded.values():
-        _score_checkpoint(group, ctx)
+    with sandbox(stages, ctx):
+        for stage in stages:
+            alike = (_epoch(stage, ctx), mask_form(stage.inputs), stage.inputs.config.image_size)
+            loaded.setdefault(alike, []).append(stage)
+        for group in loaded.values():
+            _score_checkpoint(group, ctx)
 
 
 def _epoch(stage: ScoreStage, ctx: StageContext) -> Any:
@@ -59,16 +62,16 @@ def _score_checkpoint(stages: Sequence[ScoreStage], ctx: StageContext) -> None:
     items = ctx.manifest(on).split(split)
     about = {"stage": first, "methods": len(reader.views), "what": _what(stages)}
     ctx.report({"kind": "score", "images": len(items), **about})
-    began = time.monotonic()
+    began, settings = time.monotonic(), PassSettings(ctx.device, ctx.run.score_batch)
     if split == "val":
         rows = [k for k, i in enumerate(items) if i.pixel_val]
-        logits, scored = _validate(reader, distinct, items, ctx, first)
+        logits, scored = _known(validation_pass(reader, distinct, *_validation_set(first, ctx, items), settings))
         shown, change = list[int](), None
     else:
         rows, shown = list(range(len(items))), example_rows(items)
         scales = {tasks[s.key].name: _scale(s, ctx) for s in stages}
         target = _target(first, ctx, items, shown)
-        logits, scored = evaluation_pass(reader, distinct, target, scales, ctx.device, ctx.run.score_batch)
+        logits, scored = evaluation_pass(reader, distinct, target, scales, settings)
         change = target.change
     seconds, parts = (time.monotonic() - began) / len(distinct), watch.seconds()
     parameters = sum(p.numel() for p in model.parameters()) if model is not None else 0
@@ -84,7 +87,8 @@ def _score_checkpoint(stages: Sequence[ScoreStage], ctx: StageContext) -> None:
         own = own_times(parts, reader.used.get(task.view.name, set()), task.view.name, task.name)
         alone = {"ms_per_image": ms_per_image(own, len(items)), "peak_memory_mb": peak_memory_mb(ctx.device)}
         extra = {**cost_of(seconds, len(items), own), **alone, "facts": facts}
-        _write(stage, ctx, [items[r] for r in rows], logits[rows], scored[task.name], shown, extra)
+        result = _Result([items[r] for r in rows], logits[rows], scored[task.name], shown)
+        _write(stage, ctx, result, extra)
         for counts in scored[task.name].histograms:
             release_pages(counts)
     whole = cost_of(time.monotonic() - began, len(items), pass_times(parts))
@@ -110,16 +114,16 @@ def _target(stage: ScoreStage, ctx: StageContext, items: Sequence[Item], shown: 
     return EvalTarget(frames, stage.inputs.label_map, shown, change, ctx.store.cache_dir / "spill")
 
 
-def _validate(
-    reader: MapExtractor, tasks: Sequence[Task], items: Sequence[Item], ctx: StageContext, stage: ScoreStage
-) -> tuple[np.ndarray, dict[str, Scored]]:
-    experiment, config = stage.inputs.experiment, stage.inputs.config
-    frames = ctx.images(experiment).frames(items, config.image_size)
-    masks = pixel_masks(items, ctx, experiment, [mask_form(stage.inputs)])
-    found = validation_pass(reader, tasks, frames, masks, ctx.device, ctx.run.score_batch)
-    if found is None:
+def _validation_set(stage: ScoreStage, ctx: StageContext, items: Sequence[Item]) -> tuple[ImageSplit, PixelMasks]:
+    """The validation images, and the masks of the few that have one."""
+    experiment, side = stage.inputs.experiment, stage.inputs.config.image_size
+    return ctx.images(experiment).frames(items, side), pixel_masks(items, ctx, experiment, [mask_form(stage.inputs)])
+
+
+def _known(result: PassResult | None) -> PassResult:
+    if result is None:
         raise RuntimeError("a process alone got no result of its pass")
-    return found
+    return result
 
 
 def _scale(stage: ScoreStage, ctx: StageContext) -> MapScale:
@@ -135,15 +139,17 @@ def _predicted_background(logits: np.ndarray, regions: Sequence[bool]) -> np.nda
     return ~np.asarray(regions, bool)[logits.argmax(1)]
 
 
-def _write(
-    stage: ScoreStage,
-    ctx: StageContext,
-    items: Sequence[Item],
-    logits: np.ndarray,
-    scored: Scored,
-    shown: Sequence[int],
-    extra: dict[str, Any],
-) -> None:
+class _Result(NamedTuple):
+    """What a pass found of one stage: images, logits (N, K) and scores; rows of the images whose maps are shown."""
+
+    items: Sequence[Item]
+    logits: np.ndarray
+    scored: Scored
+    shown: Sequence[int]
+
+
+def _write(stage: ScoreStage, ctx: StageContext, result: _Result, extra: dict[str, Any]) -> None:
+    items, logits, scored, shown = result
     began = time.monotonic()
     manifest, spec = ctx.manifest(stage.inputs.on), stage.inputs.method.spec
     folder, card = ctx.store.run_dir(stage.key), manifest.card

@@ -15,7 +15,7 @@ from ..core.files import jsonable
 from ..core.metrics import Histograms, accuracy, at_tau, pxap
 from ..core.seeds import seed_for
 from ..core.shutdown import Stopped
-from ..scoring.inference import Task, validation_pass
+from ..scoring.inference import PassSettings, Task, validation_pass
 from ..scoring.map_extractor import MapExtractor
 from .checkpoint_selection import update_roles
 from .checkpoints import EpochCursor, Progress, Snapshots, TrainState, copy_state
@@ -160,7 +160,7 @@ def evaluate(job: Training, cursor: EpochCursor) -> tuple[dict[str, float], dict
         if cursor.step and not bool(torch.isfinite(logits).all()) and _gives_logits(job):
             raise diverged(job, cursor.epoch, cursor.step, {}, "what the model says of validation images")
 
-    found = validation_pass(reader, v.tasks, v.frames, v.masks, device, batch, job.process_group, finite)
+    found = validation_pass(reader, v.tasks, v.frames, v.masks, PassSettings(device, batch, job.process_group), finite)
     if found is None:
         return {}, {}
     logits, scored = found

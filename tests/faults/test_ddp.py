@@ -18,7 +18,7 @@ from tests.faults.training import Bare, trained
 from wsolbench.benchmark.core import shutdown
 from wsolbench.benchmark.core.errors import BenchError
 from wsolbench.benchmark.core.shutdown import Stopped
-from wsolbench.benchmark.data.eval_loader import batches
+from wsolbench.benchmark.data.eval_loader import EvalLoader
 from wsolbench.benchmark.distributed import ddp_launcher
 from wsolbench.benchmark.distributed.process_group import ProcessGroup
 from wsolbench.benchmark.scoring.inference import _merged, _Part
@@ -168,11 +168,11 @@ def test_every_image_is_read_once_whatever_the_number_of_processes(world, size):
     cell = bare.last_training.inputs.experiment
     items = bare.ctx.manifest(cell).split("val")
     frames = bare.ctx.images(cell).frames(items, bare.last_training.inputs.config.image_size)
-    alone = list(batches(frames, 5, torch.device("cpu"), statistics=IMAGENET))
+    alone = list(EvalLoader(frames, 5, torch.device("cpu"), statistics=IMAGENET))
     found, asked = [], set()
     for rank in range(size):
         member = Member(rank, size)
-        found += batches(frames, 5, torch.device("cpu"), statistics=IMAGENET, process_group=member)
+        found += EvalLoader(frames, 5, torch.device("cpu"), statistics=IMAGENET, process_group=member)
         asked.add(member.asked)
     assert [s.ids for s in found] == [s.ids for s in alone]
     assert [name for s in found for name in s.ids] == [i.id for i in items]

@@ -18,7 +18,14 @@ from wsolbench.benchmark.data.image_cache import ImageSplit
 from wsolbench.benchmark.data.pixel_store import PixelStore
 from wsolbench.benchmark.planning.method_refs import Resolver
 from wsolbench.benchmark.planning.planner import Planner
-from wsolbench.benchmark.scoring.inference import EvalTarget, PixelMasks, Task, evaluation_pass, validation_pass
+from wsolbench.benchmark.scoring.inference import (
+    EvalTarget,
+    PassSettings,
+    PixelMasks,
+    Task,
+    evaluation_pass,
+    validation_pass,
+)
 from wsolbench.benchmark.scoring.map_extractor import MapExtractor, MapRequest
 from wsolbench.benchmark.scoring.map_scaling import histogram, scale_maps
 from wsolbench.datasets.base import Item
@@ -203,7 +210,7 @@ def scored(images, rows, batch: int) -> dict[str, Histograms]:
     scales = {t.name: (0.2, 0.8) for t in tasks}
     return {
         n: s.histograms
-        for n, s in evaluation_pass(reader, tasks, target, scales, torch.device("cpu"), batch)[1].items()
+        for n, s in evaluation_pass(reader, tasks, target, scales, PassSettings(torch.device("cpu"), batch))[1].items()
     }
 
 
@@ -227,7 +234,10 @@ def test_validation_is_the_same_whatever_the_batches(images, batch):
     frames = frames_of(images, range(24))
     rows = (3, 5, 20)
     masks = PixelMasks(rows, {t.protocol.mask_reduction: np.asarray(frames.masks)[list(rows)] for t in tasks})
-    found = [validation_pass(reader, tasks, frames, masks, torch.device("cpu"), size)[1] for size in (24, batch)]
+    found = [
+        validation_pass(reader, tasks, frames, masks, PassSettings(torch.device("cpu"), size))[1]
+        for size in (24, batch)
+    ]
     for task in tasks:
         one, other = (f[task.name] for f in found)
         assert one.scale == other.scale

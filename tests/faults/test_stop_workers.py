@@ -8,8 +8,8 @@ import pytest
 from wsolbench.benchmark.core import shutdown
 from wsolbench.benchmark.execution import progress_channel, scheduler, worker
 from wsolbench.benchmark.execution.parallel_backends import Engine
-from wsolbench.benchmark.execution.scheduler import Crew, Outcome
-from wsolbench.benchmark.execution.worker import Done, Job
+from wsolbench.benchmark.execution.scheduler import Outcome, Scheduler
+from wsolbench.benchmark.execution.worker import GroupResult, Job
 
 
 @pytest.fixture(autouse=True)
@@ -28,13 +28,13 @@ def planned(world):
 def crew(run, sources, answer, monkeypatch, seen=None):
     """A crew whose groups are answered by a function instead of being done."""
     monkeypatch.setattr(scheduler, "do_group", answer)
-    return Crew(Engine("loky", 1, True), Job(run, sources), (seen if seen is not None else []).append)
+    return Scheduler(Engine("loky", 1, True), Job(run, sources), (seen if seen is not None else []).append)
 
 
 def test_what_comes_back_undone_is_not_done(planned, monkeypatch):
     plan, run, sources = planned
     outcome = Outcome()
-    crew(run, sources, lambda stages, job, report: Done(), monkeypatch).round(plan, outcome)
+    crew(run, sources, lambda stages, job, report: GroupResult(), monkeypatch).round(plan, outcome)
     assert (outcome.done, outcome.failed) == ([], {})
     assert set(outcome.blocked) == set(plan.stages)
     assert outcome.exit_code == 1
@@ -46,7 +46,7 @@ def test_a_worker_that_was_told_to_end_is_asked_again_and_then_given_up(planned,
 
     def answer(stages, job, report):
         asked.append(stages[0].key)
-        return Done(stopped=True)
+        return GroupResult(stopped=True)
 
     crew(run, sources, answer, monkeypatch, seen).round(plan, outcome)
     assert outcome.exit_code == 1
@@ -62,10 +62,10 @@ def test_who_finds_others_at_work_again_waits_again(planned, monkeypatch, world)
     def answer(stages, job, report):
         count = answers[stages[0].key] = answers.get(stages[0].key, 0) + 1
         if count < 4:
-            return Done(busy="process 7 on node7")
+            return GroupResult(busy="process 7 on node7")
         for stage in stages:
             world.store.finish(stage.key, {"kind": stage.kind})
-        return Done()
+        return GroupResult()
 
     outcome = Outcome()
     crew(run, sources, answer, monkeypatch).round(plan, outcome)

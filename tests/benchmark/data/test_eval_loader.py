@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from wsolbench.benchmark.core.timing import Stopwatch
 from wsolbench.benchmark.data.augment import normalise
-from wsolbench.benchmark.data.eval_loader import batches
+from wsolbench.benchmark.data.eval_loader import EvalLoader
 from wsolbench.benchmark.data.image_cache import ImageSplit
 from wsolbench.benchmark.data.pixel_store import PixelStore
 from wsolbench.benchmark.data.prefetch import HostCopy
@@ -40,7 +40,7 @@ def frames(tmp_path):
 def test_all_images_once_and_in_order(frames):
     known, pixels, masks = frames
     watch = Stopwatch(CPU)
-    found = list(batches(known, 3, CPU, statistics=HALF, masks=True, watch=watch))
+    found = list(EvalLoader(known, 3, CPU, statistics=HALF, masks=True, watch=watch))
     assert [seen.rows for seen in found] == [slice(0, 3), slice(3, 6), slice(6, 9)]
     assert [i for seen in found for i in seen.ids] == known.ids
     assert torch.equal(torch.cat([seen.images for seen in found]), normalise(torch.from_numpy(pixels), HALF))
@@ -57,7 +57,7 @@ def test_images_are_changed_as_stored_and_squashed_on_the_device(frames):
         asked.extend(ids)
         return images // 2
 
-    (seen,) = batches(known, 10, CPU, statistics=IMAGENET, side=8, change=darker)
+    (seen,) = EvalLoader(known, 10, CPU, statistics=IMAGENET, side=8, change=darker)
     whole = normalise(torch.from_numpy(pixels // 2), IMAGENET)
     assert torch.equal(seen.images, F.interpolate(whole, (8, 8), mode="bilinear", antialias=True))
     assert asked == known.ids
@@ -67,7 +67,7 @@ def test_images_are_changed_as_stored_and_squashed_on_the_device(frames):
 def test_masks_that_were_not_prepared_are_an_error(frames):
     bare = ImageSplit(frames[0].items, frames[0].images)
     with pytest.raises(ValueError, match="never prepared"):
-        next(batches(bare, 3, CPU, statistics=HALF, masks=True))
+        next(iter(EvalLoader(bare, 3, CPU, statistics=HALF, masks=True)))
 
 
 def test_what_is_on_the_cpu_lands_as_it_is():
@@ -78,7 +78,7 @@ def test_what_is_on_the_cpu_lands_as_it_is():
 @pytest.mark.gpu
 def test_a_gpu_sees_the_same_batches(frames):
     device = torch.device("cuda")
-    both = (batches(frames[0], 2, place, statistics=HALF, masks=True) for place in (CPU, device))
+    both = (EvalLoader(frames[0], 2, place, statistics=HALF, masks=True) for place in (CPU, device))
     for seen, gpu in zip(*both, strict=True):
         landed = HostCopy({"images": gpu.images, "labels": gpu.labels, "masks": gpu.masks}).get()
         assert torch.equal(landed["labels"], seen.labels)

@@ -8,7 +8,7 @@ from wsolbench.benchmark.core.results_store import Store
 from wsolbench.benchmark.data.image_cache import DecodeRequest, ImageCache
 from wsolbench.benchmark.planning.method_refs import Resolver
 from wsolbench.benchmark.scoring import inference
-from wsolbench.benchmark.scoring.inference import PixelMasks, Task, validation_pass
+from wsolbench.benchmark.scoring.inference import PassSettings, PixelMasks, Task, validation_pass
 from wsolbench.benchmark.scoring.map_extractor import MapExtractor, MapRequest
 from wsolbench.datasets.csv_manifest import CsvDataset
 
@@ -25,7 +25,7 @@ def test_validation_keeps_the_maps_it_needs_and_not_their_batches(blobs, tmp_pat
     task = Task(MapRequest(ref, "any"), get_protocol("fair", scale_images=3))
     reader = MapExtractor(None, (task.view,), (0, 1), 2)
     _, scored = validation_pass(
-        reader, [task], cache.frames(items, 32), PixelMasks(), torch.device("cpu"), batch_size=16
+        reader, [task], cache.frames(items, 32), PixelMasks(), PassSettings(torch.device("cpu"), 16)
     )
     assert scored[task.name].scale.low < scored[task.name].scale.high
     assert len(seen) == 3

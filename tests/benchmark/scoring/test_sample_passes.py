@@ -15,7 +15,14 @@ from wsolbench.benchmark.data.image_cache import DecodeRequest, ImageCache, Mask
 from wsolbench.benchmark.planning.method_refs import Resolver
 from wsolbench.benchmark.scoring import inference
 from wsolbench.benchmark.scoring import map_scaling as mapping
-from wsolbench.benchmark.scoring.inference import EvalTarget, PixelMasks, Task, evaluation_pass, validation_pass
+from wsolbench.benchmark.scoring.inference import (
+    EvalTarget,
+    PassSettings,
+    PixelMasks,
+    Task,
+    evaluation_pass,
+    validation_pass,
+)
 from wsolbench.benchmark.scoring.map_extractor import MapRequest
 from wsolbench.benchmark.scoring.map_scaling import MapScale, Refusals, rank_levels, scale_later
 from wsolbench.benchmark.scoring.pixel_sample import interpolated, on_device, sample_facts
@@ -62,9 +69,12 @@ def both_passes(frames, kind, change, protocol=BY_RANK, batch=16, most=99):
     task = task_of(kind, protocol)
     reader, rows = Maps(task.view, change, most), (0, 1, 2)
     masks = PixelMasks(rows, {"nearest": np.asarray(frames.masks)[list(rows)]})
-    _, found = validation_pass(reader, [task], frames, masks, CPU, batch)
+    settings = PassSettings(CPU, batch)
+    _, found = validation_pass(reader, [task], frames, masks, settings)
     scale = found[task.name].scale
-    _, scored = evaluation_pass(reader, [task], EvalTarget(frames, (0, 1)), {task.name: scale}, CPU, batch)
+    _, scored = evaluation_pass(
+        reader, [task], EvalTarget(frames, (0, 1)), {task.name: scale}, PassSettings(CPU, batch)
+    )
     return found[task.name], scored[task.name]
 
 
