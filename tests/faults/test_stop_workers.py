@@ -25,8 +25,8 @@ def planned(world):
     return plan, planner.request.run, planner.open_datasets
 
 
-def crew(run, sources, answer, monkeypatch, seen=None):
-    """A crew whose groups are answered by a function instead of being done."""
+def scheduled(run, sources, answer, monkeypatch, seen=None):
+    """A scheduler whose groups are answered by a function instead of being done."""
     monkeypatch.setattr(scheduler, "do_group", answer)
     return Scheduler(Engine("loky", 1, True), Job(run, sources), (seen if seen is not None else []).append)
 
@@ -34,7 +34,7 @@ def crew(run, sources, answer, monkeypatch, seen=None):
 def test_what_comes_back_undone_is_not_done(planned, monkeypatch):
     plan, run, sources = planned
     outcome = Outcome()
-    crew(run, sources, lambda stages, job, report: GroupResult(), monkeypatch).round(plan, outcome)
+    scheduled(run, sources, lambda stages, job, report, number: GroupResult(number), monkeypatch).round(plan, outcome)
     assert (outcome.done, outcome.failed) == ([], {})
     assert set(outcome.blocked) == set(plan.stages)
     assert outcome.exit_code == 1
@@ -44,11 +44,11 @@ def test_a_worker_that_was_told_to_end_is_asked_again_and_then_given_up(planned,
     plan, run, sources = planned
     outcome, asked, seen = Outcome(), [], []
 
-    def answer(stages, job, report):
+    def answer(stages, job, report, number):
         asked.append(stages[0].key)
-        return GroupResult(stopped=True)
+        return GroupResult(number, stopped=True)
 
-    crew(run, sources, answer, monkeypatch, seen).round(plan, outcome)
+    scheduled(run, sources, answer, monkeypatch, seen).round(plan, outcome)
     assert outcome.exit_code == 1
     assert any("told to end by a signal" in e for e in outcome.failed.values())
     assert max(asked.count(k) for k in asked) >= 3
@@ -59,16 +59,16 @@ def test_who_finds_others_at_work_again_waits_again(planned, monkeypatch, world)
     plan, run, sources = planned
     answers = {}
 
-    def answer(stages, job, report):
+    def answer(stages, job, report, number):
         count = answers[stages[0].key] = answers.get(stages[0].key, 0) + 1
         if count < 4:
-            return GroupResult(busy="process 7 on node7")
+            return GroupResult(number, busy="process 7 on node7")
         for stage in stages:
             world.store.finish(stage.key, {"kind": stage.kind})
-        return GroupResult()
+        return GroupResult(number)
 
     outcome = Outcome()
-    crew(run, sources, answer, monkeypatch).round(plan, outcome)
+    scheduled(run, sources, answer, monkeypatch).round(plan, outcome)
     assert outcome.exit_code == 0
     assert set(outcome.done) == set(plan.stages)
 
@@ -84,7 +84,7 @@ def test_a_time_limit_outdoes_a_lost_lease():
 def test_a_lease_lost_after_the_work_leaves_no_request_behind(planned, monkeypatch):
     plan, run, sources = planned
     group = next(iter(plan.stages.values()))
-    monkeypatch.setattr(worker, "_do_claimed", lambda *a: shutdown.request(shutdown.LOST))
+    monkeypatch.setattr(worker, "_attempt", lambda *a: shutdown.request(shutdown.LOST))
     done = worker.do_group([group], Job(run, sources), lambda event: None)
     assert (done.stopped, done.busy, shutdown.requested()) == (False, "", 0)
 

@@ -11,7 +11,7 @@ from wsolbench.benchmark.core.files import read_npz
 from wsolbench.benchmark.execution.preflight import preflight
 from wsolbench.benchmark.planning.stage import Stage
 from wsolbench.benchmark.stages.context import StageContext, load_method_files
-from wsolbench.benchmark.stages.run import run_stages
+from wsolbench.benchmark.stages.run import RUNNERS
 
 HOOKS = '''
 """A method with a state of its own: it changes at the start and the end of epochs, in augment and in loss."""
@@ -89,7 +89,7 @@ class Bare:
 
     def stage(self, stage: Stage) -> None:
         """Does one stage."""
-        run_stages([stage], self.ctx)
+        RUNNERS[stage.kind]([stage], self.ctx)
 
 
 def trained(world: World) -> dict[str, dict]:
