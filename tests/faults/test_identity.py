@@ -49,7 +49,8 @@ SPEC_BY_OTHER_WAYS = {
     "backbone": "by the network, which is there or not", "kind": "by the version", "class_specific": "by the map class",
     "selects": "by the selection of the training", "uses_seed": "by the seed", "variant": "by its option",
     "recipes": "by the settings they give", "choices": "by the option chosen", "trains": "by the stages",
-    "source_hash": "by itself, for files of users",
+    "source_hash": "by itself, for files of users", "views": "by the version", "sampling": "by the version",
+    "groups": "by the version",
 }  # fmt: skip
 SPEC_SHOWN = {"family", "citation", "published", "summary", "origin", "module"}
 
