@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...methods.base import FullPass, Method, is_explainable
 from ..core.errors import BenchError
 from ..core.timing import Stopwatch
-from ..data.eval_loader import EvalBatch, batches
+from ..data.eval_loader import EvalBatch, EvalLoader
 from ..data.image_cache import ImageSplit
 from ..distributed.process_group import ProcessGroup
 from ..scoring.adaptive_batch import AdaptiveBatch
@@ -66,10 +66,11 @@ class WholeSets:
                 features.append(torch.zeros(len(split.items), pooled.shape[1], device=self.device))
             logits[seen.rows], features[0][seen.rows] = said, pooled
 
-        for batch in batches(
-            split, self.batch_size, self.device, statistics=statistics_of(self.method), side=self.side,
+        loader = EvalLoader(
+            split, self.batch_size, self.device, statistics_of(self.method), side=self.side,
             watch=self.watch, process_group=group,
-        ):  # fmt: skip
+        )  # fmt: skip
+        for batch in loader:
             for _ in memory.each(batch, read):
                 pass
         if not features:  # more processes than batches
