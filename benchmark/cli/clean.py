@@ -12,7 +12,7 @@ from ..core.errors import BenchError
 from . import options
 
 if TYPE_CHECKING:
-    from ..maintenance.clean import Refuse
+    from ..maintenance.clean import Removable
 
 SHOWN = 12
 
@@ -78,7 +78,7 @@ def _keys(plans: tuple[Path, ...], results: Path) -> set[str]:
     return found
 
 
-def _show(found: list["Refuse"], notes: list[str], total: int) -> None:
+def _show(found: list["Removable"], notes: list[str], total: int) -> None:
     from ..maintenance.findings import gib
 
     for note in notes:

@@ -19,7 +19,7 @@ from ..planning.config import PRESETS, REQUEST_LISTS, Request, RunConfig, flatte
 if TYPE_CHECKING:
     from ...reports.rows.load import Findings
     from ..core.results_store import Store
-    from ..execution.scheduler import Outcome
+    from ..execution.scheduler import PlanOutcome
     from ..planning.planner import Planner
     from ..planning.stage import Plan
 
@@ -198,10 +198,10 @@ def _seed(text: str) -> int:
         raise BenchError(f"--seeds {text}: a seed is a whole number.") from None
 
 
-def do_plan(plan: "Plan", planner: "Planner", store: "Store", quiet: bool) -> "Outcome":
+def do_plan(plan: "Plan", planner: "Planner", store: "Store", quiet: bool) -> "PlanOutcome":
     """Checks what can be checked beforehand, then does what is missing. Ends the process if a signal asks to stop."""
     from ..core.shutdown import INTERRUPTED, TERMINATED, Stopped
-    from ..execution.scheduler import Outcome, execute, heal, open_stages
+    from ..execution.scheduler import PlanOutcome, execute, heal, open_stages
     from ..execution.terminal import Terminal
     from ..execution.worker import FULL, disk_full
     from ..planning.estimate import rates_of
@@ -211,7 +211,7 @@ def do_plan(plan: "Plan", planner: "Planner", store: "Store", quiet: bool) -> "O
         terminal({"kind": "warning", "text": line})
     todo = open_stages(plan, store)
     if not todo:
-        return Outcome(cached=list(plan.stages))
+        return PlanOutcome(cached=list(plan.stages))
     from ..execution.preflight import preflight
 
     if not quiet:
@@ -228,7 +228,7 @@ def do_plan(plan: "Plan", planner: "Planner", store: "Store", quiet: bool) -> "O
     except OSError as problem:
         if problem.errno not in FULL:
             raise
-        return Outcome(blocked=[s.key for s in todo], full=disk_full(problem, store.root))
+        return PlanOutcome(blocked=[s.key for s in todo], full=disk_full(problem, store.root))
     try:
         return execute(plan, planner.request.run, planner.open_datasets, terminal)
     except (KeyboardInterrupt, Stopped) as how:
@@ -259,7 +259,6 @@ def _rehearse(plan: "Plan", planner: "Planner", store: "Store") -> None:
 
 def _show_plan(plan: "Plan", store: "Store", as_json: bool) -> None:
     from ..execution.scheduler import open_stages
-    from ..execution.terminal import title
     from ..planning.estimate import duration, estimate_seconds
 
     todo, done = {s.key for s in open_stages(plan, store)}, store.done(plan.stages)
@@ -267,7 +266,7 @@ def _show_plan(plan: "Plan", store: "Store", as_json: bool) -> None:
         {
             "stage": k,
             "kind": s.kind,
-            "what": title(s),
+            "what": s.title,
             "done": k in done,
             "to_do": k in todo,
             "parents": s.parents,
@@ -288,7 +287,7 @@ def _show_plan(plan: "Plan", store: "Store", as_json: bool) -> None:
         if kind != "score":
             for stage in of_kind:
                 mark = "to do " if stage.key in todo else "stored" if stage.key in done else "unused"
-                click.echo(f"  {mark}  {stage.key}  {title(stage)}")
+                click.echo(f"  {mark}  {stage.key}  {stage.title}")
     pairs = Counter((plan.stages[k].labels["train"], plan.stages[k].labels["eval"]) for k in plan.rows)
     for (train, evaluated), rows in pairs.items():
         click.echo(f"  {train} → {evaluated}: {many(rows, 'row')}")
@@ -314,21 +313,20 @@ def show_rows(plan: "Plan", store: "Store", found: "Findings", as_json: bool) ->
         click.echo(terminal_table(rows, max(width, NARROWEST), unfinished=unfinished))
 
 
-def _say_outcome(plan: "Plan", outcome: "Outcome", results: Path) -> None:
+def _say_outcome(plan: "Plan", outcome: "PlanOutcome", results: Path) -> None:
     if not outcome.done and not outcome.failed and not outcome.full:
         click.echo(f"Nothing to do: all {len(plan.stages)} stages were stored already.")
     say_problems(plan, outcome, results)
     click.echo(f"`bench report --results {results}` makes the page.")
 
 
-def say_problems(plan: "Plan", outcome: "Outcome", results: Path) -> None:
+def say_problems(plan: "Plan", outcome: "PlanOutcome", results: Path) -> None:
     """What failed and why, what waits for it, and where to look."""
-    from ..execution.terminal import title
 
     if outcome.full:
         click.echo(f"STOPPED: {outcome.full}", err=True)
     for key, error in outcome.failed.items():
-        click.echo(plain(f"FAILED {key} {title(plan.stages[key])}: {error}"), err=True)
+        click.echo(plain(f"FAILED {key} {plan.stages[key].title}: {error}"), err=True)
     if outcome.failed:
         click.echo(f"Tracebacks: {results}/runs/<stage>/failure.json; the same command tries these again.", err=True)
     if outcome.blocked:

@@ -1,1 +1,1 @@
-"""Who runs stages, where, and in which order."""
+"""Scheduling of stages: order, backends, workers, GPU slots, claims and progress."""

@@ -1,8 +1,8 @@
-"""Slots of a GPU: how many stages may share it, and which of the GPUs a stage runs on.
+"""GPU slots: how many stages share a GPU, and which GPU a stage runs on.
 
-A large GPU is idle most of the time when one small training runs on it, so several may share one. A slot is a lock file
-that its process holds while it works; a killed process frees it. A stage whose memory is known from an earlier one
-takes a slot beside others only where so much is free.
+One small training leaves a large GPU idle most of the time, so several may share it. A slot is a lock file that its
+process holds while it works; a killed process frees it. A stage whose memory is known from an earlier one takes a slot
+beside others only where that much is free.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ POLL_SECONDS = 0.2
 RESERVE = 1.15  # of the memory an earlier stage took: fragments, and what torch keeps
 
 
-def gpus(device: str) -> list[int]:
+def allowed_gpus(device: str) -> list[int]:
     """Indices of the GPUs that `--device` allows: all for auto and cuda, one for cuda:N, none for cpu."""
     import torch
 
@@ -35,15 +35,15 @@ def gpus(device: str) -> list[int]:
     return [int(index)] if index else list(range(torch.cuda.device_count()))
 
 
-def workers(run: RunConfig) -> int:
+def worker_count(run: RunConfig) -> int:
     """Stages at a time here: `--jobs`, or as many as there are slots where `--jobs-per-gpu` says how many a GPU has.
 
     Raises BenchError where several GPUs shall train one model and several stages share GPUs: which ones are free for a
     training could not be told.
     """
-    here = gpus(run.device)
-    at_once = len(here) * run.jobs_per_gpu if run.jobs_per_gpu and here else run.jobs or 1
-    if run.devices > 1 and here and at_once > 1 and not run.scheduler:
+    allowed = allowed_gpus(run.device)
+    at_once = len(allowed) * run.jobs_per_gpu if run.jobs_per_gpu and allowed else run.jobs or 1
+    if run.devices > 1 and allowed and at_once > 1 and not run.scheduler:
         raise BenchError(
             f"--devices {run.devices} trains one model on that many GPUs, so one stage runs at a time: leave out "
             "--jobs and --jobs-per-gpu, or give each of several `bench run` its own GPUs with CUDA_VISIBLE_DEVICES."
@@ -59,13 +59,13 @@ def gpu_slot(run: RunConfig, folder: Path, at_once: int, need: float = 0.0) -> I
     machine and results folder. at_once: stages at a time on this machine, 0 if that is not known. need: GPU memory in
     MiB that the stage will take, 0 if unknown.
     """
-    allowed = gpus(run.device)
+    allowed = allowed_gpus(run.device)
     if not allowed or at_once == 1 or run.devices > 1:
         yield run.device
         return
-    each = run.jobs_per_gpu or max(1, -(-at_once // len(allowed)))
+    per_gpu = run.jobs_per_gpu or max(1, -(-at_once // len(allowed)))
     folder.mkdir(parents=True, exist_ok=True)
-    slots = {g: [folder / _name(g, k) for k in range(each)] for g in allowed}
+    slots = {g: [folder / _slot_name(g, k) for k in range(per_gpu)] for g in allowed}
     with _first_free(slots, need * RESERVE) as device:
         yield device
 
@@ -81,18 +81,18 @@ def known_needs(plan: Plan, store: Store, run: RunConfig) -> dict[str, float]:
     for record in store.records().values():
         on_gpu = record.get("environment", {}).get("cuda")
         if on_gpu and record.get("peak_memory_mb"):
-            place = _alike(record["kind"], record["labels"], record["config"])
-            peaks[place] = max(peaks.get(place, 0.0), record["peak_memory_mb"])
-    return {k: peaks[p] for k, s in plan.stages.items() if (p := _place(s)) in peaks}
+            group = _memory_group(record["kind"], record["labels"], record["config"])
+            peaks[group] = max(peaks.get(group, 0.0), record["peak_memory_mb"])
+    return {k: peaks[p] for k, s in plan.stages.items() if (p := _memory_group_of(s)) in peaks}
 
 
-def _place(stage: Stage) -> tuple[Any, ...]:
+def _memory_group_of(stage: Stage) -> tuple[Any, ...]:
     config = stage.inputs.config
     sizes = {name: getattr(config, name) for name in ("image_size", "batch_size", "micro_batch", "precision", "stride")}
-    return _alike(stage.kind, stage.labels, sizes)
+    return _memory_group(stage.kind, stage.labels, sizes)
 
 
-def _alike(kind: str, labels: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Any, ...]:
+def _memory_group(kind: str, labels: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Any, ...]:
     """What stages that take the same memory have in common."""
     sizes = (config.get(name) for name in ("image_size", "batch_size", "micro_batch", "precision", "stride"))
     return (kind, labels["method"], labels["backbone"], *sizes)
@@ -105,24 +105,24 @@ def free_memory(gpu: int) -> float:
     return torch.cuda.mem_get_info(gpu)[0] / 2**20
 
 
-def _name(gpu: int, slot: int) -> str:
+def _slot_name(gpu: int, slot: int) -> str:
     """A file name for a slot of a GPU of this machine, however its GPUs are numbered for this process."""
     visible = [v for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v]
-    seen = visible[gpu] if gpu < len(visible) else str(gpu)
-    return f"gpu-{platform.node()}-{seen}-{slot}.lock".replace(os.sep, "-")
+    number = visible[gpu] if gpu < len(visible) else str(gpu)
+    return f"gpu-{platform.node()}-{number}-{slot}.lock".replace(os.sep, "-")
 
 
 @contextlib.contextmanager
 def _first_free(slots: Mapping[int, list[Path]], need: float) -> Iterator[str]:
     """The first slot nobody holds, GPU after GPU, so that one fills up only when all have work.
 
-    A GPU that others of ours use and that has not the memory is passed over; one that nobody of ours uses is taken
-    whatever it has, for waiting would not help.
+    A GPU that other stages use is passed over if it lacks the memory; one that no stage uses is taken whatever it has,
+    as waiting would not help.
     """
     while True:
         for k in range(len(next(iter(slots.values())))):
             for gpu, paths in slots.items():
-                with _tried(paths[k]) as got:
+                with _try_lock(paths[k]) as got:
                     if got and (not need or _unused(paths, k) or free_memory(gpu) >= need):
                         yield f"cuda:{gpu}"
                         return
@@ -131,7 +131,7 @@ def _first_free(slots: Mapping[int, list[Path]], need: float) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _tried(path: Path) -> Iterator[bool]:
+def _try_lock(path: Path) -> Iterator[bool]:
     """Holds a lock if it is free, and says whether."""
     lock = FileLock(path)
     try:
@@ -145,11 +145,11 @@ def _tried(path: Path) -> Iterator[bool]:
         lock.release()
 
 
-def _unused(paths: list[Path], mine: int) -> bool:
-    """Whether nobody else holds a slot of this GPU."""
+def _unused(paths: list[Path], own: int) -> bool:
+    """Whether no other process holds a slot of this GPU."""
     for k, path in enumerate(paths):
-        if k != mine:
-            with _tried(path) as free:
+        if k != own:
+            with _try_lock(path) as free:
                 if not free:
                     return False
     return True

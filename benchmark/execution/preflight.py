@@ -1,4 +1,4 @@
-"""What is checked after planning and before any training: data, weights, device, code of methods."""
+"""Checks after planning and before any training: data, weights, device, code of methods."""
 
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -22,7 +22,7 @@ from ..planning.method_refs import MethodRef
 from ..planning.stage import AnyStage, Experiment, ScoreInputs
 from ..scoring.build import construct, options
 from ..stages.context import StageContext, load_method_files, needs_elsewhere, needs_of, place_of
-from .gpu_slots import workers
+from .gpu_slots import worker_count
 from .parallel_backends import check_backend
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def preflight(stages: Sequence[AnyStage], planner: "Planner") -> list[str]:
     for place, needs in needed.items():
         cache = ctx.images(place)
         cache.prepare(list(needs))
-        found = notes_of_needs(ctx.manifest(place), cache, list(needs))
-        notes += [f"{planner.open_datasets[place.dataset].title}: {note}" for note in found]
+        title = planner.open_datasets[place.dataset].title
+        notes += [f"{title}: {note}" for note in notes_of_needs(ctx.manifest(place), cache, list(needs))]
     return list(dict.fromkeys(notes))
 
 
@@ -66,11 +66,11 @@ def rehearse(stages: Sequence[AnyStage], planner: "Planner") -> list[str]:
 
 
 def _check_machine(stages: Sequence[AnyStage], request: Request) -> None:
-    """Raises BenchError for a device or engine that is not here."""
+    """Raises BenchError for a device or backend that is not here."""
     choose_device(request.run.device)
     _refuse_slow_fallback(stages, request)
     check_backend(request.run)
-    workers(request.run)
+    worker_count(request.run)
 
 
 def _check_work(

@@ -1,4 +1,4 @@
-"""Doing a plan: wave by wave of the graph, stages started only through joblib; a failure stops nobody else."""
+"""Scheduler: runs the stages of a plan, parents first, through joblib; one failed stage does not stop the others."""
 
 import contextlib
 import os
@@ -17,10 +17,10 @@ from ..planning.config import RunConfig
 from ..planning.open_datasets import OpenDataset
 from ..planning.stage import Plan, Stage
 from .gpu_slots import known_needs
-from .parallel_backends import Engine, engine
-from .progress_channel import STOP_FILE, Follower, new_folder
+from .parallel_backends import ParallelBackend, open_backend
+from .progress_channel import STOP_FILE, ProgressReader, new_folder
 from .stage_leases import claim
-from .worker import GroupResult, Job, do_group, parts_of, record_failure
+from .worker import GroupResult, WorkerJob, do_group, parts_of, record_failure
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -30,8 +30,8 @@ class WorkerDiedError(Exception):
 
 
 @dataclass
-class Outcome:
-    """Stage keys by what became of them. `blocked` waits for a stage that failed; full: the disk is, in words."""
+class PlanOutcome:
+    """How each stage of a plan ended, by key. blocked: waits for a stage that failed. full: the disk is, in words."""
 
     done: list[str] = field(default_factory=list)
     cached: list[str] = field(default_factory=list)
@@ -63,15 +63,15 @@ def open_stages(plan: Plan, store: Store) -> list[Stage]:
 
 def heal(plan: Plan, store: Store) -> list[str]:
     """Sets aside finished stages whose record cannot be read or has an old schema; returns one line for each."""
-    found = store.unreadable(store.done(plan.stages))
-    gone = [k for k in found if _aside(plan, store, k, lambda k=k: k in store.unreadable([k]))]
-    return [f"{found[key]} {title_of(plan, key)} is done again." for key in gone]
+    unreadable = store.unreadable(store.done(plan.stages))
+    removed = [k for k in unreadable if _set_aside_damaged(plan, store, k, lambda k=k: k in store.unreadable([k]))]
+    return [f"{unreadable[key]} {title_of(plan, key)} is done again." for key in removed]
 
 
-def _aside(plan: Plan, store: Store, key: str, still: Callable[[], bool]) -> bool:
-    """Sets a damaged stage aside unless another command does so, or has done it over, by now; whether it did."""
+def _set_aside_damaged(plan: Plan, store: Store, key: str, still_damaged: Callable[[], bool]) -> bool:
+    """Removes a damaged stage unless another command does so, or has repeated it, by now; returns whether it did."""
     with contextlib.suppress(BusyError), claim(store, [plan.stages[key]], wait=False):
-        if still():
+        if still_damaged():
             store.remove(key)
             return True
     return False
@@ -79,15 +79,15 @@ def _aside(plan: Plan, store: Store, key: str, still: Callable[[], bool]) -> boo
 
 def heal_scores(plan: Plan, store: Store, shown: Collection[str]) -> list[str]:
     """Sets aside scores whose arrays cannot be read, where a finished row is not among those shown; one line each."""
-    said = []
+    lines = []
     for row in (r for r in plan.rows if r not in shown):
         for key in (row, plan.stages[row].parents.get("val", "")):
             if not key or not store.is_done(key):
                 continue
             problem = _unreadable_scores(store, key)
-            if problem and _aside(plan, store, key, lambda key=key: bool(_unreadable_scores(store, key))):
-                said.append(f"{problem} {title_of(plan, key)} is done again.")
-    return said
+            if problem and _set_aside_damaged(plan, store, key, lambda key=key: bool(_unreadable_scores(store, key))):
+                lines.append(f"{problem} {title_of(plan, key)} is done again.")
+    return lines
 
 
 def _unreadable_scores(store: Store, key: str) -> str:
@@ -105,76 +105,79 @@ def title_of(plan: Plan, key: str) -> str:
 
 
 def waves(stages: Sequence[Stage]) -> list[list[list[Stage]]]:
-    """Waves of groups: every wave needs only earlier ones; a group shares one pass and is one job."""
+    """Groups of stages in waves: a wave needs only earlier ones; the stages of a group share one pass and one job."""
     level: dict[str, int] = {}
     for stage in stages:  # parents come first in a plan
         level[stage.key] = 1 + max((level[p] for p in stage.parents.values() if p in level), default=-1)
-    found: list[dict[tuple[str, ...], list[Stage]]] = [{} for _ in range(max(level.values(), default=-1) + 1)]
+    groups_of: list[dict[tuple[str, ...], list[Stage]]] = [{} for _ in range(max(level.values(), default=-1) + 1)]
     for stage in stages:
-        found[level[stage.key]].setdefault(stage.group or (stage.key,), []).append(stage)
-    return [list(groups.values()) for groups in found]
+        groups_of[level[stage.key]].setdefault(stage.group or (stage.key,), []).append(stage)
+    return [list(groups.values()) for groups in groups_of]
 
 
-def execute(plan: Plan, run: RunConfig, open_datasets: dict[str, OpenDataset], report: Report) -> Outcome:
-    """Does what is missing of a plan. Failures are recorded with their traceback and returned, not raised.
+def execute(plan: Plan, run: RunConfig, open_datasets: dict[str, OpenDataset], report: Report) -> PlanOutcome:
+    """Runs what is missing of a plan. Failures are recorded with their traceback and returned, not raised.
 
-    A stored file that turns out to be damaged is set aside and its stage done again, once. Raises stop.Stopped when a
+    A stored file that turns out to be damaged is set aside and its stage repeated, once. Raises shutdown.Stopped when a
     signal asked to stop, after every worker has left what it needs to go on.
     """
     store = Store(run.results)
-    outcome = Outcome(cached=sorted(store.done(plan.stages)))
+    outcome = PlanOutcome(cached=sorted(store.done(plan.stages)))
     with contextlib.ExitStack() as opened:
-        scheduler = opened.enter_context(_scheduler(plan, run, open_datasets, report))
+        scheduler = opened.enter_context(_open_scheduler(plan, run, open_datasets, report))
         while True:
             damaged = scheduler.round(plan, outcome)
             fresh = {k: seen for k, seen in damaged.items() if k in plan.stages and k not in scheduler.job.healed}
             if not fresh or outcome.full:
                 return outcome
             for key, (why, stamp) in fresh.items():
-                if _aside(plan, store, key, lambda key=key, stamp=stamp: store.stamp(key) == stamp):
+                if _set_aside_damaged(plan, store, key, lambda key=key, stamp=stamp: store.stamp(key) == stamp):
                     report({"kind": "warning", "text": f"{why} {title_of(plan, key)} is done again."})
             scheduler.job = replace(scheduler.job, healed=scheduler.job.healed | fresh.keys())
 
 
 @contextlib.contextmanager
-def _scheduler(
+def _open_scheduler(
     plan: Plan, run: RunConfig, open_datasets: dict[str, OpenDataset], report: Report
 ) -> Iterator["Scheduler"]:
-    """An engine with what its workers need, and the way their progress comes back."""
+    """A scheduler on an open backend, with what its workers need and the channel their progress comes back by."""
     with contextlib.ExitStack() as opened:
         folder = None
 
-        def tell(code: int) -> None:
+        def on_stop(code: int) -> None:
             if folder is not None:
                 with contextlib.suppress(OSError):  # the folder of a run that has just ended
                     (folder / STOP_FILE).write_text(str(code), encoding="ascii")
-            with contextlib.suppress(OSError):  # Ctrl-C may have ended the reader of our words, too
+            with contextlib.suppress(OSError):  # Ctrl-C may have ended the reader of our output, too
                 os.write(2, b"\nStopping at the next safe point (a second Ctrl-C stops at once) ...\n")
 
-        kind = opened.enter_context(engine(run))
-        opened.enter_context(shutdown.listening(tell))  # after the engine: Ray sets handlers of its own
-        job = Job(run, open_datasets, kind.at_once, kind.threads, None, (platform.node(), os.getpid()))
-        if not kind.alone:
+        backend = opened.enter_context(open_backend(run))
+        opened.enter_context(shutdown.listening(on_stop))  # after the backend: Ray sets handlers of its own
+        job = WorkerJob(run, open_datasets, backend.at_once, backend.threads, None, (platform.node(), os.getpid()))
+        if not backend.in_process:
             folder = new_folder(run.results)
-            opened.enter_context(Follower(folder, plan.stages, report))
+            opened.enter_context(ProgressReader(folder, plan.stages, report))
             needs = known_needs(plan, Store(run.results), run)
-            job = replace(job, relay=folder, needs=needs, place=str(Path.cwd()))
+            job = replace(job, progress_folder=folder, needs=needs, place=str(Path.cwd()))
             report(
-                {"kind": "note", "text": f"Stages run on {kind.where}, {kind.at_once or 'as many as fit'} at a time."}
+                {
+                    "kind": "note",
+                    "text": f"Stages run on {backend.where}, {backend.at_once or 'as many as fit'} at a time.",
+                }
             )
-        yield Scheduler(kind, job, report)
+        yield Scheduler(backend, job, report)
 
 
 @dataclass
 class Scheduler:
-    """The workers of one command."""
+    """Runs groups of stages in the workers of one command."""
 
-    engine: Engine
-    job: Job
+    backend: ParallelBackend
+    job: WorkerJob
     report: Report
 
-    def round(self, plan: Plan, outcome: Outcome) -> dict[str, tuple[str, tuple[int, int]]]:
-        """Does the open stages wave by wave, but for those that failed before; returns damaged stages and why."""
+    def round(self, plan: Plan, outcome: PlanOutcome) -> dict[str, tuple[str, tuple[int, int]]]:
+        """Runs the open stages wave by wave, but for those that failed before; returns damaged stages and why."""
         store, damaged = Store(self.job.run.results), dict[str, tuple[str, tuple[int, int]]]()
         todo = [s for s in open_stages(plan, store) if s.key not in outcome.failed]
         outcome.blocked.clear()
@@ -182,10 +185,10 @@ class Scheduler:
         for wave in waves(todo):
             ready = []
             for group in wave:
-                bad = [s for s in group if any(p in keys and not store.is_done(p) for p in s.parents.values())]
-                outcome.blocked += [s.key for s in bad]
-                if good := [s for s in group if s not in bad]:
-                    ready.append(good)
+                orphaned = [s for s in group if any(p in keys and not store.is_done(p) for p in s.parents.values())]
+                outcome.blocked += [s.key for s in orphaned]
+                if runnable := [s for s in group if s not in orphaned]:
+                    ready.append(runnable)
             if outcome.full:
                 outcome.blocked += [s.key for group in ready for s in group]
                 continue
@@ -200,24 +203,24 @@ class Scheduler:
         return damaged
 
     def _wave(self, groups: Sequence[Sequence[Stage]]) -> list[GroupResult]:
-        """What became of each group. Groups of others come last: by then they may be done."""
+        """The result of each group. Groups that another process has claimed come last: by then they may be done."""
         results = self._persist(groups, self.job)
         while busy := {i: done.busy for i, done in results.items() if done.busy}:
             for other in sorted(set(busy.values())):
-                mine = [groups[i][0] for i, who in busy.items() if who == other]
-                self.report({"kind": "waiting", "stage": mine[0], "groups": len(mine), "owner": other})
-            again = self._persist([groups[i] for i in busy], replace(self.job, wait=True))
-            results.update(zip(busy, (again[i] for i in range(len(busy))), strict=True))
+                waiting = [groups[i][0] for i, owner in busy.items() if owner == other]
+                self.report({"kind": "waiting", "stage": waiting[0], "groups": len(waiting), "owner": other})
+            retried = self._persist([groups[i] for i in busy], replace(self.job, wait=True))
+            results.update(zip(busy, (retried[i] for i in range(len(busy))), strict=True))
         return [results[i] for i in range(len(groups))]
 
-    def _persist(self, groups: Sequence[Sequence[Stage]], job: Job) -> dict[int, GroupResult]:
-        """Starts the groups; where a worker dies, what is left again, with fewer at a time, in the end one by one.
+    def _persist(self, groups: Sequence[Sequence[Stage]], job: WorkerJob) -> dict[int, GroupResult]:
+        """Starts the groups; where a worker dies, the rest again with fewer at a time, in the end one by one.
 
-        So a stage that takes too much memory beside others gets it alone, and one that kills its worker every time is
-        the only one to fail.
+        So a stage that takes too much memory beside others gets it alone, and of stages that kill their worker every
+        time nothing but those fails.
         """
         results: dict[int, GroupResult] = {}
-        most = self.engine.at_once
+        most = self.backend.at_once
         for at_once in (most, max(1, most // 2) if most else 0):
             left = [i for i in range(len(groups)) if i not in results]
             if not left or (problem := self._start(groups, left, job, at_once, results)) is None:
@@ -228,45 +231,45 @@ class Scheduler:
             results[i] = self._alone(groups[i], job)
         return results
 
-    def _alone(self, group: Sequence[Stage], job: Job) -> GroupResult:
+    def _alone(self, group: Sequence[Stage], job: WorkerJob) -> GroupResult:
         """One group by itself; where it kills its worker again, its parts, so that only the faulty one is given up."""
-        found = dict[int, GroupResult]()
-        if (problem := self._start([group], [0], job, 1, found)) is None:
-            return found[0]
+        results = dict[int, GroupResult]()
+        if (problem := self._start([group], [0], job, 1, results)) is None:
+            return results[0]
         parts = parts_of([s for s in group if not Store(job.run.results).is_done(s.key)])
         if len(parts) <= 1:
             return self._give_up(group, problem)
-        whole = GroupResult()
+        merged = GroupResult()
         for part in parts:
             done = self._alone(part, job)
-            whole.problems.update(done.problems)
-            whole.damaged.update(done.damaged)
-            whole.busy, whole.full = whole.busy or done.busy, whole.full or done.full
-        return whole
+            merged.problems.update(done.problems)
+            merged.damaged.update(done.damaged)
+            merged.busy, merged.full = merged.busy or done.busy, merged.full or done.full
+        return merged
 
     def _start(
         self,
         groups: Sequence[Sequence[Stage]],
         chosen: Sequence[int],
-        job: Job,
+        job: WorkerJob,
         at_once: int,
         results: dict[int, GroupResult],
     ) -> Exception | None:
-        """Adds the results of some groups as they come; returns the problem if the engine broke before the end."""
-        report = self.report if self.engine.alone else None
-        found: Iterator[GroupResult] = self.engine.start(
+        """Adds the results of some groups as they come; returns the problem if the backend broke before the end."""
+        report = self.report if self.backend.in_process else None
+        incoming: Iterator[GroupResult] = self.backend.start(
             do_group, [(groups[i], job, report, i) for i in chosen], at_once
         )
         problem: Exception | None = None
         try:
-            for done in found:  # also after a request to stop: workers are writing their checkpoints
+            for done in incoming:  # also after a request to stop: workers are writing their checkpoints
                 if done.stopped and shutdown.requested() <= 0:
                     problem = WorkerDiedError("it was told to end by a signal")
                     continue
                 results[done.number] = done
                 if done.full:
                     break
-        except Exception as broken:  # noqa: BLE001 - each engine has its own errors for a worker that died
+        except Exception as broken:  # noqa: BLE001 - each backend has its own errors for a worker that died
             problem = broken
         if shutdown.requested() > 0:
             raise shutdown.Stopped
@@ -278,13 +281,13 @@ class Scheduler:
 
     def _give_up(self, group: Sequence[Stage], problem: Exception) -> GroupResult:
         store = Store(self.job.run.results)
-        lost = [s for s in group if not store.is_done(s.key)]
+        unfinished = [s for s in group if not store.is_done(s.key)]
         died = WorkerDiedError(
             f"its worker process died each time, in the end with nothing beside it ({_short(problem)}). Often the "
             "system ended it for want of memory: lower run.score_batch or train.micro_batch, or take a larger machine."
         )
         died.__cause__ = problem
-        return GroupResult(problems=record_failure(lost, store, died, 0.0))
+        return GroupResult(problems=record_failure(unfinished, store, died, 0.0))
 
 
 def _short(problem: Exception) -> str:

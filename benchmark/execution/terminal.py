@@ -15,16 +15,6 @@ if TYPE_CHECKING:
     from .progress_board import Board
 
 
-def title(stage: Stage) -> str:
-    """A stage in a few words, e.g. `score pixelcam · resnet18 · glas fold 0 seed 0 → camelyon16`."""
-    labels = stage.labels
-    where = f"{labels['train']} fold {labels['fold']} seed {labels['seed']}"
-    if labels.get("eval", labels["train"]) != labels["train"]:
-        where += f" → {labels['eval']}"
-    parts = [labels["method"], labels["backbone"], where]
-    return f"{stage.kind} " + " · ".join(p for p in parts if p != "-")
-
-
 def describe(event: dict[str, Any]) -> str:
     """One line for an event, empty where a line would say too little (a plain log gets about ten an epoch series)."""
     if event["kind"] in ("warning", "note"):
@@ -32,16 +22,16 @@ def describe(event: dict[str, Any]) -> str:
     stage = event["stage"]
     if event["kind"] == "waiting":
         more = f" and {event['groups'] - 1} more" if event["groups"] > 1 else ""
-        return f"{title(stage)}{more}: done by {event['owner']} at this moment; waiting for it"
+        return f"{stage.title}{more}: done by {event['owner']} at this moment; waiting for it"
     if event["kind"] == "done":
         what = f" ({event['what']})" if event.get("what") else ""
-        return f"{title(stage)}{what}: {_cost(event)}"
+        return f"{stage.title}{what}: {_cost(event)}"
     if event["kind"] == "score":
-        return f"{title(stage)}: scoring {many(event['images'], 'image')} ({event['what']})"
+        return f"{stage.title}: scoring {many(event['images'], 'image')} ({event['what']})"
     epoch, epochs = event["epoch"], event["epochs"]
     if epoch % max(1, epochs // 10) and epoch != epochs:
         return ""
-    return f"{title(stage)}: {_numbers(event)}"
+    return f"{stage.title}: {_numbers(event)}"
 
 
 def _cost(event: dict[str, Any]) -> str:

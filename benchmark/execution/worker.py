@@ -1,4 +1,4 @@
-"""What a worker does with a group of stages, in the process of the command or in any other."""
+"""Worker: runs a group of stages, in the process of the command or in any other."""
 
 import contextlib
 import errno
@@ -26,7 +26,7 @@ from ..planning.config import RunConfig
 from ..planning.open_datasets import OpenDataset
 from ..planning.stage import AnyStage, MapsInputs
 from .gpu_slots import gpu_slot
-from .progress_channel import STOP_FILE, Teller, WarningsTo
+from .progress_channel import STOP_FILE, ProgressWriter, WarningForwarder
 from .stage_leases import claim
 
 if TYPE_CHECKING:
@@ -40,17 +40,17 @@ Report = Callable[[dict[str, Any]], None]
 
 
 class DiskFullError(BenchError):
-    """Nothing more can be written; every other stage would fail in the same way."""
+    """The disk is full; every other stage would fail in the same way."""
 
 
 @dataclass(frozen=True)
-class Job:
+class WorkerJob:
     """What a worker needs beside the stages.
 
-    relay: folder for progress and stop requests, None in the process of the command. driver: host and process of the
-    command. place: its working folder, which relative paths mean. threads: of torch, 0 leaves them as they are.
-    at_once: stages at a time on a machine, 0 if that is not known. wait: stay where another process does the stages,
-    instead of coming back. healed: stages that were done again once already. needs: GPU memory in MiB by stage key, as
+    progress_folder: for progress and stop requests, None in the process of the command. driver: host and process of
+    the command. place: its working folder, which relative paths mean. threads: of torch, 0 leaves them as they are.
+    at_once: stages at a time on a machine, 0 if that is not known. wait: stay where another process runs the stages,
+    instead of coming back. healed: stages that were repeated once already. needs: GPU memory in MiB by stage key, as
     far as it is known.
     """
 
@@ -58,7 +58,7 @@ class Job:
     open_datasets: dict[str, OpenDataset]
     at_once: int = 1
     threads: int = 0
-    relay: Path | None = None
+    progress_folder: Path | None = None
     driver: tuple[str, int] = ("", 0)
     place: str = ""
     wait: bool = False
@@ -68,10 +68,10 @@ class Job:
 
 @dataclass
 class GroupResult:
-    """What became of a group.
+    """How a group ended.
 
     number: the caller's number for it. problems: error by stage key. damaged: what is wrong with stored stages and the
-    stamp of their record as it was seen, by their key. busy: who else does these stages now. full: why nothing can be
+    stamp of their record as it was seen, by their key. busy: who else runs these stages now. full: why nothing can be
     written any more. stopped: a stop was asked for.
     """
 
@@ -83,47 +83,47 @@ class GroupResult:
     stopped: bool = False
 
 
-def do_group(stages: Sequence[AnyStage], job: Job, report: Report | None = None, number: int = 0) -> GroupResult:
-    """Does the stages of one group in this process, unless they are done already.
+def do_group(stages: Sequence[AnyStage], job: WorkerJob, report: Report | None = None, number: int = 0) -> GroupResult:
+    """Runs the stages of one group in this process, unless they are done already.
 
-    report: only in the command's own process. number: of the group, returned with what became of it.
+    report: only in the command's own process. number: of the group, returned with the result.
     """
-    done, store = GroupResult(number), Store(job.run.results)
+    result, store = GroupResult(number), Store(job.run.results)
     if report is None:
         draw_to_files()  # a cluster's worker has the surroundings of whoever started the cluster
-    with _ONE_AT_A_TIME, _settled(job, report) as tell:
+    with _ONE_AT_A_TIME, _prepared_process(job, report) as tell:
         try:
             shutdown.check()
             with claim(store, stages, job.wait), _prepared(stages, job, store, tell) as (todo, ctx):
-                _attempt(todo, ctx, job.healed, done)
+                _attempt(todo, ctx, job.healed, result)
         except BusyError as other:
-            done.busy = str(other)
+            result.busy = str(other)
         except DiskFullError as problem:
-            done.full = str(problem)
+            result.full = str(problem)
         except shutdown.Stopped:
-            done.stopped = shutdown.requested() != shutdown.LOST
-            if not done.stopped:
-                done.busy = "a process that took over, as this one did not answer for a while"
+            result.stopped = shutdown.requested() != shutdown.LOST
+            if not result.stopped:
+                result.busy = "a process that took over, as this one did not answer for a while"
         except Exception as problem:  # noqa: BLE001 - around the stages: a lock of another user, a method file that is gone
-            _fail_outside(stages, store, problem, done)
+            _fail_outside(stages, store, problem, result)
         if shutdown.requested() == shutdown.LOST or report is None:
             shutdown.forget()  # a request to the whole run stands in its file; one to this worker was about this group
-    return done
+    return result
 
 
-def _fail_outside(stages: Sequence[AnyStage], store: Store, problem: Exception, done: GroupResult) -> None:
+def _fail_outside(stages: Sequence[AnyStage], store: Store, problem: Exception, result: GroupResult) -> None:
     """An error before or after the work itself fails the stages that are not finished, as one in it does."""
     try:
         _raise_if_full(problem, store)
-        lost = [s for s in stages if not store.is_done(s.key)]
-        done.problems.update(record_failure(lost, store, problem, 0.0))
+        unfinished = [s for s in stages if not store.is_done(s.key)]
+        result.problems.update(record_failure(unfinished, store, problem, 0.0))
     except DiskFullError as full:
-        done.full = str(full)
+        result.full = str(full)
 
 
 @contextlib.contextmanager
 def _prepared(
-    stages: Sequence[AnyStage], job: Job, store: Store, tell: Report
+    stages: Sequence[AnyStage], job: WorkerJob, store: Store, tell: Report
 ) -> Iterator[tuple[list[AnyStage], "StageContext"]]:
     """The stages still to be done, their methods registered and a GPU slot held while they are, and their context."""
     from ..stages.context import StageContext, load_method_files
@@ -143,7 +143,7 @@ def _prepared(
         yield todo, StageContext(replace(job.run, device=device), job.open_datasets, tell)
 
 
-def _attempt(stages: Sequence[AnyStage], ctx: "StageContext", healed: frozenset[str], done: GroupResult) -> None:
+def _attempt(stages: Sequence[AnyStage], ctx: "StageContext", healed: frozenset[str], result: GroupResult) -> None:
     """Runs stages together; where that fails, each method and checkpoint on its own: only the faulty one is lost."""
     from ..stages.run import RUNNERS
 
@@ -154,20 +154,20 @@ def _attempt(stages: Sequence[AnyStage], ctx: "StageContext", healed: frozenset[
     try:
         RUNNERS[stages[0].kind](stages, ctx)
         return
-    except (Exception, SystemExit) as problem:  # the run border: recorded with its traceback
+    except (Exception, SystemExit) as problem:  # the border of a run: recorded with its traceback
         if shutdown.requested() == shutdown.LOST:
             raise shutdown.Stopped from problem  # the new owner may have cleared away what this process was writing
         _raise_if_full(problem, ctx.store)
         if (key := _stage_of(problem, ctx.store)) and key not in healed:
-            done.damaged[key] = str(problem), ctx.store.stamp(key)
+            result.damaged[key] = str(problem), ctx.store.stamp(key)
             return
         parts = parts_of([s for s in stages if not ctx.store.is_done(s.key)])
         if len(parts) <= 1:
-            lost = list(chain(*parts))
-            done.problems.update(record_failure(lost, ctx.store, problem, time.monotonic() - began))
+            unfinished = list(chain(*parts))
+            result.problems.update(record_failure(unfinished, ctx.store, problem, time.monotonic() - began))
             return
     for part in parts:
-        _attempt([s for s in part if not ctx.store.is_done(s.key)], ctx, healed, done)
+        _attempt([s for s in part if not ctx.store.is_done(s.key)], ctx, healed, result)
 
 
 def _stage_of(problem: BaseException, store: Store) -> str:
@@ -190,12 +190,12 @@ def _raise_if_full(problem: BaseException, store: Store) -> None:
 
 
 def disk_full(problem: BaseException, folder: Path) -> str:
-    """What a full disk means: where, how much room is left, what to do."""
+    """The message of a full disk: where, how much is free, what to do."""
     file = getattr(problem, "filename", None) or folder
     there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    room = shutil.disk_usage(there)
+    usage = shutil.disk_usage(there)
     return (
-        f"The disk is full: {file} could not be written ({room.free / 2**20:.0f} of {room.total / 2**20:.0f} MiB are "
+        f"The disk is full: {file} could not be written ({usage.free / 2**20:.0f} of {usage.total / 2**20:.0f} MiB are "
         f"free in {folder}). What was stored before is untouched. Make room and run the same command again."
     )
 
@@ -210,11 +210,11 @@ def parts_of(stages: Sequence[AnyStage]) -> list[list[AnyStage]]:
         return (stage.inputs.checkpoint_slot,) if isinstance(stage.inputs, MapsInputs) else ()
 
     for key in (method_of, checkpoint_of):
-        found: dict[tuple, list[AnyStage]] = {}
+        parts: dict[tuple, list[AnyStage]] = {}
         for stage in stages:
-            found.setdefault(key(stage), []).append(stage)
-        if len(found) > 1:
-            return list(found.values())
+            parts.setdefault(key(stage), []).append(stage)
+        if len(parts) > 1:
+            return list(parts.values())
     return [list(stages)] if stages else []
 
 
@@ -237,31 +237,31 @@ def record_failure(stages: Sequence[AnyStage], store: Store, problem: BaseExcept
 
 
 def begin_worker(parent: int) -> None:
-    """The first call in a process that the command starts: what signals mean there, and that it ends with its parent.
+    """Initialiser of a worker process: handlers of signals, and a watch that ends it with its parent.
 
     Ctrl-C and a cluster's SIGTERM reach all processes at once, idle ones too; a worker that died of them would take the
-    others along in the middle of a write. So they are born with both held back (`sheltered`), ignore Ctrl-C, which the
-    command passes on, and take SIGTERM for a request to stop.
+    others along in the middle of a write. So workers start with both signals blocked (`signals_blocked`), ignore
+    Ctrl-C, which the command passes on, and take SIGTERM for a request to stop.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: shutdown.request(shutdown.TERMINATED))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    _watch(parent)
+    _end_with_parent(parent)
 
 
 @contextlib.contextmanager
-def sheltered() -> Iterator[None]:
-    """Processes that are started meanwhile are born with Ctrl-C and SIGTERM held back; this one hears them as ever."""
+def signals_blocked() -> Iterator[None]:
+    """Processes started in this block begin with Ctrl-C and SIGTERM blocked; this one still handles both."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before, ended = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS), threading.Event()
 
-    def hear() -> None:  # the one thread that the system may give them to; Python runs their handlers in the main one
+    def receive() -> None:  # the one thread the system may deliver them to; Python runs handlers in the main one
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         ended.wait()
 
-    thread = threading.Thread(target=hear, name="signals", daemon=True)
+    thread = threading.Thread(target=receive, name="signals", daemon=True)
     thread.start()
     try:
         yield
@@ -272,28 +272,28 @@ def sheltered() -> Iterator[None]:
 
 
 @functools.cache
-def _watch(parent: int) -> None:
-    """Ends this worker when its command has gone, killed perhaps: nobody waits for what follows. Stages stop first."""
+def _end_with_parent(parent: int) -> None:
+    """Ends this worker when its command has ended, killed perhaps; a running stage stops first, with its snapshot."""
 
-    def look() -> None:
+    def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1.0)
         shutdown.request(shutdown.TERMINATED)
         with _ONE_AT_A_TIME:
             os._exit(1)
 
-    threading.Thread(target=look, name="parent", daemon=True).start()
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 @contextlib.contextmanager
-def _settled(job: Job, report: Report | None) -> Iterator[Report]:
-    """The process as stages need it: threads, signals, where progress goes. Yields what to report to."""
+def _prepared_process(job: WorkerJob, report: Report | None) -> Iterator[Report]:
+    """Sets threads, determinism, working folder and stop file for a group of stages. Yields what to report to."""
     import torch
 
     if job.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = not job.run.deterministic  # sizes hardly change: the search for a kernel pays
-    if report is not None or job.relay is None:
+    if report is not None or job.progress_folder is None:
         yield report or (lambda event: None)
         return
     if job.threads:
@@ -301,15 +301,15 @@ def _settled(job: Job, report: Report | None) -> Iterator[Report]:
     if job.place:
         with contextlib.suppress(OSError):  # not there on this machine: absolute paths work all the same
             os.chdir(job.place)
-    shutdown.follow(job.relay / STOP_FILE)
+    shutdown.follow(job.progress_folder / STOP_FILE)
     if (platform.node(), os.getppid()) == job.driver:
-        _watch(job.driver[1])
-    tell = Teller(job.relay)
-    logger, handler = logging.getLogger(__name__.partition(".")[0]), WarningsTo(tell)
+        _end_with_parent(job.driver[1])
+    writer = ProgressWriter(job.progress_folder)
+    logger, handler = logging.getLogger(__name__.partition(".")[0]), WarningForwarder(writer)
     logger.addHandler(handler)
     logger.propagate = False  # the command shows them
     try:
-        yield tell
+        yield writer
     finally:
         logger.removeHandler(handler)
         logger.propagate = True

@@ -29,7 +29,7 @@ STAGES = ("no plan refers to it", "no score refers to it", "unfinished, and no p
 
 
 @dataclass(frozen=True)
-class Refuse:
+class Removable:
     """Something to remove. why: the heading under which it is shown; size: bytes; what: in words, where it helps."""
 
     path: Path
@@ -60,7 +60,7 @@ class _Tree:
         return time.time() - self.newest < YOUNG
 
 
-def find(results: Path, keys: set[str] | None = None, keep_failed: bool = False) -> tuple[list[Refuse], list[str]]:
+def find(results: Path, keys: set[str] | None = None, keep_failed: bool = False) -> tuple[list[Removable], list[str]]:
     """What may go, and what is to be said about how that was decided. Nothing is changed.
 
     keys: the stages to keep; None asks the plans that `bench run` noted, and without any of them the stored scores.
@@ -90,7 +90,7 @@ def find(results: Path, keys: set[str] | None = None, keep_failed: bool = False)
     return [f for f in found if not f.path.is_symlink()], notes
 
 
-def remove(results: Path, found: list[Refuse]) -> list[Refuse]:
+def remove(results: Path, found: list[Removable]) -> list[Removable]:
     """Removes what `find` found and is still free; returns what went. Raises OSError where the folder forbids it."""
     root, gone = results.resolve(), []
     for one in found:
@@ -143,18 +143,18 @@ def _age(path: Path) -> float:
         return 0.0
 
 
-def _old(path: Path, why: str, what: str = "") -> Iterator[Refuse]:
+def _old(path: Path, why: str, what: str = "") -> Iterator[Removable]:
     """The path as refuse, if nothing in it is young. What vanishes meanwhile is none."""
     try:
         tree = _Tree.of(path)
     except FileNotFoundError:
         return
     if not tree.young:
-        yield Refuse(path, why, tree.size, what)
+        yield Removable(path, why, tree.size, what)
 
 
 # -- what dead runs left ---------------------------------------------------------------------------------------------
-def _temporary(root: Path) -> Iterator[Refuse]:
+def _temporary(root: Path) -> Iterator[Removable]:
     for folder, below, names in os.walk(root):  # links are not followed
         if Path(folder) == root:
             below[:] = [n for n in below if n != "report"]
@@ -166,12 +166,12 @@ def _temporary(root: Path) -> Iterator[Refuse]:
             yield from _old(spilled, "half-written files")
 
 
-def _progress(root: Path) -> Iterator[Refuse]:
+def _progress(root: Path) -> Iterator[Removable]:
     for path in _inside(root, "progress", "*"):
         yield from _old(path, "progress of ended runs")
 
 
-def _locks(root: Path) -> Iterator[Refuse]:
+def _locks(root: Path) -> Iterator[Removable]:
     for path in _inside(root, "locks", "*.lock"):
         if not held(path):
             yield from _old(path, "free lock files")
@@ -213,7 +213,7 @@ def _planned(root: Path, notes: list[str]) -> set[str] | None:
 def _stages(
     folders: list[Path], records: Mapping[str, Mapping[str, Any]], useless: Mapping[str, str], kept: set[str] | None,
     keep_failed: bool,
-) -> Iterator[Refuse]:  # fmt: skip
+) -> Iterator[Removable]:  # fmt: skip
     why = "no plan refers to it" if kept is not None else "no score refers to it"
     keep = kept if kept is not None else _reachable(records)
     for folder in folders:
@@ -255,7 +255,7 @@ def _failure(folder: Path) -> str:
         return "interrupted"
 
 
-def _needless_weights(folder: Path, record: Mapping[str, Any]) -> Iterator[Refuse]:
+def _needless_weights(folder: Path, record: Mapping[str, Any]) -> Iterator[Removable]:
     """Snapshots and weights that a finished training no longer needs: a kill right after its record leaves them."""
     if (folder / "resume").is_dir():
         yield from _old(folder / "resume", "snapshots of finished trainings")
@@ -266,7 +266,7 @@ def _needless_weights(folder: Path, record: Mapping[str, Any]) -> Iterator[Refus
                 yield from _old(path, "weights that no selection picked")
 
 
-def _other_plans(root: Path, keys: set[str]) -> Iterator[Refuse]:
+def _other_plans(root: Path, keys: set[str]) -> Iterator[Removable]:
     for path in _inside(root, "plans", "*.json"):
         try:
             named = set(read_json(path)["stages"])

@@ -9,7 +9,7 @@ from PIL import Image
 from wsolbench.benchmark.conformance.synthetic_task import write_blobs
 from wsolbench.benchmark.core.results_store import Store
 from wsolbench.benchmark.execution.preflight import preflight
-from wsolbench.benchmark.execution.scheduler import Outcome, execute
+from wsolbench.benchmark.execution.scheduler import PlanOutcome, execute
 from wsolbench.benchmark.planning.config import Request, RunConfig
 from wsolbench.benchmark.planning.planner import Planner
 from wsolbench.benchmark.planning.stage import Plan
@@ -68,7 +68,7 @@ class World:
         planner = Planner(self.request(methods, **changes))
         return planner, planner.build()
 
-    def run(self, methods: str, **changes) -> tuple[Plan, Outcome]:
+    def run(self, methods: str, **changes) -> tuple[Plan, PlanOutcome]:
         planner, plan = self.plan(methods, **changes)
         todo = [s for s in plan.stages.values() if not self.store.is_done(s.key)]
         if todo:

@@ -17,7 +17,7 @@ from tests.faults.matrix import LONG, TWO_CORES, Matrix, contents, leftovers
 from tests.faults.warm import Job
 from wsolbench.benchmark.core.errors import BenchError
 from wsolbench.benchmark.execution import parallel_backends
-from wsolbench.benchmark.execution.parallel_backends import engine
+from wsolbench.benchmark.execution.parallel_backends import open_backend
 from wsolbench.benchmark.planning.config import RunConfig
 
 DONE = re.compile(r"^(?:\[[^\]]*\] )?train (\S+) .*: [\d.]+ s, ", re.MULTILINE)
@@ -136,17 +136,17 @@ def test_a_cluster_that_is_not_there(monkeypatch, backend):
     monkeypatch.setenv("RAY_gcs_server_request_timeout_seconds", "1")
     address = f"127.0.0.1:{free_port()}"
     run = RunConfig(backend=backend, scheduler=f"tcp://{address}" if backend == "dask" else address)
-    with pytest.raises(BenchError, match=rf"--scheduler \S*{address} cannot be reached"), engine(run):
+    with pytest.raises(BenchError, match=rf"--scheduler \S*{address} cannot be reached"), open_backend(run):
         pass
 
 
 def test_words_about_engines(monkeypatch):
-    with pytest.raises(BenchError, match="Did you mean dask"), engine(RunConfig(backend="dusk")):
+    with pytest.raises(BenchError, match="Did you mean dask"), open_backend(RunConfig(backend="dusk")):
         pass
     with pytest.raises(BenchError, match="add --backend dask or ray"):
         RunConfig(scheduler="tcp://node:8786")
     monkeypatch.setitem(parallel_backends.PACKAGES, "ray", "a_package_nobody_has")
-    with pytest.raises(BenchError, match=r"pip install 'wsolbench\[ray\]'"), engine(RunConfig(backend="ray")):
+    with pytest.raises(BenchError, match=r"pip install 'wsolbench\[ray\]'"), open_backend(RunConfig(backend="ray")):
         pass
 
 

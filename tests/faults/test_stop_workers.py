@@ -7,9 +7,9 @@ import pytest
 
 from wsolbench.benchmark.core import shutdown
 from wsolbench.benchmark.execution import progress_channel, scheduler, worker
-from wsolbench.benchmark.execution.parallel_backends import Engine
-from wsolbench.benchmark.execution.scheduler import Outcome, Scheduler
-from wsolbench.benchmark.execution.worker import GroupResult, Job
+from wsolbench.benchmark.execution.parallel_backends import ParallelBackend
+from wsolbench.benchmark.execution.scheduler import PlanOutcome, Scheduler
+from wsolbench.benchmark.execution.worker import GroupResult, WorkerJob
 
 
 @pytest.fixture(autouse=True)
@@ -28,12 +28,14 @@ def planned(world):
 def scheduled(run, sources, answer, monkeypatch, seen=None):
     """A scheduler whose groups are answered by a function instead of being done."""
     monkeypatch.setattr(scheduler, "do_group", answer)
-    return Scheduler(Engine("loky", 1, True), Job(run, sources), (seen if seen is not None else []).append)
+    return Scheduler(
+        ParallelBackend("loky", 1, True), WorkerJob(run, sources), (seen if seen is not None else []).append
+    )
 
 
 def test_what_comes_back_undone_is_not_done(planned, monkeypatch):
     plan, run, sources = planned
-    outcome = Outcome()
+    outcome = PlanOutcome()
     scheduled(run, sources, lambda stages, job, report, number: GroupResult(number), monkeypatch).round(plan, outcome)
     assert (outcome.done, outcome.failed) == ([], {})
     assert set(outcome.blocked) == set(plan.stages)
@@ -42,7 +44,7 @@ def test_what_comes_back_undone_is_not_done(planned, monkeypatch):
 
 def test_a_worker_that_was_told_to_end_is_asked_again_and_then_given_up(planned, monkeypatch):
     plan, run, sources = planned
-    outcome, asked, seen = Outcome(), [], []
+    outcome, asked, seen = PlanOutcome(), [], []
 
     def answer(stages, job, report, number):
         asked.append(stages[0].key)
@@ -67,7 +69,7 @@ def test_who_finds_others_at_work_again_waits_again(planned, monkeypatch, world)
             world.store.finish(stage.key, {"kind": stage.kind})
         return GroupResult(number)
 
-    outcome = Outcome()
+    outcome = PlanOutcome()
     scheduled(run, sources, answer, monkeypatch).round(plan, outcome)
     assert outcome.exit_code == 0
     assert set(outcome.done) == set(plan.stages)
@@ -85,7 +87,7 @@ def test_a_lease_lost_after_the_work_leaves_no_request_behind(planned, monkeypat
     plan, run, sources = planned
     group = next(iter(plan.stages.values()))
     monkeypatch.setattr(worker, "_attempt", lambda *a: shutdown.request(shutdown.LOST))
-    done = worker.do_group([group], Job(run, sources), lambda event: None)
+    done = worker.do_group([group], WorkerJob(run, sources), lambda event: None)
     assert (done.stopped, done.busy, shutdown.requested()) == (False, "", 0)
 
 
@@ -97,18 +99,18 @@ def test_an_error_outside_the_work_fails_its_stages(planned, monkeypatch, world)
         raise PermissionError(13, "Permission denied", "locks/x.lock")
 
     monkeypatch.setattr(worker, "claim", refuse)
-    done = worker.do_group([group], Job(run, sources), lambda event: None)
+    done = worker.do_group([group], WorkerJob(run, sources), lambda event: None)
     assert "Permission denied" in done.problems[group.key]
     assert "Permission denied" in world.store.failures()[group.key]["error"]
 
 
 def test_half_a_line_does_not_end_the_progress(tmp_path):
     folder, seen = progress_channel.new_folder(tmp_path), []
-    follower = progress_channel.Follower(folder, {}, seen.append)
+    follower = progress_channel.ProgressReader(folder, {}, seen.append)
     (folder / "node-1.jsonl").write_bytes(
         b'{"kind": "warn{"kind": "warning", "text": "a"}\n{"kind":"warning","text":"b"}\n'
     )
-    follower.look()
+    follower.read()
     assert seen == [{"kind": "warning", "text": "b"}]
 
 

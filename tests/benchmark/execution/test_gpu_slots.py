@@ -11,22 +11,22 @@ import pytest
 from wsolbench.benchmark.core.errors import BenchError
 from wsolbench.benchmark.core.results_store import Store
 from wsolbench.benchmark.execution import gpu_slots
-from wsolbench.benchmark.execution.gpu_slots import gpu_slot, known_needs, workers
+from wsolbench.benchmark.execution.gpu_slots import gpu_slot, known_needs, worker_count
 from wsolbench.benchmark.planning.config import RunConfig, TrainConfig
 from wsolbench.benchmark.planning.stage import Plan, Stage
 
 
 @pytest.fixture
 def two_gpus(monkeypatch):
-    monkeypatch.setattr(gpu_slots, "gpus", lambda device: [] if device == "cpu" else [0, 1])
+    monkeypatch.setattr(gpu_slots, "allowed_gpus", lambda device: [] if device == "cpu" else [0, 1])
     monkeypatch.setattr(gpu_slots, "POLL_SECONDS", 0.01)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
 def test_as_many_stages_at_a_time_as_slots(two_gpus):
-    assert workers(RunConfig(jobs_per_gpu=3)) == 6
-    assert workers(RunConfig(jobs=4)) == 4
-    assert workers(RunConfig(jobs=4, jobs_per_gpu=3, device="cpu")) == 4
+    assert worker_count(RunConfig(jobs_per_gpu=3)) == 6
+    assert worker_count(RunConfig(jobs=4)) == 4
+    assert worker_count(RunConfig(jobs=4, jobs_per_gpu=3, device="cpu")) == 4
     with pytest.raises(BenchError, match="jobs_per_gpu = -1"):
         RunConfig(jobs_per_gpu=-1)
 
@@ -73,10 +73,10 @@ def test_the_memory_of_a_stage_is_known_from_its_like(two_gpus, tmp_path):
 
 
 def test_several_gpus_for_one_model_run_alone(two_gpus):
-    assert workers(RunConfig(devices=2)) == 1
+    assert worker_count(RunConfig(devices=2)) == 1
     with pytest.raises(BenchError, match="leave out --jobs"):
-        workers(RunConfig(devices=2, jobs=2))
-    assert workers(RunConfig(devices=2, jobs=2, device="cpu")) == 2
+        worker_count(RunConfig(devices=2, jobs=2))
+    assert worker_count(RunConfig(devices=2, jobs=2, device="cpu")) == 2
 
 
 def test_who_finds_no_slot_waits_for_one(two_gpus, tmp_path):
@@ -116,9 +116,15 @@ def test_a_stage_alone_takes_the_device_it_was_given(two_gpus, tmp_path):
 def test_only_a_gpu_has_slots(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert [gpu_slots.gpus(d) for d in ("auto", "cuda", "cuda:1", "cpu", "cpu:0")] == [[0, 1], [0, 1], [1], [], []]
+    assert [gpu_slots.allowed_gpus(d) for d in ("auto", "cuda", "cuda:1", "cpu", "cpu:0")] == [
+        [0, 1],
+        [0, 1],
+        [1],
+        [],
+        [],
+    ]
 
 
 def test_slots_follow_the_numbers_of_the_machine(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    assert "-7-0.lock" in gpu_slots._name(1, 0)
+    assert "-7-0.lock" in gpu_slots._slot_name(1, 0)
