@@ -189,7 +189,7 @@ def check_learns(bench: Bench) -> str | None:
     from ...reports.rows.load import load_rows
 
     stored = load_rows(Store(bench.planner.request.run.results), bench.plan.rows)
-    rows = [r for r in stored if r.selection == "last"]
+    rows = [r for r in stored if r.selection == "last" and not r.ood]
     best = max((r.pxap_positives for r in rows), default=float("nan"))
     chance = rows[0].chance_positives if rows else float("nan")
     floor = chance + 0.4 * (100 - chance)
@@ -245,9 +245,9 @@ def check_identity(bench: Bench) -> str | None:
 
 def check_masks(bench: Bench) -> str | None:
     """no mask is asked for, in the batch or on disk, by loss or by making maps."""
-    manifest = bench.ctx.manifest(bench.score_stage.inputs.experiment)
-    results = bench.planner.request.run.results
-    with mask_guard.watching(bench.ref.label, lambda: [i.mask for i in manifest.items if i.mask is not None], results):
+    experiment, results = bench.score_stage.inputs.experiment, bench.planner.request.run.results
+    items = [i for place in (experiment, experiment.target) if place for i in bench.ctx.manifest(place).items]
+    with mask_guard.watching(bench.ref.label, lambda: [i.mask for i in items if i.mask is not None], results):
         exercise(bench)
     return None
 

@@ -12,7 +12,22 @@ SIDE = 64
 IMAGES = {"train": 32, "val": 12, "test": 24}
 
 
-def write_blobs(folder: Path, seed: int = 0) -> Path:
+STAIN = (0.75, 0.95, 1.0)  # of the target: what its colours are multiplied by
+
+
+def target_of(csv_path: Path) -> Path:
+    """Where the target of a task lies."""
+    return csv_path.parent / "target" / csv_path.name
+
+
+def write_target(csv_path: Path) -> Path:
+    """Writes other blobs in another stain, called `stained`, to which a model of the task can adapt."""
+    return write_blobs(target_of(csv_path).parent, 1, "stained", STAIN)
+
+
+def write_blobs(
+    folder: Path, seed: int = 0, title: str = "blobs", stain: tuple[float, float, float] = (1, 1, 1)
+) -> Path:
     """Writes images, masks and a CSV manifest with classes `plain` (declared maskless) and `blob`; returns the CSV."""
     rng = np.random.default_rng(seed_for("check", seed))
     folder.mkdir(parents=True, exist_ok=True)
@@ -22,14 +37,14 @@ def write_blobs(folder: Path, seed: int = 0) -> Path:
             label = k % 2
             image, mask = blob(rng, bool(label))
             name = f"{split}_{k:02d}"
-            Image.fromarray(image).save(folder / f"{name}.png")
+            Image.fromarray((image * np.array(stain)).astype(np.uint8)).save(folder / f"{name}.png")
             if label:
                 Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{name}_mask.png")
             truth, kind = (f"{name}_mask.png", "blob") if label else ("", "plain")
             rows.append((name, f"{name}.png", truth, kind, f"{split}-{k // 4}", split))
     path = folder / "blobs.csv"
     with path.open("w", newline="", encoding="utf-8") as handle:
-        handle.write("# name: blobs\n# classes: plain, blob\n# positive: blob\n# background: plain\n")
+        handle.write(f"# name: {title}\n# classes: plain, blob\n# positive: blob\n# background: plain\n")
         writer = csv.writer(handle)
         writer.writerow(("id", "image", "mask", "label", "group", "split"))
         writer.writerows(rows)

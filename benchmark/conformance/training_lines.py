@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...methods.base import Batch, Method
+from ..core.mask_guard import Withheld
 from ..core.shutdown import Stopped
 from ..distributed.process_group import ProcessGroup
 from ..training.checkpoints import EpochCursor
@@ -45,7 +46,7 @@ def _all_finite(losses: Mapping[str, Tensor], where: str) -> None:
 
 def _mixes(batch: Batch, classes: int) -> dict[str, Batch]:
     cases = {"a mixed batch": batch}
-    for label in range(classes):
+    for label in range(0 if isinstance(batch.labels, Withheld) else classes):
         cases[f"class {label} only"] = take_images(batch, (batch.labels == label).nonzero()[:, 0])
     if batch.teachers:
         flat = {name: torch.zeros_like(maps) for name, maps in batch.teachers.items()}

@@ -10,20 +10,24 @@ import torch
 from torch import Tensor
 
 from ...methods.base import Batch, Evidence, EvidenceSettings, Method, TrainContext, is_explainable
-from ..data.epoch_order import sampling_of
-from ..data.image_cache import DecodeRequest, MaskForm
+from ..core.timing import Stopwatch
+from ..data.image_cache import DecodeRequest
 from ..data.train_loader import DeviceSet, TrainingSet
+from ..distributed.process_group import SINGLE_PROCESS
 from ..execution.scheduler import execute
 from ..planning.config import Request, RunConfig
-from ..planning.method_refs import MethodRef
+from ..planning.eval_sets import EvalSet
+from ..planning.method_refs import MethodRef, Resolver
 from ..planning.planner import Planner
-from ..planning.stage import Plan, ScoreStage, TrainStage
+from ..planning.stage import Experiment, Plan, ScoreStage, TrainStage
 from ..scoring.build import build_method, load_function, options, statistics_of
-from ..stages.context import StageContext, load_model, needs_of
-from ..stages.train_stage import parent_states, teacher_maps, validation
+from ..stages.context import StageContext, load_model, needs_elsewhere, needs_of, place_of
+from ..stages.train_stage import parent_states, starting_model, training_set_of, validation, whole_sets_of
+from ..training.full_pass import WholeSets
 from ..training.train_step import Training, make_optimizer, make_scaler, train_step
-from .synthetic_task import write_blobs
+from .synthetic_task import target_of, write_blobs, write_target
 
+SOME_IMAGES = 16  # a batch of a pass over a whole set
 SETTINGS = {
     "image_size": "64",
     "load_size": "72",
@@ -61,8 +65,8 @@ class Bench:
         """The CPU: the contract is about behaviour, not speed."""
         return torch.device("cpu")
 
-    def context(self) -> TrainContext:
-        """What training would hand to the method."""
+    def context(self, method: Method | None = None) -> TrainContext:
+        """What training would hand to the method. method: the one whose passes over whole sets it gives."""
         card = self.planner.open_datasets[self.score_stage.inputs.experiment.dataset].dataset.card
         stage = self.train_stage
         parents = parent_states(stage, self.ctx) if stage else {}
@@ -70,40 +74,56 @@ class Bench:
         epochs, steps = int(SETTINGS["epochs"]), self.data.batches_per_epoch()
         context = TrainContext(1, epochs, len(card.classes), card.region_classes, self.device, generator, parents)
         context.steps_per_epoch = steps
+        if method is not None:
+            side, sets, watch = int(SETTINGS["image_size"]), whole_sets_of(self.training_set), Stopwatch(self.device)
+            context.whole_set = WholeSets(
+                method, sets, len(card.classes), side, SOME_IMAGES, self.device, watch, SINGLE_PROCESS
+            )
         return context
 
     def fresh(self) -> tuple[Method, TrainContext]:
         """The method as training starts it."""
-        method, context = self._built(), self.context()
+        method = self._built()
+        context = self.context(method)
         method.setup(context)
         return method, context
 
     def _built(self) -> Method:
         if self.train_stage is None:
             raise SkippedError("nothing is trained")
+        if self.ref.spec.adapts:
+            return starting_model(self.train_stage, self.ctx)[0]
         inputs, classes = self.train_stage.inputs, self.context().num_classes
         backbone = inputs.experiment.backbone
         return build_method(self.ref, backbone, inputs.config, classes, 0, inputs.statistics)
 
     def training(self, set_up: bool = True) -> Training:
         """A training of the method as the harness has it. set_up: with `setup` done, as its first step finds it."""
-        method, context = self.fresh() if set_up else (self._built(), self.context())
+        method, context = self.fresh() if set_up else self._bare()
         stage, run = self.train_stage or self.score_stage, self.planner.request.run
         experiment, config = stage.inputs.experiment, stage.inputs.config
         judged = validation(self.ref, self.ctx, experiment, config)
         return Training(method, self.data, judged, context, config, run, 0, run.results)
 
+    def _bare(self) -> tuple[Method, TrainContext]:
+        """The method before `setup`."""
+        method = self._built()
+        return method, self.context(method)
+
+    @cached_property
+    def training_set(self) -> TrainingSet:
+        """The training images of both classes, or of the target, with what the method is entitled to."""
+        if self.train_stage is not None:
+            return training_set_of(self.train_stage, self.ctx, self.train_stage.inputs.config)
+        inputs = self.score_stage.inputs
+        items = self.ctx.manifest(inputs.experiment).split("train")
+        frames = self.ctx.images(inputs.experiment).frames(items, inputs.config.load_size)
+        return TrainingSet(frames, inputs.config, self.device, inputs.statistics)
+
     @cached_property
     def data(self) -> DeviceSet:
-        """The training images of both classes, with what the method is entitled to."""
-        stage = self.train_stage or self.score_stage
-        manifest, config = self.ctx.manifest(stage.inputs.experiment), stage.inputs.config
-        pixel = self.ref.spec.supervision == "pixel"
-        images = self.ctx.images(stage.inputs.experiment)
-        frames = images.frames(manifest.split("train"), config.load_size, MaskForm(config.load_size) if pixel else None)
-        maps = teacher_maps(self.train_stage, self.ctx, frames.ids) if self.train_stage else {}
-        sampling = sampling_of(self.ref.spec)
-        return TrainingSet(frames, config, self.device, stage.inputs.statistics, maps, sampling).on_device()
+        """These images as tensors."""
+        return self.training_set.on_device()
 
     def batch(self) -> Batch:
         """Sixteen training images."""
@@ -167,6 +187,7 @@ def exercise(bench: Bench) -> None:
 def prepare(name: str, folder: Path, backbone: str) -> Bench:
     """Writes the task, plans the method on it and trains what it builds on, with the real harness."""
     csv = write_blobs(folder / "data")
+    write_target(csv)
     planner = make_planner(name, csv, folder / "results", backbone)
     ref = planner.methods[0]
     plan = planner.build()
@@ -176,11 +197,16 @@ def prepare(name: str, folder: Path, backbone: str) -> Bench:
     train = trainings.get(score.parents.get("checkpoint", "")) if ref.spec.trains else None
     ctx = StageContext(planner.request.run, planner.open_datasets)
     experiment = score.inputs.experiment
-    manifest, config = ctx.manifest(experiment), score.inputs.config
     # baselines have no training that asks for these
-    needs = [DecodeRequest(tuple(manifest.split("train")), config.load_size)]
-    needs += [n for s in plan.stages.values() for n in needs_of(s, ctx)]
-    ctx.images(experiment).prepare(list(dict.fromkeys(needs)))
+    needs = DecodeRequest(tuple(ctx.manifest(experiment).split("train")), score.inputs.config.load_size)
+    decoded: dict[tuple[str, str], list[tuple[Experiment | EvalSet, DecodeRequest]]] = {}
+    every = [(experiment, needs)]
+    for stage in plan.stages.values():
+        every += [*((place_of(stage), n) for n in needs_of(stage, ctx)), *needs_elsewhere(stage, ctx)]
+    for place, need in every:
+        decoded.setdefault((place.dataset, place.fold), []).append((place, need))
+    for found in decoded.values():
+        ctx.images(found[0][0]).prepare(list(dict.fromkeys(need for _, need in found)))
     target = train or score
     parents = replace_rows(
         plan, list(target.parents.values()) if train else [k for k in [score.parents.get("checkpoint")] if k]
@@ -190,13 +216,15 @@ def prepare(name: str, folder: Path, backbone: str) -> Bench:
 
 
 def make_planner(name: str, csv: Path, results: Path, backbone: str, **changes: str) -> Planner:
-    """A plan of one method on the synthetic task."""
+    """A plan of one method on the synthetic task; one that adapts has the other stain as its target."""
+    adapts = Resolver({}).adapts(Resolver({}).ref(name))
     request = Request(
         (name,),
         (str(csv),),
         (backbone,),
         "none",
         preset="smoke",
+        ood=(str(target_of(csv)),) if adapts else ("all",),
         selections=("last",),  # the one whose rows are judged: slow explainers end in their minute
         overrides={"train": {**SETTINGS, **changes}},
         run=RunConfig(results=results, device="cpu"),

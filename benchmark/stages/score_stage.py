@@ -213,10 +213,11 @@ def _evaluation_facts(stage: ScoreStage, ctx: StageContext, change: Shift | None
 
 
 def _synthetic(stage: ScoreStage, ctx: StageContext) -> bool:
-    """Whether any of the sets behind a score is synthetic: the one trained on, the one scored, the one that lends."""
+    """Whether any set behind a score is synthetic: trained on, adapted to, scored, or lending its stains."""
     on = stage.inputs.on
     stains = [EvalSet(on.stain_source, on.stain_fold)] if on.stain_source else []
-    return any(ctx.manifest(place).synthetic for place in (stage.inputs.experiment, on, *stains))
+    target = [stage.inputs.experiment.target] if stage.inputs.experiment.target else []
+    return any(ctx.manifest(place).synthetic for place in (stage.inputs.experiment, on, *stains, *target))
 
 
 def _packed(histogram: np.ndarray, rows: int) -> np.ndarray:
