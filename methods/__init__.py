@@ -8,13 +8,25 @@ from ..benchmark.core.registry import Registry
 
 
 def _package_explainers() -> list[str]:
-    """`gradcam:CLASS` for the classes that the package grad-cam offers, read from its source: to import it is slow."""
+    """`gradcam:CLASS` for the explainers of the package grad-cam, read from its source: to import it is slow.
+
+    What it exports beside them (layers, hooks, guided backpropagation) takes no target layers, or is no BaseCAM.
+    """
     found = importlib.util.find_spec("pytorch_grad_cam")
     if found is None or found.origin is None:
         return []
-    text = Path(found.origin).read_text(encoding="utf-8", errors="replace")
-    names = re.findall(r"^from pytorch_grad_cam\.\w+ import (.+)$", text, re.MULTILINE)
-    return [f"gradcam:{n}" for line in names for n in re.findall(r"\b[A-Z]\w+", line)]
+    package = Path(found.origin)
+    lines = re.findall(r"^from pytorch_grad_cam\.(\w+) import (.+)$", _text(package), re.MULTILINE)
+    explaining = [names for module, names in lines if _has_explainer(_text(package.parent / f"{module}.py"))]
+    return [f"gradcam:{name}" for names in explaining for name in re.findall(r"\b[A-Z]\w+", names)]
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _has_explainer(source: str) -> bool:
+    return "target_layers" in source and ("BaseCAM" in source or "def forward(" in source)
 
 
 METHODS = Registry("method", __name__, Path(__file__).parent, "wsolbench.methods", _package_explainers)

@@ -14,6 +14,7 @@ from ..core.timing import Stopwatch
 from ..data.image_cache import DecodeRequest
 from ..data.train_loader import DeviceSet, TrainingSet
 from ..distributed.process_group import SINGLE_PROCESS
+from ..execution.preflight import check_options
 from ..execution.scheduler import execute
 from ..planning.config import Request, RunConfig
 from ..planning.eval_sets import EvalSet
@@ -190,6 +191,7 @@ def prepare(name: str, folder: Path, backbone: str) -> Bench:
     write_target(csv)
     planner = make_planner(name, csv, folder / "results", backbone)
     ref = planner.methods[0]
+    check_options(ref)
     plan = planner.build()
     scores = {s.key: s for s in plan.kinds("score")}
     trainings = {s.key: s for s in plan.kinds("train")}

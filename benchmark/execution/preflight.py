@@ -141,9 +141,14 @@ def _check_options(stages: Sequence[AnyStage]) -> None:
         if ref.options in known:
             continue
         known.append(ref.options)
-        check = getattr(METHODS.load(ref.spec.name), "check_options", None)
-        if check is not None:
-            ignore_method_faults(ref, lambda check=check, ref=ref: check(options(ref)))
+        check_options(ref)
+
+
+def check_options(ref: MethodRef) -> None:
+    """Asks a method whether it takes its options. Raises BenchError where it refuses them."""
+    check = getattr(METHODS.load(ref.spec.name), "check_options", None)
+    if check is not None:
+        ignore_method_faults(ref, lambda: check(options(ref)))
 
 
 def _check_training_masks(stages: Sequence[AnyStage], planner: "Planner") -> None:

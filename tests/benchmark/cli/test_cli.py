@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+
+from wsolbench.methods import METHODS
+from wsolbench.methods.spec import method_spec
 
 BENCH = [sys.executable, "-c", "from wsolbench.benchmark.cli import main; main()"]
 
@@ -235,3 +239,16 @@ def test_a_faulty_method_exits_with_1_and_keeps_the_others(run, bench, world, tm
     assert "no idea" in text.stderr
     status = bench("status", "--results", world.results)
     assert "FAILED" in status.stdout
+
+
+@pytest.mark.parametrize("kind", ["explainer", "trained", "student", "adapter"])
+def test_a_new_method_of_each_kind_is_written_and_registers(kind, bench, tmp_path):
+    path = tmp_path / f"my_{kind}.py"
+    done = bench("new-method", f"my_{kind}", "--kind", kind, "--out", path)
+    assert done.returncode == 0, done.stderr
+    assert f"bench check {path}" in done.stdout
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"\bNAME\b|\bCLASS\b", text)
+    (name,) = METHODS.load_file(path)
+    spec = method_spec(name)
+    assert (spec.trains, spec.adapts) == (kind != "explainer", kind == "adapter")

@@ -6,10 +6,11 @@ import time
 import pytest
 import torch
 
-from wsolbench.benchmark.cli.new_method import TEMPLATE
+from wsolbench.benchmark.cli.method_templates import TEMPLATES, method_file
 from wsolbench.benchmark.conformance import suite
 from wsolbench.benchmark.conformance.suite import CHECKS, run_checks
-from wsolbench.methods import METHODS
+from wsolbench.benchmark.core.errors import BenchError
+from wsolbench.methods import METHODS, _package_explainers
 
 EXPLAINER = '''"""An explainer."""
 import torch
@@ -85,14 +86,22 @@ def test_a_fault_is_found_at_its_line(name, tmp_path, task):
     assert found[line].detail
 
 
-def test_the_template_keeps_the_contract_in_sixty_lines(tmp_path, task):
-    path = tmp_path / "fresh_one.py"
-    text = TEMPLATE.replace("CLASS", "FreshOne").replace("NAME", "fresh_one")
+@pytest.mark.parametrize("kind", list(TEMPLATES))
+def test_a_new_method_keeps_the_contract_in_sixty_lines(kind, tmp_path, task):
+    path = tmp_path / f"fresh_{kind}.py"
+    text = method_file(kind, f"fresh_{kind}")
     path.write_text(text)
     assert len(text.splitlines()) <= 60
     found = results(path, task)
     assert len(found) == len(CHECKS)
     assert not [r for r in found.values() if r.state == "broken"]
+
+
+def test_a_class_that_explains_nothing_is_refused_and_never_offered(tmp_path):
+    for name in ("gradcam:GuidedBackpropReLUModel", "gradcam:scorecamm"):
+        with pytest.raises(BenchError, match="has no explainer"):
+            list(run_checks(name, tmp_path, "test_resnet"))
+    assert sorted(_package_explainers()) == explainers()
 
 
 TRAINED = {
@@ -105,7 +114,7 @@ TRAINED = {
 @pytest.mark.parametrize("name", TRAINED)
 def test_faults_of_training(name, tmp_path, task):
     line, what, body = TRAINED[name]
-    text = TEMPLATE.replace("CLASS", "Trained").replace("NAME", name)
+    text = method_file("trained", name)
     if what == "loss":
         old = 'return {"total": F.cross_entropy(self.classify(self.features(batch.images)), batch.labels)}'
         text = text.replace(
