@@ -38,13 +38,13 @@ def clean(results: Path, plans: tuple[Path, ...], keep_failed: bool, yes: bool, 
     younger than an hour is touched, nor reports, nor anything behind a link. Without a terminal and without --yes it
     only shows.
     """
-    from ..maintenance.clean import find, remove
+    from ..maintenance.clean import find_removable, remove
     from ..maintenance.findings import gib
 
     if not results.is_dir():
         raise BenchError(f"There is no results folder {results}. Name it with --results.")
     keys = _keys(plans, results) if plans else None
-    found, notes = find(results, keys, keep_failed)
+    found, notes = find_removable(results, keys, keep_failed)
     total = sum(f.size for f in found)
     agreed = yes
     if not as_json:
@@ -52,7 +52,7 @@ def clean(results: Path, plans: tuple[Path, ...], keep_failed: bool, yes: bool, 
         if found and not yes and sys.stdin.isatty():
             agreed = click.confirm("Remove all of this?", default=False)
     if agreed and found:  # a command may have begun while the question stood: only what is still nobody's
-        still = {f.path for f in find(results, keys, keep_failed)[0]}
+        still = {f.path for f in find_removable(results, keys, keep_failed)[0]}
         found = [f for f in found if f.path in still]
     gone = remove(results, found) if agreed and found else []
     freed = sum(f.size for f in gone)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -326,7 +327,8 @@ def say_problems(plan: "Plan", outcome: "PlanOutcome", results: Path) -> None:
     if outcome.full:
         click.echo(f"STOPPED: {outcome.full}", err=True)
     for key, error in outcome.failed.items():
-        click.echo(plain(f"FAILED {key} {plan.stages[key].title}: {error}"), err=True)
+        line = plain(f"FAILED {key} {plan.stages[key].title}: {error}")
+        click.secho(line, err=True, fg="red", color=False if "NO_COLOR" in os.environ else None)
     if outcome.failed:
         click.echo(f"Tracebacks: {results}/runs/<stage>/failure.json; the same command tries these again.", err=True)
     if outcome.blocked:

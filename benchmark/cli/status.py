@@ -1,6 +1,7 @@
 """`bench status`: what a results folder holds."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,13 +46,14 @@ def status(results: Path, as_json: bool) -> None:
         if record.get("kind") == "train":
             _say(f"  {key}  {_title(record)}  {record.get('seconds') or 0:.0f} s")
     for key, failure in found.failures.items():
-        _say(f"{_outcome(failure).upper()} {key}  {failure.get('kind')} {_title(failure)}: {failure.get('error', '')}")
+        what = f"{failure.get('kind')} {_title(failure)}: {failure.get('error', '')}"
+        _say(f"{_outcome(failure).upper()} {key}  {what}", "red")
     for key in running:
-        _say(f"running {key}: a `bench run` is at work on it (`bench doctor` says which process)")
+        _say(f"running {key}: a `bench run` is at work on it (`bench doctor` says which process)", "green")
     for key in begun:
-        _say(f"interrupted {key}: the same `bench run` continues it")
+        _say(f"interrupted {key}: the same `bench run` continues it", "yellow")
     for key, why in found.ignored.items():
-        _say(f"ignored {key}: {why}; the same `bench run` does it again")
+        _say(f"ignored {key}: {why}; the same `bench run` does it again", "yellow")
 
 
 def _value(results: Path, found: "Stored", begun: list[str]) -> dict[str, Any]:
@@ -86,6 +88,6 @@ def _title(note: Mapping[str, Any]) -> str:
     return "{method} · {backbone} · {train} fold {fold} seed {seed}".format(**labels)
 
 
-def _say(line: str) -> None:
+def _say(line: str, colour: str = "") -> None:
     """Prints a line; names in it come from anybody's files and must not steer the terminal."""
-    click.echo(plain(line))
+    click.secho(plain(line), fg=colour or None, color=False if "NO_COLOR" in os.environ else None)

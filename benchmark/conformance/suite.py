@@ -37,7 +37,7 @@ class _HangsError(BaseException):
 
 
 @dataclass(frozen=True)
-class Result:
+class CheckedLine:
     """One line of the contract. state: ok, broken or skipped."""
 
     line: int
@@ -47,7 +47,7 @@ class Result:
     seconds: float
 
 
-def run_checks(name: str, folder: Path, backbone: str) -> Iterator[Result]:
+def run_checks(name: str, folder: Path, backbone: str) -> Iterator[CheckedLine]:
     """Tests a method, by name or by the path of its file, in a temporary folder; yields a result a line.
 
     Raises BenchError where the method cannot even be planned: unknown name, syntax error, facts out of range.
@@ -58,7 +58,7 @@ def run_checks(name: str, folder: Path, backbone: str) -> Iterator[Result]:
             yield result if len(names) == 1 else replace(result, promise=f"{one}: {result.promise}")
 
 
-def _check_one(name: str, folder: Path, backbone: str) -> Iterator[Result]:
+def _check_one(name: str, folder: Path, backbone: str) -> Iterator[CheckedLine]:
     worked = time.process_time()
     try:
         bench = prepare(name, folder, backbone)
@@ -86,7 +86,7 @@ def _check_one(name: str, folder: Path, backbone: str) -> Iterator[Result]:
             state, detail = "broken", f"it raised {type(problem).__name__}: {problem}"
         finally:
             before.restore()
-        yield Result(line, promise, state, detail, time.monotonic() - began)
+        yield CheckedLine(line, promise, state, detail, time.monotonic() - began)
 
 
 @contextmanager

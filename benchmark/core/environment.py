@@ -1,4 +1,4 @@
-"""Where a number was made: versions, hardware and commit, recorded with every stage and never part of its key."""
+"""Versions and commit recorded with every stage, never part of its key."""
 
 import functools
 import importlib.metadata
@@ -26,7 +26,7 @@ def environment() -> dict[str, Any]:
     """Versions of what can change a number, the machine's kind, and the commit of the project if it is a checkout."""
     from ... import __version__
 
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "wsolbench": __version__,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
@@ -34,10 +34,10 @@ def environment() -> dict[str, Any]:
     }
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            facts[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            facts[name] = "not installed"
+    return facts
 
 
 def _commit() -> str:

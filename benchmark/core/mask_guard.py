@@ -1,4 +1,4 @@
-"""Masks are withheld from methods: whoever asks for one while a stage runs gets an error, and its run fails.
+"""Mask guard: a method that reads a ground-truth mask while a stage runs gets an error, and its run fails.
 
 Two layers. `WITHHELD` stands where a batch would hold masks, and `WITHHELD_LABELS` where the batch of a target would
 hold labels. And while a stage is watched, an audit hook of the interpreter refuses to open a mask file, or a store of

@@ -1,7 +1,7 @@
 """Batch statistics and dropout of a batch that several processes share, as one process with all of it has them."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -10,6 +10,19 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ...methods.base import TrainContext
+
+
+class BatchNormCall(NamedTuple):
+    """The arguments of torch's functional batch norm, in its order and with its defaults; input (B, C, …)."""
+
+    input: Tensor
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    training: bool = False
+    momentum: float = 0.1
+    eps: float = 1e-5
 
 
 class WholeBatch(TorchFunctionMode):
@@ -36,28 +49,18 @@ class WholeBatch(TorchFunctionMode):
         run: Any = self.ours.get(func, func)
         return run(*args, **(kwargs or {}))
 
-    def _batch_norm(
-        self,
-        input: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        training: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-    ) -> Tensor:
-        if not training:
-            return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-        if input.is_cuda:  # torch's own for GPUs, which has no counterpart for the CPU
+    def _batch_norm(self, *args: Any, **kwargs: Any) -> Tensor:
+        call = BatchNormCall(*args, **kwargs)
+        if not call.training:
+            return F.batch_norm(*call)
+        if call.input.is_cuda:  # torch's own for GPUs, which has no counterpart for the CPU
             from torch.nn.modules._functions import SyncBatchNorm
 
-            group = dist.group.WORLD
-            found: Any = SyncBatchNorm.apply(
-                input, weight, bias, running_mean, running_var, eps, momentum, group, dist.get_world_size()
-            )
-            return found
-        return _normalise(input, running_mean, running_var, weight, bias, momentum, eps)
+            affine, running = (call.weight, call.bias), (call.running_mean, call.running_var)
+            group: Any = (dist.group.WORLD, dist.get_world_size())
+            normalised: Any = SyncBatchNorm.apply(call.input, *affine, *running, call.eps, call.momentum, *group)
+            return normalised
+        return _normalise(call)
 
     def _dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         return self._drop(F.dropout, input, p, training, inplace, 0)
@@ -86,18 +89,10 @@ class WholeBatch(TorchFunctionMode):
         return input.mul_(noise) if inplace else input * noise
 
 
-def _normalise(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    momentum: float,
-    eps: float,
-) -> Tensor:
+def _normalise(call: BatchNormCall) -> Tensor:
     """Batch normalisation of (B, C, …) over all processes, in float32 or better."""
-    values = input if input.dtype == torch.float64 else input.float()
-    dims, shape = [d for d in range(input.ndim) if d != 1], (1, -1, *[1] * (input.ndim - 2))
+    values = call.input if call.input.dtype == torch.float64 else call.input.float()
+    dims, shape = [d for d in range(call.input.ndim) if d != 1], (1, -1, *[1] * (call.input.ndim - 2))
     count = torch.tensor([float(values.numel() // values.shape[1])])
     dist.all_reduce(count)
     number = float(count)
@@ -105,17 +100,17 @@ def _normalise(
     centred = values - mean.view(shape)
     variance = _Sum.apply(centred.square().sum(dims)) / number  # pyright: ignore[reportOperatorIssue]
     with torch.no_grad():
-        if running_mean is not None:
-            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-        if running_var is not None:
+        if call.running_mean is not None:
+            call.running_mean.lerp_(mean.to(call.running_mean.dtype), call.momentum)
+        if call.running_var is not None:
             unbiased = variance * (number / max(number - 1, 1))
-            running_var.lerp_(unbiased.to(running_var.dtype), momentum)
-    found = centred * torch.rsqrt(variance + eps).view(shape)
-    if weight is not None:
-        found = found * weight.to(values.dtype).view(shape)
-    if bias is not None:
-        found = found + bias.to(values.dtype).view(shape)
-    return found.to(input.dtype)
+            call.running_var.lerp_(unbiased.to(call.running_var.dtype), call.momentum)
+    normalised = centred * torch.rsqrt(variance + call.eps).view(shape)
+    if call.weight is not None:
+        normalised = normalised * call.weight.to(values.dtype).view(shape)
+    if call.bias is not None:
+        normalised = normalised + call.bias.to(values.dtype).view(shape)
+    return normalised.to(call.input.dtype)
 
 
 class _Sum(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""`bench clean` without its command line: what a results folder no longer needs, and its removal.
+"""Cleaning of a results folder: what it no longer needs, and its removal (`bench clean`).
 
 What counts: temporary files and progress of dead runs, free lock files, snapshots of finished trainings, stages that no
 plan refers to, records that cannot be used, pictures that no score shows. Left alone: whatever is claimed or younger
@@ -60,42 +60,44 @@ class _Tree:
         return time.time() - self.newest < YOUNG
 
 
-def find(results: Path, keys: set[str] | None = None, keep_failed: bool = False) -> tuple[list[Removable], list[str]]:
+def find_removable(
+    results: Path, keys: set[str] | None = None, keep_failed: bool = False
+) -> tuple[list[Removable], list[str]]:
     """What may go, and what is to be said about how that was decided. Nothing is changed.
 
     keys: the stages to keep; None asks the plans that `bench run` noted, and without any of them the stored scores.
     """
     root = results.resolve()
     notes: list[str] = []
-    found = [*_temporary(root), *_progress(root), *_locks(root)]
+    removable = [*_temporary(root), *_progress(root), *_locks(root)]
     claims = [p.stem for p in _inside(root, "locks", "*.lease") if _age(p) < LEASE_SECONDS]
     if claims:
         notes.append(f"{len(claims)} claims are alive ({', '.join(claims[:3])}): stages are left alone until they end.")
-        return found, notes
+        return removable, notes
     store = Store(root)
     folders = [p for p in _inside(root, "runs", "*") if p.is_dir() and KEY.fullmatch(p.name)]
     records, useless = _records(store, folders)
     kept = keys if keys is not None else _planned(root, notes)
     stages = list(_stages(folders, records, useless, kept, keep_failed))
-    found += stages
+    removable += stages
     leaving = {s.path for s in stages}
     for folder in folders:
         if folder not in leaving and folder.name in records:
-            found += _needless_weights(folder, records[folder.name])
+            removable += _needless_weights(folder, records[folder.name])
     shown = {r["facts"].get("examples") for k, r in records.items() if store.run_dir(k) not in leaving and "facts" in r}
-    found += [r for p in _inside(root, "examples", "*.npz") if p.stem not in shown
+    removable += [r for p in _inside(root, "examples", "*.npz") if p.stem not in shown
               for r in _old(p, "pictures that no score shows")]  # fmt: skip
     if keys is not None:
-        found += _other_plans(root, keys)
-    return [f for f in found if not f.path.is_symlink()], notes
+        removable += _other_plans(root, keys)
+    return [one for one in removable if not one.path.is_symlink()], notes
 
 
 def remove(results: Path, found: list[Removable]) -> list[Removable]:
-    """Removes what `find` found and is still free; returns what went. Raises OSError where the folder forbids it."""
-    root, gone = results.resolve(), []
+    """Removes what is listed and still free; returns what was removed. Raises OSError where the folder forbids it."""
+    root, removed = results.resolve(), []
     for one in found:
         if not one.path.parent.resolve().is_relative_to(root) or one.path.is_symlink() or not one.path.exists():
-            continue  # it went, or became a link, since it was shown
+            continue  # it was removed, or became a link, since it was shown
         if one.path.suffix == ".lock":
             done = _locked(one.path, one.path.unlink)
         elif one.why in STAGES:
@@ -107,12 +109,12 @@ def remove(results: Path, found: list[Removable]) -> list[Removable]:
         else:
             one.path.unlink()
             done = True
-        gone += [one] if done else []
-    return gone
+        removed += [one] if done else []
+    return removed
 
 
 def _locked(lock: Path, act: Callable[[], None]) -> bool:
-    """Does something under a lock; whether it could be had. Whoever waits for a lock file that goes makes it anew."""
+    """Calls `act` under a lock, unless it is held; returns whether it was free. A removed lock file is made anew."""
     lock.parent.mkdir(exist_ok=True)
     try:
         with FileLock(lock, timeout=0):
@@ -144,7 +146,7 @@ def _age(path: Path) -> float:
 
 
 def _old(path: Path, why: str, what: str = "") -> Iterator[Removable]:
-    """The path as refuse, if nothing in it is young. What vanishes meanwhile is none."""
+    """The path as removable, if nothing in it is young; nothing if it vanishes meanwhile."""
     try:
         tree = _Tree.of(path)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""`bench doctor` without its command line: what of this machine, installation and results folder stands in the way."""
+"""Diagnosis of this machine, installation, data and results folder, one finding a line (`bench doctor`)."""
 
 import importlib.metadata
 import os

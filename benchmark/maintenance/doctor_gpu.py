@@ -1,4 +1,4 @@
-"""What `bench doctor` says of GPUs: whether driver, torch and GPUs go together, and how long one batch takes."""
+"""Diagnosis of GPUs: whether driver, torch and GPUs go together, and how long one batch takes."""
 
 import statistics
 import time

@@ -1,4 +1,4 @@
-"""What `bench doctor` sees of folders: disks, locks, data and their verification, and what a results folder holds."""
+"""Diagnosis of folders: disks, locks, data and their verification, and stages of a results folder."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""What `bench doctor` finds: one line each, with a level and what to do about it."""
+"""Findings of `bench doctor`: one line each, with a level and what to do about it."""
 
 from dataclasses import dataclass, field
 from typing import Any

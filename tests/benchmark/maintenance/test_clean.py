@@ -69,7 +69,7 @@ def age(root: Path, seconds: float = HOURS) -> None:
 
 
 def found(root: Path, **about) -> dict[str, str]:
-    return {str(f.path.relative_to(root)): f.why for f in module.find(root, **about)[0]}
+    return {str(f.path.relative_to(root)): f.why for f in module.find_removable(root, **about)[0]}
 
 
 def everything(root: Path) -> set[str]:
@@ -87,7 +87,7 @@ def test_what_no_plan_names_is_found_with_all_leftovers(folder):
     stages = {f"runs/{key(k)}" for k in (3, 4, 5, 6, 7, 8)}
     assert set(found(folder)) == LEFT | stages
     assert found(folder)[f"runs/{key(7)}"] == "unfinished, and no plan refers to it"
-    assert "schema" in next(f.what for f in module.find(folder)[0] if f.path.name == key(8))
+    assert "schema" in next(f.what for f in module.find_removable(folder)[0] if f.path.name == key(8))
     assert set(found(folder, keep_failed=True)) == LEFT | stages - {f"runs/{key(6)}", f"runs/{key(7)}"}
 
 
@@ -95,7 +95,7 @@ def test_without_plans_scores_and_what_they_build_on_stay(folder):
     shutil.rmtree(folder / "plans")
     stages = {p for p in found(folder) if p.startswith("runs/0") and p.count("/") == 1}
     assert stages == {f"runs/{key(k)}" for k in (5, 6, 7, 8)}
-    assert "No plan is noted" in module.find(folder)[1][0]
+    assert "No plan is noted" in module.find_removable(folder)[1][0]
 
 
 def test_given_stages_are_kept_and_nobody_elses(folder):
@@ -124,7 +124,7 @@ def test_what_is_young_is_left(folder):
 def test_what_is_claimed_is_left(folder):
     with FileLock(folder / "locks" / f"{key(3)}.lock"):
         assert f"runs/{key(3)}" not in found(folder)
-        shown, _ = module.find(folder)
+        shown, _ = module.find_removable(folder)
     with FileLock(folder / "locks" / f"{key(4)}.lock"):  # taken after it was shown
         module.remove(folder, shown)
     assert (folder / "runs" / key(4)).is_dir()
@@ -132,7 +132,7 @@ def test_what_is_claimed_is_left(folder):
     lease = SoftFileLease(folder / "locks" / "score-far.lease", lease_duration=60)
     with lease:
         assert not [p for p in found(folder) if p.startswith("runs/0")]
-        assert "claims are alive" in module.find(folder)[1][0]
+        assert "claims are alive" in module.find_removable(folder)[1][0]
 
 
 def test_links_are_never_followed(folder, tmp_path):
@@ -149,13 +149,13 @@ def test_links_are_never_followed(folder, tmp_path):
     age(folder)
     names = set(found(folder))
     assert not [n for n in names if "outside" in n or n.startswith("progress") or n.endswith((key(9), "link.npz"))]
-    module.remove(folder, module.find(folder)[0])
+    module.remove(folder, module.find_removable(folder)[0])
     assert sorted(p.name for p in outside.rglob("*")) == [".a.tmp", "file", "inner"]
     assert not (folder / "runs" / key(5)).exists()
 
 
 def test_nothing_is_removed_that_was_not_shown(folder):
-    before, shown = everything(folder), module.find(folder)[0]
+    before, shown = everything(folder), module.find_removable(folder)[0]
     (folder / "examples" / "late.npz").write_bytes(b"1")
     gone = module.remove(folder, shown)
     assert gone == shown
@@ -210,6 +210,6 @@ def test_a_real_run_leaves_nothing_to_clean_and_is_whole_afterwards(world):
     plan, _ = world.run("cam")
     age(world.results)
     kept = everything(world.results)
-    module.remove(world.results, module.find(world.results)[0])
+    module.remove(world.results, module.find_removable(world.results)[0])
     assert {p for p in kept - everything(world.results) if not p.startswith("locks/")} == set()
     assert all(world.store.is_done(k) for k in plan.stages)
