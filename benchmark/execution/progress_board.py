@@ -1,4 +1,4 @@
-"""The lines that move on a terminal while stages run: one for the whole command, a short one for each running stage."""
+"""Live progress display on a terminal: one line for the whole command, a short one for each running stage."""
 
 import logging
 import sys
@@ -15,12 +15,12 @@ from ..core.errors import many, plain
 from ..planning.estimate import Outlook, Running, duration
 from ..planning.stage import Stage
 
-NARROW = 72  # columns from which on there is room for bars
+NARROW = 72  # columns from which on bars are shown
 MOST = 8  # running stages shown; a cluster may run hundreds
 _NAMES = ("method", "options", "backbone", "train", "eval", "fold", "seed")
 
 
-class Board:
+class ProgressBoard:
     """Draws an Outlook on stderr, anew at every event: no thread of its own, which signals and forks would meet."""
 
     def __init__(self, outlook: Outlook, console: Console | None = None) -> None:
@@ -43,13 +43,13 @@ class Board:
         self._live.refresh()
 
     def close(self) -> None:
-        """Takes the moving lines away."""
+        """Removes the live lines."""
         self._live.stop()
         for handler, stream in self._streams:
             handler.setStream(stream)
 
     def _draw(self) -> Table:
-        """A grid as wide as the terminal: what, a bar where there is room, numbers; names give way first."""
+        """A grid as wide as the terminal: what, a bar where there is room, numbers; names are cut first."""
         wide = self.console.width >= NARROW
         grid = Table.grid(padding=(0, 1), expand=True)
         grid.add_column(no_wrap=True, overflow=self._overflow, ratio=1, min_width=10)
@@ -59,20 +59,20 @@ class Board:
 
         def add(name: Text, total: int, done: int, text: str) -> None:
             bar = [ProgressBar(total=total, completed=done) if total else ""] if wide else []
-            grid.add_row(name, *bar, self._told(text))
+            grid.add_row(name, *bar, self._printable(text))
 
         done, stages = self.outlook.count()
         add(Text("all", style="bold"), max(1, stages), done, self.outlook.whole())
         running = list(self.outlook.running.values())
-        told = varying([*(r.stage for r in running), *self.outlook.todo.values()])
+        differing = varying([*(r.stage for r in running), *self.outlook.todo.values()])
         for run in running[:MOST]:
-            name = Text(self._told(short_title(run.stage, told)))
+            name = Text(self._printable(short_title(run.stage, differing)))
             add(name, run.event.get("epochs", 0), run.event.get("epoch", 0), numbers(run, self.outlook))
         if len(running) > MOST:
             add(Text(f"and {len(running) - MOST} more", style="dim"), 0, 0, "")
         return grid
 
-    def _told(self, text: str) -> str:
+    def _printable(self, text: str) -> str:
         """Text in the characters that the terminal has, each as wide as it was."""
         if self._overflow == "ellipsis":
             return text
@@ -80,28 +80,28 @@ class Board:
 
 
 def bar_width(width: int) -> int:
-    """Columns of a bar on a terminal of so many: an eighth, at least 6, so that names have room."""
+    """Columns of a bar on a terminal of so many: an eighth, at least 6, to leave space for names."""
     return max(6, min(40, width // 8))
 
 
 def varying(stages: Collection[Stage]) -> frozenset[str]:
-    """The labels in which stages differ: what is the same everywhere need not be said in every line."""
-    seen: dict[str, set[Any]] = {}
+    """Names of the labels in which stages differ; what is the same everywhere is left out of their lines."""
+    values_of: dict[str, set[Any]] = {}
     for stage in stages:
         for name in _NAMES:
-            seen.setdefault(name, set()).add(stage.labels.get(name))
-    return frozenset(name for name, values in seen.items() if len(values - {None, "-", ""}) > 1)
+            values_of.setdefault(name, set()).add(stage.labels.get(name))
+    return frozenset(name for name, values in values_of.items() if len(values - {None, "-", ""}) > 1)
 
 
-def short_title(stage: Stage, told: Collection[str]) -> str:
+def short_title(stage: Stage, differing: Collection[str]) -> str:
     """A stage by its method and what differs between stages: `train pixelcam · glas · seed 1`."""
     labels = stage.labels
     parts = [f"{stage.kind} {labels['method']}"]
     away = labels.get("eval", labels["train"]) != labels["train"]
-    if away or "train" in told:
+    if away or "train" in differing:
         parts.append(f"{labels['train']} → {labels['eval']}" if away else labels["train"])
-    parts += [labels["backbone"]] if "backbone" in told and labels["backbone"] != "-" else []
-    parts += [f"{name} {labels[name]}" for name in ("fold", "seed") if name in told]
+    parts += [labels["backbone"]] if "backbone" in differing and labels["backbone"] != "-" else []
+    parts += [f"{name} {labels[name]}" for name in ("fold", "seed") if name in differing]
     return plain(" · ".join(map(str, parts)))
 
 

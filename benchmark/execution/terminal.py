@@ -1,4 +1,4 @@
-"""Progress on the terminal: lines that move where there is one (progress_board.py), plain lines where there is not."""
+"""Progress of a command: a live display on a terminal (progress_board.py), plain lines in a log."""
 
 import contextlib
 import sys
@@ -12,7 +12,7 @@ from ..planning.estimate import Outlook, Rates
 from ..planning.stage import Stage
 
 if TYPE_CHECKING:
-    from .progress_board import Board
+    from .progress_board import ProgressBoard
 
 
 def describe(event: dict[str, Any]) -> str:
@@ -61,16 +61,16 @@ class Terminal:
     def __init__(self, quiet: bool = False) -> None:
         self.quiet, self.live = quiet, sys.stderr.isatty() and not quiet
         self._outlook = Outlook({}, Rates(), time.monotonic)
-        self._board: Board | None = None
+        self._board: ProgressBoard | None = None
 
     def begin(self, todo: Sequence[Stage], rates: Rates) -> None:
         """What is to be done from now on, and the rates by which the time it takes is foretold."""
         known = self._outlook
         self._outlook = Outlook({s.key: s for s in todo}, rates, time.monotonic, known.settled, known.running)
         if self.live and self._board is None:
-            from .progress_board import Board
+            from .progress_board import ProgressBoard
 
-            self._board = Board(self._outlook)
+            self._board = ProgressBoard(self._outlook)
         elif self._board is not None:
             self._board.outlook = self._outlook
 
@@ -85,14 +85,14 @@ class Terminal:
             return
         line = plain(describe(event)) if event["kind"] != "settled" else ""
         if self._board is not None:
-            moves = event["kind"] in ("train", "score")  # shown by the lines that move
+            moves = event["kind"] in ("train", "score")  # shown by the live display
             self._board.show("" if moves else line, warning=event["kind"] == "warning")
         elif line:
             state = self._outlook.whole() if self._outlook.todo and "stage" in event else ""
             print(f"[{state}] {line}" if state else line, file=sys.stderr, flush=True)  # noqa: T201 - the terminal
 
     def close(self) -> None:
-        """Ends the lines that move; what was printed above them stays."""
+        """Ends the live display; what was printed above it stays."""
         if self._board is not None:
             with contextlib.suppress(OSError):
                 self._board.close()

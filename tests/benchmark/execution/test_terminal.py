@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from wsolbench.benchmark.execution.progress_board import Board, short_title, varying
+from wsolbench.benchmark.execution.progress_board import ProgressBoard, short_title, varying
 from wsolbench.benchmark.execution.terminal import Terminal
 from wsolbench.benchmark.planning.config import TrainConfig
 from wsolbench.benchmark.planning.estimate import Outlook, Rates, duration, place_of, units_of
@@ -119,7 +119,7 @@ def test_no_line_is_wider_than_the_terminal_and_the_whole_is_always_there(width,
     raw = io.BytesIO()
     file = io.TextIOWrapper(raw, encoding=encoding, errors="backslashreplace")
     console = Console(file=file, force_terminal=True, width=width, height=30, legacy_windows=False)
-    board = Board(seen, console)
+    board = ProgressBoard(seen, console)
     for number in range(3):
         clock.now = 5.0 * number
         for stage in stages:
