@@ -50,7 +50,7 @@ SPEC_BY_OTHER_WAYS = {
     "selects": "by the selection of the training", "uses_seed": "by the seed", "variant": "by its option",
     "recipes": "by the settings they give", "choices": "by the option chosen", "trains": "by the stages",
     "source_hash": "by itself, for files of users", "views": "by the version", "sampling": "by the version",
-    "groups": "by the version",
+    "groups": "by the version", "adapts": "by its source and target", "source_images": "by the version",
 }  # fmt: skip
 SPEC_SHOWN = {"family", "citation", "published", "summary", "origin", "module"}
 
