@@ -11,6 +11,7 @@ from typing import ClassVar
 from ..benchmark.core.errors import BenchError
 from . import DATASETS, register
 from .masks.rules import MaskPixels, MaskRule, read_mask
+from .parts.identity import one_spelling
 
 __all__ = ["DATASETS", "Dataset", "DatasetCard", "Item", "Manifest", "register"]
 
@@ -186,9 +187,16 @@ def check_manifest(manifest: Manifest) -> Manifest:
     return manifest
 
 
-def _one_spelling(manifest: Manifest) -> Manifest:
-    from .parts.identity import unify_groups  # which knows rows, and so builds on this module
+def unify_groups(items: Sequence[Item]) -> tuple[tuple[Item, ...], list[str]]:
+    """The rows with one spelling for every group, and the note on it.
 
+    Rows whose groups are spelt in one way are returned as they are, so that their keys stay the same.
+    """
+    names, notes = one_spelling(i.group for i in items)
+    return tuple(replace(i, group=names.get(i.group, i.group)) for i in items) if names else tuple(items), notes
+
+
+def _one_spelling(manifest: Manifest) -> Manifest:
     items, notes = unify_groups(manifest.items)
     return replace(manifest, items=items, notes=(*manifest.notes, *notes)) if notes else manifest
 

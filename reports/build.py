@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 from ..benchmark.core.errors import BenchError, did_you_mean
 from ..benchmark.core.files import write_text
 from ..benchmark.core.results_store import Store
-from .figures.art import Art, Pictures, make_art, no_art
+from .drawing.render import Art, Pictures, make_art, no_art
 from .rows.declared import SYNTHETIC
 from .rows.load import collect, need_rows
 from .tables.aggregate import tables_of
+from .tables.captions import protocol_sentences
 from .tables.contents import Contents
 from .tables.cost import costed_rows
 from .tables.escape import markdown_escape
 from .tables.formats import latex_table, lines_csv, markdown_table, rows_csv
 from .tables.grid_text import latex_grid, markdown_grid
-from .tables.protocol_text import protocol_sentences
 
 if TYPE_CHECKING:
     from .page.gallery import Gallery

@@ -42,6 +42,7 @@ INNER = {
         ("reports.statistics",),
         ("reports.rows",),
         ("reports.tables",),
+        ("reports.drawing",),
         ("reports.figures",),
         ("reports.page",),
     ),

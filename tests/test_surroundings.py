@@ -45,7 +45,7 @@ def test_the_style_of_a_report_is_the_same_everywhere(monkeypatch):
     import matplotlib
     from matplotlib.figure import Figure
 
-    from wsolbench.reports.figures.base import house_style, render
+    from wsolbench.reports.drawing.base import house_style, render
 
     def drawn() -> bytes:
         with house_style():

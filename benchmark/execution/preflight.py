@@ -8,7 +8,8 @@ import torch
 
 from ...datasets.verify import quick_checks
 from ...methods import METHODS
-from ...methods.backbones.adapter import Backbone, check_weights_fit, create_backbone
+from ...methods.backbones.adapter import Backbone, create_backbone
+from ...methods.backbones.loading import check_weights_fit
 from ...methods.backbones.weights import PINS
 from ...methods.backbones.weights_hub import UnreachableError
 from ...methods.evidence import is_explainable

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from ..core.metrics import BINS
+from .histogram_layout import BITS, CELLS, axis_table
 
 STEPS = 1000.0  # bins per unit of score; BINS has one more, for the value 1 itself
 _CHUNK = {"cpu": 1 << 18, "cuda": 1 << 25}  # pixels torch counts at once: what a cache holds; what bounds GPU memory
-BITS = 10  # a bin fits in so many bits, so that the next one tells foreground
-CELLS = 2 << BITS  # cells of an image: 1024 of background, of which BINS are used, and as many of foreground
 _IMAGES = (1 << 16) // CELLS  # images whose cells 16 bits tell apart
 _BLOCK = 1 << 18  # pixels OpenCV counts at once: their indices stay in the cache; it counts in float32, exact to 2^24
 _STRIP = 1 << 17  # pixels whose float64 products are in memory at once: 1 MB; in less, calls outweigh the cache
@@ -94,17 +93,6 @@ def _bincount(values: Tensor, inside: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def axis_table(source: int, target: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """For every place of a bilinear resize along one axis: first source index int32, weight of the next one float32.
-
-    Pixel centres as in resize_maps. Made on the host once, so that whoever resizes on the device uses the same bits.
-    """
-    scale = np.float32(source) / np.float32(target)
-    place = np.maximum(scale * (np.arange(target, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), 0)
-    first = np.minimum(place.astype(np.int32), source - 1)
-    return torch.from_numpy(first).to(device), torch.from_numpy((place - first).astype(np.float32)).to(device)
-
-
 def resize_by_steps(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """What resize_maps does, one operation at a time: each product and sum is rounded to float32, on every device.
 

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..core.metrics import BINS
-from .histograms import BITS, CELLS, axis_table
+from .histogram_layout import BITS, CELLS, axis_table
 
 _TILE = 8192  # pixels a program counts at once; fewer, and emptying the 2,048 cells would weigh more
 _RESIZED_TILE = 2048  # where it interpolates too: more, and the registers would let one program at a time on a core

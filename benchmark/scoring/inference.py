@@ -247,18 +247,8 @@ def evaluation_pass(
                     landing[task.name] = HostCopy(_count(task, scale, native, truth, refusals))
         return landing
 
-    loader = EvalLoader(
-        frames,
-        settings.batch_size,
-        device,
-        reader.statistics,
-        change=target.change,
-        masks=True,
-        watch=reader.watch,
-        process_group=settings.process_group,
-    )
     with model_unchanged(reader.model):
-        for batch in loader:
+        for batch in _target_loader(reader, target, settings):
             for landing in memory.each(batch, score):
                 if device.type == "cuda":  # the counts of the batch before, whose way to the host took place meanwhile
                     _keep_all(parts, late)
@@ -269,6 +259,20 @@ def evaluation_pass(
     _keep_all(parts, late)
     refusals.check()
     return logits.cpu().numpy(), {t.name: _collect(parts[t.name], scales[t.name]) for t in tasks}
+
+
+def _target_loader(reader: MapExtractor, target: EvalTarget, settings: PassSettings) -> EvalLoader:
+    """The images of an evaluation set with their masks, changed as it says."""
+    return EvalLoader(
+        target.frames,
+        settings.batch_size,
+        settings.device,
+        reader.statistics,
+        change=target.change,
+        masks=True,
+        watch=reader.watch,
+        process_group=settings.process_group,
+    )
 
 
 class _Truth(NamedTuple):

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...methods.backbones.adapter import Backbone, load_weights
+from ...methods.backbones.adapter import Backbone
+from ...methods.backbones.loading import load_weights
 from ...methods.backbones.normalisation import IMAGENET
 from ...methods.backbones.weights import PINS
 from ...methods.base import Method, TrainContext

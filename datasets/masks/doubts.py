@@ -8,14 +8,11 @@ Measured: 0 of them in all 165 masks of GlaS (up to 32 numbers a mask), 15 % and
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...benchmark.core.errors import BenchError
-
-if TYPE_CHECKING:
-    from .rules import MaskRule
+from .rule import MaskRule
 
 BETWEEN = 0.03
 _ENDS = 1 / 16  # of the range of an 8- or 16-bit value: how far from an end "near" reaches
@@ -24,9 +21,7 @@ _STRIP = 512  # rows compared at once, so that memory stays small
 _LABELS = 2  # values of other classes beside the declared foreground, such as a border, that raise no doubt
 
 
-def check_values(
-    path: Path, values: np.ndarray, found: np.ndarray, ignored: np.ndarray | None, rule: "MaskRule"
-) -> None:
+def check_values(path: Path, values: np.ndarray, found: np.ndarray, ignored: np.ndarray | None, rule: MaskRule) -> None:
     """Raises BenchError where the rule does not make clear which pixels are foreground.
 
     values (H, W) as stored; found: its distinct values, ascending; ignored (H, W) bool or None.
@@ -62,7 +57,7 @@ def check_values(
         _check_start(path, known, rule)
 
 
-def _check_numbers(path: Path, values: np.ndarray, rule: "MaskRule") -> None:
+def _check_numbers(path: Path, values: np.ndarray, rule: MaskRule) -> None:
     if values.dtype.kind != "f" or np.isfinite(values).all():
         return
     bad = int((~np.isfinite(values)).sum())
@@ -81,7 +76,7 @@ def _check_black_white(path: Path, known: np.ndarray) -> None:
         raise BenchError(f"{path}: the mask holds {_some(odd)} besides 0 and 255. Export it anew, without resizing.")
 
 
-def _check_ends(path: Path, values: np.ndarray, known: np.ndarray, rule: "MaskRule") -> None:
+def _check_ends(path: Path, values: np.ndarray, known: np.ndarray, rule: MaskRule) -> None:
     """Values near 0 and near the highest at once: a lossy mask, or a value to be ignored beside real ones.
 
     Object numbers in any order fill the range between, too; the highest value alone above a gap is no number of theirs.
@@ -100,9 +95,7 @@ def _check_ends(path: Path, values: np.ndarray, known: np.ndarray, rule: "MaskRu
     )
 
 
-def _check_soft(
-    path: Path, values: np.ndarray, known: np.ndarray, ignored: np.ndarray | None, rule: "MaskRule"
-) -> None:
+def _check_soft(path: Path, values: np.ndarray, known: np.ndarray, ignored: np.ndarray | None, rule: MaskRule) -> None:
     """Values that stand between their neighbours along edges: greys, or a thin class between two others."""
     between, changes = between_neighbours(values, ignored)
     if not changes or between <= BETWEEN * changes:
@@ -143,7 +136,7 @@ def _between(v: np.ndarray, out: np.ndarray | None) -> tuple[int, int]:
     return int(np.count_nonzero(inner)), int(np.count_nonzero(unlike))
 
 
-def _check_start(path: Path, known: np.ndarray, rule: "MaskRule") -> None:
+def _check_start(path: Path, known: np.ndarray, rule: MaskRule) -> None:
     """Several values and no 0 among them: every pixel would be foreground."""
     if known[0] > 0:
         advice = _remedy(
@@ -155,7 +148,7 @@ def _check_start(path: Path, known: np.ndarray, rule: "MaskRule") -> None:
         )
 
 
-def _remedy(rule: "MaskRule", declare: str) -> str:
+def _remedy(rule: MaskRule, declare: str) -> str:
     if not rule.declarable:
         return "Restore the file from the archive of the data set."
     return f"Declare what its values mean ({declare}), or export the mask anew."

@@ -4,7 +4,7 @@ Nothing is guessed. A mask that can be read in two ways is refused, and the mess
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,72 +14,18 @@ import numpy as np
 from ...benchmark.core.errors import BenchError
 from .doubts import check_values
 from .files import mask_size, stored_values
+from .rule import ANY_RULE, BOTH_GIVEN, READER_VERSION, MaskRule, listed
 
 __all__ = [
     "READER_VERSION", "SETTINGS", "MaskFacts", "MaskPixels", "MaskRule", "declared_rule", "listed", "make_rule",
     "mask_size", "read_mask",
 ]  # fmt: skip
 
-READER_VERSION = 1  # raised whenever a file may give another mask than before; part of the identity of a data set
 BACKGROUND, FOREGROUND, IGNORED = 0, 1, 2  # codes of a pixel where masks are stored as numbers
 LISTED = 64  # distinct values a mask's facts name
-_MEANINGS = ("auto", "any", "instances", "black-white")
 _RANGE = re.compile(r"(\d+)\s*-\s*(\d+)")
 _HIGHEST = 65535
 SETTINGS = ("mask_foreground", "mask_ignore", "mask_threshold")
-_BOTH = (
-    "mask_foreground and mask_threshold are both given. Keep one: the first names the values that are foreground, the "
-    "second makes every value above it foreground."
-)
-
-
-@dataclass(frozen=True)
-class MaskRule:
-    """What the numbers in the masks of a data set mean; part of its identity.
-
-    foreground: the values that are foreground, all others being background. None: every value above 0.
-    ignore: values that mean "not annotated": such pixels count nowhere.
-    threshold: a value above it is foreground; for soft masks. Excludes `foreground`.
-    meaning: what is known where `foreground` and `threshold` are not given. `auto`: nothing, so that values which can
-        be read in two ways are refused; `any`: declared to be foreground whatever they look like; `instances`: the
-        data set stores object numbers; `black-white`: the data set stores 0 and 255 alone.
-    """
-
-    foreground: tuple[int, ...] | None = None
-    ignore: tuple[int, ...] = ()
-    threshold: float | None = None
-    meaning: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.meaning not in _MEANINGS:
-            raise ValueError(f"{self.meaning!r} is not one of {', '.join(_MEANINGS)}")
-        if self.foreground is not None and self.threshold is not None:
-            raise BenchError(_BOTH)
-        if self.foreground is not None and not self.foreground:
-            raise BenchError("mask_foreground names no value.")
-        if both := sorted(set(self.foreground or ()) & set(self.ignore)):
-            raise BenchError(f"The mask value {both[0]} is given as foreground and as ignored. Keep one.")
-        if self.threshold is not None and not np.isfinite(self.threshold):
-            raise BenchError(f"mask_threshold = {self.threshold} is not a number that values can lie above.")
-
-    @property
-    def declarable(self) -> bool:
-        """Whether a user can say what the values mean; not where the data set itself says so."""
-        return self.meaning in ("auto", "any")
-
-    @property
-    def words(self) -> str:
-        """What is foreground, for a reader of the table."""
-        if self.threshold is not None:
-            return f"mask value above {self.threshold:g}"
-        if self.foreground is not None:
-            return f"mask value {listed(self.foreground)}"
-        return "mask value above 0"
-
-    def identity(self) -> dict[str, Any]:
-        """The rule as a JSON value, lists of values as ranges, with the version of the reader."""
-        lists = {name: _ranges(getattr(self, name)) for name in ("foreground", "ignore")}
-        return {**lists, "threshold": self.threshold, "meaning": self.meaning, "reader": READER_VERSION}
 
 
 @dataclass(frozen=True)
@@ -121,7 +67,7 @@ class MaskPixels:
         return found
 
 
-def read_mask(path: Path, rule: MaskRule = MaskRule()) -> MaskPixels:
+def read_mask(path: Path, rule: MaskRule = ANY_RULE) -> MaskPixels:
     """Reads a mask: BMP, PNG or TIFF with one grey channel (or a palette that holds numbers), NPY or NPZ.
 
     Raises BenchError naming the file for what is no mask, for a container that gives its numbers another meaning or
@@ -179,7 +125,7 @@ def make_rule(foreground: str = "", ignore: str = "", threshold: str = "", where
     return declared_rule(dict(zip(SETTINGS, (foreground, ignore, threshold), strict=True)), where)
 
 
-def declared_rule(texts: Mapping[str, str], where: str, base: MaskRule = MaskRule()) -> MaskRule:
+def declared_rule(texts: Mapping[str, str], where: str, base: MaskRule = ANY_RULE) -> MaskRule:
     """As `make_rule`, from texts by the names of SETTINGS. base: what holds where they are empty.
 
     A foreground or a threshold takes the place of both of the base.
@@ -187,7 +133,7 @@ def declared_rule(texts: Mapping[str, str], where: str, base: MaskRule = MaskRul
     foreground, ignore, threshold = (texts[name].strip() for name in SETTINGS)
     try:
         if foreground and threshold:
-            raise BenchError(_BOTH)
+            raise BenchError(BOTH_GIVEN)
         changes: dict[str, Any] = {}
         if foreground or threshold:
             changes = {"foreground": None, "threshold": None, "meaning": "auto"}
@@ -221,19 +167,6 @@ def _values(text: str, what: str) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def _ranges(values: Sequence[int] | None) -> list[list[int]] | None:
-    """First and last value of every stretch without a gap."""
-    if values is None:
-        return None
-    found: list[list[int]] = []
-    for value in sorted(values):
-        if found and value == found[-1][1] + 1:
-            found[-1][1] = value
-        else:
-            found.append([value, value])
-    return found
-
-
 def _number(text: str, what: str) -> float:
     try:
         return float(text)
@@ -241,9 +174,3 @@ def _number(text: str, what: str) -> float:
         raise BenchError(
             f"{what}: '{text.strip()}' is not a number. Write one such as 127, or a list: 1, 3-5."
         ) from None
-
-
-def listed(values: Sequence[float], most: int = 8) -> str:
-    """Values for a message: `0, 1, 255`, cut off after `most`."""
-    some = ", ".join(f"{v:g}" for v in values[:most])
-    return some if len(values) <= most else f"{some}, … ({len(values)} values)"

@@ -34,7 +34,7 @@ class TableRow:
 
 
 @dataclass(frozen=True)
-class Table:
+class CsvTable:
     """settings: the '# key: value' lines; rows: every known column present; notes: how ambiguous cells were read."""
 
     settings: Mapping[str, str]
@@ -42,7 +42,7 @@ class Table:
     notes: tuple[str, ...]
 
 
-def read_table(path: Path, may_lack: Collection[str] = ()) -> Table:
+def read_table(path: Path, may_lack: Collection[str] = ()) -> CsvTable:
     """Reads a CSV manifest. Raises BenchError, naming the line, for whatever is not as docs/datasets.md says.
 
     may_lack: required columns that this reader does without; their cells are empty.
@@ -63,7 +63,7 @@ def read_table(path: Path, may_lack: Collection[str] = ()) -> Table:
     if nameless := sum(not name for name in header):
         notes.append(f"{nameless} column{'s' * (nameless > 1)} without a name left out, as pandas and spreadsheets add")
     notes += [f"column {name}: {n} cells that say {word} were taken for empty" for (name, word), n in gaps.items()]
-    return Table(settings, tuple(rows), tuple(notes))
+    return CsvTable(settings, tuple(rows), tuple(notes))
 
 
 def split_cells(line: str, where: str) -> list[str]:

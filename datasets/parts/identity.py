@@ -3,10 +3,7 @@
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-
-from ..base import Item
+from collections.abc import Iterable
 
 _NUMBER = re.compile(r"([^\W\d_]*)[ _-]?0*([0-9]+)(?:\.0+)?")
 SHOWN = 5
@@ -41,12 +38,3 @@ def one_spelling(groups: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     more = f" (and {len(several) - SHOWN} more)" if len(several) > SHOWN else ""
     note = f"groups spelt in several ways are taken for one each: {some}{more}"
     return {spelling: found[0] for found in several for spelling in found}, [note]
-
-
-def unify_groups(items: Sequence[Item]) -> tuple[tuple[Item, ...], list[str]]:
-    """The rows with one spelling for every group, and the note on it.
-
-    Rows whose groups are spelt in one way are returned as they are, so that their keys stay the same.
-    """
-    names, notes = one_spelling(i.group for i in items)
-    return tuple(replace(i, group=names.get(i.group, i.group)) for i in items) if names else tuple(items), notes

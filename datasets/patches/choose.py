@@ -6,17 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from ...benchmark.core.seeds import seed_for
-from .sample import Place
+from .sample import PatchPlace
 from .settings import PatchSettings
 
 DENSE = 0.5  # a patch with a larger tumour share is dense
 BINS = 10  # of dense shares, each 0.05 wide: (0.5, 0.55], …, (0.95, 1]
 _PUBLISHED_TRIALS = 100
 
-Offer = tuple[str, Place]  # slide and place
+Offer = tuple[str, PatchPlace]  # slide and place
 
 
-def calibrate(offers: Mapping[str, Sequence[Place]], settings: PatchSettings, split: str) -> dict[str, list[Place]]:
+def calibrate(
+    offers: Mapping[str, Sequence[PatchPlace]], settings: PatchSettings, split: str
+) -> dict[str, list[PatchPlace]]:
     """The tumour patches of one split: all of share <= 0.5, and a draw that is uniform over bins of the dense ones.
 
     The number of dense ones is `dense_share` times that of the others, rounded up, at least one if there are any. With
@@ -42,7 +44,7 @@ def dense_bin(share: float) -> int:
     return min(BINS - 1, max(0, math.ceil((share - DENSE) / ((1 - DENSE) / BINS) - 1e-9) - 1))
 
 
-def thin(places: Sequence[Place], settings: PatchSettings, slide: str) -> list[Place]:
+def thin(places: Sequence[PatchPlace], settings: PatchSettings, slide: str) -> list[PatchPlace]:
     """At most `max_per_slide` of the places, drawn at random, in their order."""
     most = settings.max_per_slide
     if not most or len(places) <= most:

@@ -18,7 +18,7 @@ from ...benchmark.core.errors import BenchError
 from ...benchmark.core.files import atomic_path, file_sha256, key_of, read_json, write_json
 from ..parts.camelyon_lists import PatchName
 from ..wsi.tissue import TissueRule
-from .sample import Found, Place, SlideScan, places_from_json
+from .sample import Found, PatchPlace, SlideScan, places_from_json
 from .settings import PatchSettings
 from .slides import LeftOut, SlideJob
 
@@ -35,7 +35,7 @@ class Scan:
 class PatchFiles(NamedTuple):
     """One patch on disk: paths below the output folder (mask None on a normal slide), SHA-256 and bytes of each."""
 
-    place: Place
+    place: PatchPlace
     image: str
     image_sha256: str
     image_bytes: int
@@ -108,7 +108,7 @@ def cut_slide(job: SlideJob, settings: PatchSettings, out: Path, state: Path, sc
         return LeftOut(job.name, str(problem))
 
 
-def patch_name(job: SlideJob, settings: PatchSettings, place: Place) -> PatchName:
+def patch_name(job: SlideJob, settings: PatchSettings, place: PatchPlace) -> PatchName:
     """The published name of a patch."""
     return PatchName(
         slide=job.tag, patch=place.patch, x=place.x, y=place.y, tissue=place.tissue, metastatic=place.tumor,
@@ -143,7 +143,7 @@ def _read_cut(path: Path) -> tuple[str, Cut] | None:
     if not path.is_file():
         return None
     stored = read_json(path)
-    patches = [PatchFiles(**{**p, "place": Place(**p["place"])}) for p in stored["patches"]]
+    patches = [PatchFiles(**{**p, "place": PatchPlace(**p["place"])}) for p in stored["patches"]]
     return stored["key"], Cut(stored["slide"], tuple(patches))
 
 
@@ -175,7 +175,7 @@ def _paths(job: SlideJob, root: Path, name: PatchName) -> tuple[Path, Path]:
     return folder / name.image_name, folder / name.mask_name
 
 
-def _write(scan: SlideScan, out: Path, root: Path, name: PatchName, place: Place) -> PatchFiles:
+def _write(scan: SlideScan, out: Path, root: Path, name: PatchName, place: PatchPlace) -> PatchFiles:
     image_file, mask_file = _paths(scan.job, root, name)
     image, mask = scan.patch(place)
     image_hash, image_bytes = _save(image_file, image)

@@ -20,7 +20,7 @@ from .cut import Cut, Scan, cut_slide, inspect_slide, scan_slide
 from .sample import Found
 from .settings import PatchSettings
 from .slides import NORMAL, TUMOR, LeftOut, Listing, SlideJob
-from .tables import Result, notes_of, write_tables
+from .tables import WrittenPatches, notes_of, write_tables
 
 SETTINGS_FILE, STATE_FOLDER = "settings.json", "slides"
 Progress = Callable[[str, int, int], None]  # what is done, slides done, slides in all
@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ExtractionOutcome:
     """What was written. summary: the content of patches.json. failed: slides that ought to have been cut."""
 
     summary: dict[str, Any]
@@ -41,7 +41,7 @@ def make_patches(
     out: Path,
     jobs: int = 1,
     progress: Progress = lambda *_: None,
-) -> Outcome:
+) -> ExtractionOutcome:
     """Cuts the slides of a listing into patches under `out` and writes patches.csv, dataset.csv and patches.json there.
 
     jobs: worker processes, -1 for one a core. Slides that cannot be used are in the outcome; the others are cut.
@@ -61,8 +61,8 @@ def make_patches(
                 f"No slide gave a patch (tumour share {settings.tumor_share}, tissue share {settings.tissue_share}). "
                 f"There must be tumour slides with annotations; lower the shares or look at the slides.{told}"
             )
-        result = Result(listing, chosen, tuple(cuts), failed, unused, run.offered)
-        return Outcome(write_tables(out, settings, result), failed)
+        result = WrittenPatches(listing, chosen, tuple(cuts), failed, unused, run.offered)
+        return ExtractionOutcome(write_tables(out, settings, result), failed)
 
 
 @dataclass(frozen=True)

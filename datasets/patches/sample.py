@@ -23,7 +23,7 @@ _CHUNK = 4096  # columns that are read at once while a row is approached px by p
 
 
 @dataclass(frozen=True)
-class Place:
+class PatchPlace:
     """A patch that may be cut: upper left corner in level-0 px, shares of tissue and tumour in [0, 1].
 
     tumor is None for a normal patch. region: the number of the first polygon of a region in its file (tumour polygons
@@ -43,7 +43,7 @@ class Place:
 class Found:
     """What a slide offers. exhausted: there are no more places. trials: cells looked at so far for normal patches."""
 
-    places: tuple[Place, ...]
+    places: tuple[PatchPlace, ...]
     exhausted: bool
     trials: int = 0
 
@@ -97,7 +97,7 @@ class SlideScan:
             "notes": [list(n) for n in (*self.slide.notes, *self.marks.notes)],
         }
 
-    def patch(self, place: Place) -> tuple[np.ndarray, np.ndarray]:
+    def patch(self, place: PatchPlace) -> tuple[np.ndarray, np.ndarray]:
         """Image (size, size, 3) uint8 and tumour mask (size, size) bool of a patch."""
         side = self.settings.size
         return self.slide.read(place.x, place.y, side, side), self.mask(place.x, place.y, side)
@@ -145,7 +145,7 @@ class SlideScan:
             self._overview = self.slide.overview()
         return self._overview
 
-    def _tile(self) -> Iterator[Place]:
+    def _tile(self) -> Iterator[PatchPlace]:
         """A grid over each region of tumour, centred on it so that a small metastasis is not parted.
 
         Grids do not overlap. At the edge of the slide cells are moved inwards; where one would then lie over a place
@@ -187,14 +187,14 @@ class SlideScan:
             found.append((region, low, high))
         return sorted(found, key=lambda f: f[0])
 
-    def _accept(self, x: int, y: int, tumor: float, column: int, region: int, row: int) -> Place | None:
+    def _accept(self, x: int, y: int, tumor: float, column: int, region: int, row: int) -> PatchPlace | None:
         """The place, if it shows enough tumour and tissue; the slide is read only where there is enough tumour."""
         if tumor < self.settings.tumor_share:
             return None
         tissue = self.tissue(x, y)
-        return Place(x, y, tissue, tumor, column, region, row) if tissue >= self.settings.tissue_share else None
+        return PatchPlace(x, y, tissue, tumor, column, region, row) if tissue >= self.settings.tissue_share else None
 
-    def _creep(self) -> Iterator[Place]:
+    def _creep(self) -> Iterator[PatchPlace]:
         """The published search: rows of the bounding box of each polygon from its top, each row approached px by px.
 
         The first place of a row that shows enough tumour and tissue is taken, so that many show just enough; from there
@@ -210,7 +210,7 @@ class SlideScan:
                 first = next((x for x in range(int(low[0]), end) if strip.accepts(x)), end)
                 for column, x in enumerate(range(first, end, side)):
                     if strip.accepts(x):
-                        yield Place(x, y, strip.share(x, "tissue"), strip.share(x, "tumor"), column, region, row)
+                        yield PatchPlace(x, y, strip.share(x, "tissue"), strip.share(x, "tumor"), column, region, row)
 
     def _search_normal(self, wanted: int, so_far: Found) -> Found:
         """Cells of a grid over the slide in random order: those with tissue in the overview, checked in full."""
@@ -223,7 +223,7 @@ class SlideScan:
             trials += 1
             tissue = self.tissue(x, y) if self._far_from_marks(x, y) else -1.0
             if tissue >= self.settings.tissue_share:
-                places.append(Place(x, y, tissue, None, len(places)))
+                places.append(PatchPlace(x, y, tissue, None, len(places)))
                 failures = 0
             else:
                 failures += 1
@@ -311,6 +311,6 @@ class _Strip:
         return np.concatenate([[0], np.cumsum(mask.sum(axis=0))])
 
 
-def places_from_json(rows: Sequence[dict[str, Any]]) -> tuple[Place, ...]:
+def places_from_json(rows: Sequence[dict[str, Any]]) -> tuple[PatchPlace, ...]:
     """Places as `asdict` wrote them."""
-    return tuple(Place(**row) for row in rows)
+    return tuple(PatchPlace(**row) for row in rows)

@@ -11,7 +11,7 @@ from ..parts.folds import divide_groups
 from ..wsi.notes import name_some
 from .files import find_annotations, find_slides
 from .patients import group_slides, patient_of, shared_patients
-from .splits import CLASSES, NORMAL, TUMOR, Row, Table, read_splits
+from .splits import CLASSES, NORMAL, TUMOR, SplitRow, SplitsTable, read_splits
 
 UNANNOTATED = ("auto", "normal", "skip", "error")
 _CAMELYON = re.compile(r"(normal|tumor|test)_(\d{3})", re.IGNORECASE)
@@ -102,25 +102,24 @@ def list_slides(
     marks, orphans = find_annotations(annotations, [*found]) if annotations else ({}, [])
     table = read_splits(splits, [*found]) if splits else None
     _check_share(splits, table, test_share)
+    jobs, rows = list[SlideJob](), dict[str, SplitRow]()
     skipped = [LeftOut(m, "the name says that it is a mask, not a slide") for m in masks]
-    jobs: list[SlideJob] = []
-    problems: list[LeftOut] = []
-    rows: dict[str, Row] = {}
+    problems = list[LeftOut]()
     for name, path in found.items():
         if left := _left_out(name, table, include_bad):
             skipped.append(LeftOut(name, left))
             continue
         try:
-            rows[name] = table.rows[name] if table else _from_name(name)
-            judged = _judge(name, path, marks.get(name), rows[name], unannotated)
+            row = table.rows[name] if table else _from_name(name)
+            judged = _judge(name, path, marks.get(name), row, unannotated)
         except BenchError as problem:
             problems.append(LeftOut(name, str(problem)))
             continue
         if isinstance(judged, SlideJob):
             jobs.append(judged)
+            rows[name] = row
         else:
             skipped.append(judged)
-            del rows[name]
     _check_tags(jobs)
     notes = [*notes, *_doubtful(jobs)]
     if table:
@@ -147,7 +146,7 @@ def _test_number(name: str) -> int:
     return int(match[2]) if match and match[1].lower() == "test" else 0
 
 
-def _check_share(splits: Path | None, table: Table | None, test_share: float) -> None:
+def _check_share(splits: Path | None, table: SplitsTable | None, test_share: float) -> None:
     """Raises BenchError where it is not clear who makes the splits."""
     if not 0 <= test_share <= 0.5:
         raise BenchError(f"--test-share {test_share}: it must be in [0, 0.5].")
@@ -160,7 +159,7 @@ def _check_share(splits: Path | None, table: Table | None, test_share: float) ->
 
 
 def _grouped(
-    jobs: Sequence[SlideJob], rows: Mapping[str, Row], test_share: float
+    jobs: Sequence[SlideJob], rows: Mapping[str, SplitRow], test_share: float
 ) -> tuple[list[SlideJob], list[str], list[str]]:
     """The jobs with groups and splits; what forbids to cut them; notes. Slides with a problem count for leaks too."""
     kept = {j.name for j in jobs}
@@ -193,14 +192,14 @@ def _divided(jobs: Sequence[SlideJob], test_share: float) -> tuple[list[SlideJob
     return divided, f"test: {len(tested)} of {len(part)} groups, one of {parts} parts equal in both classes"
 
 
-def _left_out(name: str, table: Table | None, include_bad: bool) -> str:
+def _left_out(name: str, table: SplitsTable | None, include_bad: bool) -> str:
     """Why a slide is not wanted, or nothing."""
     if not include_bad and (reason := BAD_SLIDES.get(name.lower())):
         return f"{reason}; --include-bad takes it all the same"
     return "not listed in the --splits file" if table and name not in table.rows else ""
 
 
-def _judge(name: str, path: Path, marks: Path | None, row: Row, unannotated: str) -> SlideJob | LeftOut:
+def _judge(name: str, path: Path, marks: Path | None, row: SplitRow, unannotated: str) -> SlideJob | LeftOut:
     """What a slide is. Raises BenchError for one whose class or annotation cannot be right."""
     label = row.label or (TUMOR if marks else _without_marks(name, unannotated))
     if label == "skip":
@@ -217,7 +216,7 @@ def _judge(name: str, path: Path, marks: Path | None, row: Row, unannotated: str
     return SlideJob(name, path, label, row.split, marks)
 
 
-def _from_name(name: str) -> Row:
+def _from_name(name: str) -> SplitRow:
     """Split and class (empty for test slides) by the names of Camelyon16."""
     match = _CAMELYON.fullmatch(name)
     if not match:
@@ -227,7 +226,7 @@ def _from_name(name: str) -> Row:
             f"--splits{known}"
         )
     kind = match[1].lower()
-    return Row("test", "") if kind == "test" else Row("train", kind)
+    return SplitRow("test", "") if kind == "test" else SplitRow("train", kind)
 
 
 def _without_marks(name: str, unannotated: str) -> str:

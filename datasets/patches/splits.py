@@ -22,7 +22,7 @@ _NOTHING = ("nan", "none", "null", "na", "n/a", "<na>")  # what programs write f
 _SHOWN = 10  # faulty lines that one message names
 
 
-class Row(NamedTuple):
+class SplitRow(NamedTuple):
     """What is known of a slide: empty where nothing is. stage: as Camelyon17 states it."""
 
     split: str
@@ -32,16 +32,16 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Table:
+class SplitsTable:
     """Rows by slide, spelt as its file. missing: slides of the table without a file. stages: of Camelyon17."""
 
-    rows: Mapping[str, Row]
+    rows: Mapping[str, SplitRow]
     missing: tuple[str, ...] = ()
     stages: bool = False
     notes: tuple[str, ...] = field(default_factory=tuple)
 
 
-def read_splits(path: Path, known: Sequence[str]) -> Table:
+def read_splits(path: Path, known: Sequence[str]) -> SplitsTable:
     """Reads a CSV file with the columns slide, split and perhaps label and patient, or stage_labels.csv.
 
     known: names of the slides there are. A column split may be missing; the splits are then empty. The index column of
@@ -53,7 +53,7 @@ def read_splits(path: Path, known: Sequence[str]) -> Table:
     if header == ["patient", "stage"]:
         return _read_stages(path, lines[1:], known)
     columns, notes = _columns(path, header)
-    rows: dict[str, Row] = {}
+    rows: dict[str, SplitRow] = {}
     missing: list[str] = []
     wrong: list[str] = []
     files = {n.lower(): n for n in known}
@@ -71,12 +71,12 @@ def read_splits(path: Path, known: Sequence[str]) -> Table:
         else:
             missing.append(slide.lower())
     _refuse(path, wrong, rows, known)
-    return Table(rows, tuple(sorted(missing)), notes=tuple(notes))
+    return SplitsTable(rows, tuple(sorted(missing)), notes=tuple(notes))
 
 
-def _read_stages(path: Path, lines: Sequence[tuple[int, Sequence[str]]], known: Sequence[str]) -> Table:
+def _read_stages(path: Path, lines: Sequence[tuple[int, Sequence[str]]], known: Sequence[str]) -> SplitsTable:
     """Camelyon17: one line a node (`patient_000_node_0.tif,negative`) and one a patient (`patient_000.zip,pN0`)."""
-    rows: dict[str, Row] = {}
+    rows: dict[str, SplitRow] = {}
     missing: list[str] = []
     wrong: list[str] = []
     files = {n.lower(): n for n in known}
@@ -88,12 +88,12 @@ def _read_stages(path: Path, lines: Sequence[tuple[int, Sequence[str]]], known: 
         if len(cells) != 2 or not label:
             wrong.append(f"line {number}: '{','.join(cells)}' is no node and its stage ({', '.join(STAGES)})")
         elif file := _match(slide, files):
-            rows[file] = Row("", label, "", stage.lower())
+            rows[file] = SplitRow("", label, "", stage.lower())
         else:
             missing.append(slide)
     _refuse(path, wrong, rows, known)
     notes = [f"{len(missing)} of the {len(rows) + len(missing)} slides in {path.name} are not here"] * bool(missing)
-    return Table(rows, (), stages=True, notes=tuple(notes))
+    return SplitsTable(rows, (), stages=True, notes=tuple(notes))
 
 
 def _lines(path: Path) -> list[tuple[int, list[str]]]:
@@ -127,7 +127,7 @@ def _columns(path: Path, header: Sequence[str]) -> tuple[dict[str, int], list[st
     return found, [f"columns of {path.name} that are not read: {', '.join(others)}"] * bool(others)
 
 
-def _row(cells: Sequence[str], header: Sequence[str], columns: Mapping[str, int]) -> tuple[str, Row]:
+def _row(cells: Sequence[str], header: Sequence[str], columns: Mapping[str, int]) -> tuple[str, SplitRow]:
     """One line. Raises BenchError saying what is wrong with it."""
     if len(cells) != len(header):
         raise BenchError(f"{len(cells)} fields, the header has {len(header)}")
@@ -140,7 +140,7 @@ def _row(cells: Sequence[str], header: Sequence[str], columns: Mapping[str, int]
         raise BenchError(f"there is no label '{label}'.{did_you_mean(label, CLASSES)}")
     if not _stem(values["slide"]):
         raise BenchError("no slide is named")
-    return _stem(values["slide"]), Row(split, label, values.get("patient", ""))
+    return _stem(values["slide"]), SplitRow(split, label, values.get("patient", ""))
 
 
 def _stem(text: str) -> str:
@@ -160,7 +160,7 @@ def _match(slide: str, files: Mapping[str, str]) -> str:
     return ""
 
 
-def _refuse(path: Path, wrong: Sequence[str], rows: Mapping[str, Row], known: Sequence[str]) -> None:
+def _refuse(path: Path, wrong: Sequence[str], rows: Mapping[str, SplitRow], known: Sequence[str]) -> None:
     if wrong:
         more = f" And {len(wrong) - _SHOWN} more lines." if len(wrong) > _SHOWN else ""
         raise BenchError(f"{path}, {'; '.join(w.rstrip('.') for w in wrong[:_SHOWN])}.{more}")

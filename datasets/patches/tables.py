@@ -26,7 +26,7 @@ _COLUMNS = ("image", "mask", "slide", "group", "label", "split", "x", "y", "mpp"
 
 
 @dataclass(frozen=True)
-class Result:
+class WrittenPatches:
     """What came of a listing. chosen: facts and chosen places by slide. failed: slides that ought to have been cut.
 
     unused: sound slides that gave no patch, and why. offered: places that tumour slides had before the draw.
@@ -40,7 +40,7 @@ class Result:
     offered: Mapping[str, int]
 
 
-def write_tables(out: Path, settings: PatchSettings, result: Result) -> dict[str, Any]:
+def write_tables(out: Path, settings: PatchSettings, result: WrittenPatches) -> dict[str, Any]:
     """Writes the three tables and returns the content of patches.json.
 
     There every slide of the listing stands in one of `slides` (with its patches), `skipped` and `failed` (with the

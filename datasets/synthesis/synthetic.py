@@ -30,7 +30,7 @@ HEADER = ("name", "patient ID", " grade (GlaS)", " grade (Sirinukunwattana et al
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _GlasImage:
     """One image to draw."""
 
     name: str
@@ -82,7 +82,7 @@ def _draw_glas(folder: Path, marker: Marker) -> None:
             table.writerow((plan.name, *(f" {value}" for value in (plan.patient, CLASSES[plan.label], grade))))
 
 
-def _plan_glas(marker: Marker) -> list[_Plan]:
+def _plan_glas(marker: Marker) -> list[_GlasImage]:
     """Names, classes and patients. As in the real set, patients have both classes and are in training and test."""
     rng = np.random.default_rng(seed_for("synth", "glas", marker.version, marker.seed))
     test_b = marker.test // 4
@@ -96,7 +96,7 @@ def _plan_glas(marker: Marker) -> list[_Plan]:
         places = rng.permutation(np.flatnonzero(np.array(labels) == label))
         owner[places] = (start + np.arange(len(places))) % patients + 1
         start += len(places)
-    return [_Plan(n, k, int(p)) for n, k, p in zip(names, labels, owner, strict=True)]
+    return [_GlasImage(n, k, int(p)) for n, k, p in zip(names, labels, owner, strict=True)]
 
 
 def _labels(rng: np.random.Generator, images: int) -> list[int]:
@@ -104,7 +104,7 @@ def _labels(rng: np.random.Generator, images: int) -> list[int]:
     return [int(k) for k in rng.permutation([0] * benign + [1] * (images - benign))]
 
 
-def _draw_image(folder: Path, plan: _Plan, marker: Marker) -> None:
+def _draw_image(folder: Path, plan: _GlasImage, marker: Marker) -> None:
     """Draws one image and its mask; the seed is made from the image's name, so the order of drawing plays no part."""
     from .histology import STYLES, paint_glands, random_stain
 

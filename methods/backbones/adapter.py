@@ -23,12 +23,10 @@ from . import quirks as quirks
 from . import shapes as shapes
 from .networks import Features, create_net, drop_heads, grid_or_refusal
 from .normalisation import from_config
-from .weights import check_weights_fit, load_weights, weights_identity
 from .weights_hub import check_network
 
 __all__ = [
-    "Backbone", "Tap", "Tokens", "check_weights_fit", "create_backbone", "frozen", "load_weights", "param_groups",
-    "weights_identity",
+    "Backbone", "Tap", "Tokens", "create_backbone", "frozen", "param_groups",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)

@@ -4,9 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..tables.aggregate import Line, Table
-from ..tables.grid import Place, place_of
-from .base import (
+from ..drawing.base import (
     AwayScene,
     Drawn,
     NoFigureError,
@@ -19,6 +17,8 @@ from .base import (
     slug,
     spread_of,
 )
+from ..tables.aggregate import Line, Table
+from ..tables.grid import Place, place_of
 
 FEW_SETS, FEW_METHODS = 4, 8
 METRICS = (("pxap", "PxAP [%]"), ("accuracy", "accuracy [%]"))

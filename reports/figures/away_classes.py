@@ -1,6 +1,6 @@
 """Class by class on other sets: a drop may be all in one class."""
 
-from .base import AwayScene, Drawn, NoFigureError, slug
+from ..drawing.base import AwayScene, Drawn, NoFigureError, slug
 from .classes import ALT, HOW, class_figure, panels_of
 
 MAX_PANELS = 12  # rows of panels; more make a figure nobody looks at

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from .base import AwayScene, Drawn, NoFigureError
+from ..drawing.base import AwayScene, Drawn, NoFigureError
 from .qualitative import draw as draw_maps
 
 IMAGES, MAX_PAIRS = 4, 5

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..drawing.base import CLASS_COLOURS, Drawn, NoFigureError, Scene, Stamped, by_backbone, new_figure, settle, slug
 from ..tables.aggregate import Line, Table
-from ..tables.perclass import class_values
-from .base import CLASS_COLOURS, Drawn, NoFigureError, Scene, Stamped, by_backbone, new_figure, settle, slug
+from ..tables.detail import class_values
 
 METRICS = (("pxap", "PxAP [%]"), ("accuracy", "accuracy of the class [%]"))
 HOW = (

@@ -6,8 +6,8 @@ from typing import Any
 
 from ...benchmark.core.protocols import named_protocol
 from ...benchmark.core.results_store import Store
+from ..drawing.base import Drawn, NoFigureError, Palette, Scene, new_figure, settle, slug
 from ..rows.load import Row
-from .base import Drawn, NoFigureError, Palette, Scene, new_figure, settle, slug
 
 COLUMNS = 4
 History = list[dict[str, Any]]

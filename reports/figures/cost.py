@@ -5,9 +5,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..drawing.base import Drawn, NoFigureError, Scene, by_backbone, new_figure, settle, slug, spread_of
 from ..tables.aggregate import BOUND, UNDEFINED, Line
 from ..tables.cost import MIXED, LineCost, amount, devices_of, line_cost, where
-from .base import Drawn, NoFigureError, Scene, by_backbone, new_figure, settle, slug, spread_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 
 from ...benchmark.core.metrics import Curve, Histograms, curve
+from ..drawing.base import Drawn, Scene, by_backbone, legend_beside, new_figure, settle, slug
 from ..rows.load import StoredMaps
 from ..tables.aggregate import Line
-from .base import Drawn, Scene, by_backbone, legend_beside, new_figure, settle, slug
 
 
 def draw(scene: Scene) -> list[Drawn]:

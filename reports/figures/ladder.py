@@ -5,12 +5,9 @@ Target stains are no levels of severity: they stand in the order of their measur
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..tables.aggregate import Line
-from ..tables.grid import Place
-from ..tables.shifts import Ladder
-from .base import (
+from ..drawing.base import (
     Drawn,
     Look,
     NoFigureError,
@@ -22,6 +19,9 @@ from .base import (
     slug,
     spread_of,
 )
+from ..tables.aggregate import Line
+from ..tables.grid import Place
+from ..tables.shifts import Ladder
 
 METRICS = (("pxap", "PxAP [%]"), ("accuracy", "accuracy [%]"))
 COLUMNS, FEW = 3, 8  # shifts side by side; methods up to which bars are drawn
@@ -72,7 +72,9 @@ def _figure(
         for axes, (key, label) in zip(pair, METRICS, strict=True):
             for index, place in enumerate(places):
                 aside = DODGE * ((index + 0.5) / len(places) - 0.5)
-                _trail(axes, ladder, place, key, scene.palette.look(lines[place]), len(places) <= FEW, aside)
+                _draw_trace(
+                    axes, ladder, _Trace(place, key, scene.palette.look(lines[place]), len(places) <= FEW, aside)
+                )
             settle(axes, "", label if column == 0 else "", ladder.shift if key == "pxap" else "")
             axes.set_ylim(0, 104)
             axes.set_xticks(list(_places(ladder).values()))
@@ -127,8 +129,19 @@ def _places(ladder: Ladder) -> dict[int, int]:
     return {level: x for x, level in enumerate(levels)}
 
 
-def _trail(axes: Any, ladder: Ladder, place: Place, key: str, look: Look, bars: bool, aside: float) -> None:
-    """The values of a method; a line through them only where levels are severities. aside: shift of lone points."""
+class _Trace(NamedTuple):
+    """A method's values of one metric, how they look, and the shift in x of points that no line joins."""
+
+    place: Place
+    key: str
+    look: Look
+    bars: bool
+    aside: float
+
+
+def _draw_trace(axes: Any, ladder: Ladder, trace: _Trace) -> None:
+    """The values of a method; a line through them only where levels are severities."""
+    place, key, look, bars, aside = trace
     points = []
     for level, x in _places(ladder).items():
         line = ladder.lines(level).get(place)

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from ..drawing.base import Drawn, NoFigureError, Scene, by_backbone, new_figure, settle, slug
 from ..tables.aggregate import Line
-from .base import Drawn, NoFigureError, Scene, by_backbone, new_figure, settle, slug
 
 
 def draw(scene: Scene) -> list[Drawn]:

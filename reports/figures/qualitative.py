@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...benchmark.core.files import read_npz
-from ..page.packing import FOREGROUND
+from ..drawing.base import Drawn, NoFigureError, Scene, by_backbone, new_figure, slug
+from ..rows.packing import FOREGROUND
 from ..tables.aggregate import Line
-from .base import Drawn, NoFigureError, Scene, by_backbone, new_figure, slug
 
 TILE, GAP, SIDE, HEAD = 176, 10, 150, 50  # px; SIDE and HEAD hold the names of rows and columns
 METHODS_PER_FIGURE, MAX_IMAGES, MAX_KINDS, MAX_FIGURES = 12, 6, 3, 4

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .base import BACKGROUND, FOREGROUND, Drawn, Scene, new_figure, run_of, settle, slug
+from ..drawing.base import BACKGROUND, FOREGROUND, Drawn, Scene, new_figure, run_of, settle, slug
 
 BARS = 50
 FLOOR = 0.01  # percent: the lowest share shown on the logarithmic axis

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from ..drawing.base import Drawn, NoFigureError, Scene, new_figure, settle, slug
 from ..rows.load import Row
-from .base import Drawn, NoFigureError, Scene, new_figure, settle, slug
 
 SELECTIONS = (
     ("loc", "#D55E00", "o", "loc: best PxAP on validation masks"),

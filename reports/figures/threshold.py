@@ -1,6 +1,6 @@
 """Dice and mean IoU against the threshold: how much depends on choosing it well."""
 
-from .base import Drawn, Scene, by_backbone, legend_beside, new_figure, run_of, settle, slug
+from ..drawing.base import Drawn, Scene, by_backbone, legend_beside, new_figure, run_of, settle, slug
 from .curves import pooled_curve
 
 METRICS = (("dice", "Dice [%]"), ("miou", "mean IoU of foreground and background [%]"))

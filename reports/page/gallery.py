@@ -18,8 +18,8 @@ import numpy as np
 from ...benchmark.core.files import read_npz
 from ...benchmark.core.results_store import Store
 from ..rows.load import Findings, Row
+from ..rows.packing import FOREGROUND, IGNORED, STEPS, pack_image, pack_map, pack_mask, within_0_and_1
 from ..tables.aggregate import Line, Table
-from .packing import FOREGROUND, IGNORED, STEPS, pack_image, pack_map, pack_mask, within_0_and_1
 
 LIMIT = 24_000_000  # characters of packed images, masks and maps on one page
 HELD = 1000  # maps in memory while they wait for a place

@@ -2,41 +2,22 @@
 
 import base64
 import hashlib
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ...benchmark.core.errors import plain
+from ..drawing.picture import Picture
 from ..rows.load import Findings, Row
 from ..tables.aggregate import Line, Table
+from ..tables.captions import protocol_sentences
 from ..tables.contents import Chapter
 from ..tables.formats import LABEL_TITLES, label_values
 from ..tables.grid import Grid
-from ..tables.protocol_text import protocol_sentences
 from .gallery import Gallery
 
-WIDE, WIDE_PX = 1.72, 1250  # figures wider than so many times their height, or so many px, get a row of their own
 _PARTS = {"css": ("report", "gallery"), "js": ("report", "overlay", "gallery")}  # joined in this order
-LARGE = 400_000  # bytes of a PNG above which the page holds it as WebP, a fifth of the size
-
-
-class Picture(NamedTuple):
-    """A figure as the page shows it; `source` is a data URI."""
-
-    name: str
-    title: str
-    how: str
-    alt: str
-    source: str
-    width: int
-    height: int
-
-    @property
-    def wide(self) -> bool:
-        """Whether it needs the full width."""
-        return self.width > WIDE * self.height or self.width > WIDE_PX
 
 
 class Card(NamedTuple):
@@ -116,26 +97,6 @@ class Page:
         """Facts of every evaluation set."""
         found: dict[tuple[str, bool], Row] = {(r.dataset, r.synthetic): r for r in self.findings.rows}
         return [{"name": name, "synthetic": synthetic, "row": row} for (name, synthetic), row in found.items()]
-
-
-def picture(drawn: Any, png: bytes) -> Picture:
-    """A drawn figure with its PNG bytes as a picture of the page."""
-    width, height = (int.from_bytes(png[k : k + 4], "big") for k in (16, 20))  # the header of every PNG
-    form, data = _smaller(png) if len(png) > LARGE else ("png", png)
-    source = f"data:image/{form};base64,{base64.b64encode(data).decode()}"
-    return Picture(drawn.name, drawn.title, drawn.how, drawn.alt, source, width, height)
-
-
-def _smaller(png: bytes) -> tuple[str, bytes]:
-    """A PNG as WebP, where this Pillow can write it."""
-    from PIL import Image, features
-
-    if not features.check("webp"):
-        return "png", png
-    out = io.BytesIO()
-    with Image.open(io.BytesIO(png)) as image:
-        image.convert("RGB").save(out, "WEBP", quality=90, method=4)
-    return "webp", out.getvalue()
 
 
 def headline(table: Table) -> list[Card]:

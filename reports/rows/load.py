@@ -3,48 +3,22 @@
 import logging
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import Any
 
 from ...benchmark.core.errors import BenchError
 from ...benchmark.core.results_store import Store
 from ..statistics.quality import ClassResult, DamageError, StoredMaps
+from .findings import Findings
 from .measures import UNUSABLE, EvidenceOf
 from .pooling import foldwise
 from .reader import Reader
 from .row import USUAL, Row
 from .stored import ignored_words, read_stored
-from .unfinished import Unfinished, unfinished_of
 
 __all__ = ["ClassResult", "Findings", "Row", "StoredMaps", "collect", "load_report_rows", "load_rows", "need_rows"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Findings:
-    """What a results folder holds for a report. `problems` says which rows and stages were left out and why.
-
-    rows: the runs, and rows of several folds pooled (`pooled_of`).
-    """
-
-    rows: list[Row] = field(default_factory=list)
-    evidence: EvidenceOf = field(default_factory=EvidenceOf)
-    settings: dict[str, dict[str, str]] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    failures: dict[str, dict[str, Any]] = field(default_factory=dict)
-    records: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    @property
-    def runs(self) -> list[Row]:
-        """The rows without the pooled ones."""
-        return [row for row in self.rows if not row.pooled_of]
-
-    @cached_property
-    def unfinished(self) -> list[Unfinished]:
-        """What failed or diverged and was not finished since."""
-        return unfinished_of(self.failures)
 
 
 def load_rows(store: Store, keys: Iterable[str] | None = None) -> list[Row]:

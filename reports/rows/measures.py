@@ -61,7 +61,7 @@ class AskedTau(NamedTuple):
         return (self.stage,)
 
 
-class Measured(NamedTuple):
+class RowMeasures(NamedTuple):
     """All that a row takes from the arrays of its score. values: fields of a row by name; maps: whether there are.
 
     gateable: whether a gated row stands beside it.
@@ -94,12 +94,12 @@ class Measures:
         tau, masks = self._ask(asked)
         return NAN if tau is None else tau, masks
 
-    def test(self, asked: Asked) -> Measured:
+    def test(self, asked: Asked) -> RowMeasures:
         """The numbers of a test score. Raises ValueError where several stages share an image."""
         values, classes, clusters, maps, gateable = self._ask(asked)
         found = tuple(ClassResult(*map(_number, one)) for one in classes)
         numbers = {k: _number(v) for k, v in values.items()}
-        return Measured(numbers, found, Clusters.from_json(clusters), maps, gateable)
+        return RowMeasures(numbers, found, Clusters.from_json(clusters), maps, gateable)
 
     def prepare(self, wanted: Iterable[Question]) -> None:
         """Works out what is not kept.

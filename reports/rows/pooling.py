@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .row import Row
 
 if TYPE_CHECKING:
-    from .measures import Measured
+    from .measures import RowMeasures
 
 
 def foldwise(rows: Iterable[Row]) -> Iterator[list[Row]]:
@@ -32,7 +32,7 @@ def foldwise(rows: Iterable[Row]) -> Iterator[list[Row]]:
             yield sorted(alike, key=lambda r: (len(str(r.fold)), str(r.fold)))
 
 
-def pooled_row(rows: Sequence[Row], measured: "Measured") -> Row:
+def pooled_row(rows: Sequence[Row], measured: "RowMeasures") -> Row:
     """The row of several folds: its numbers are those of all images together, each at the threshold of its fold."""
     first, images = rows[0], [r.images for r in rows]
     total = sum(images)

@@ -2,26 +2,24 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...benchmark.core.files import key_of
 from ...benchmark.core.results_store import Store
 from ..statistics.quality import NAN, DamageError
-from .measures import UNUSABLE, Asked, AskedTau, Measured, Measures
+from .findings import Findings
+from .measures import UNUSABLE, Asked, AskedTau, Measures, RowMeasures
 from .pooling import pooled_row
 from .row import Row
 from .stored import typed
 from .versions import earlier_versions
 from .weights import fed, seen_by
 
-if TYPE_CHECKING:
-    from .load import Findings
-
 
 class Reader:
     """Reads rows; remembers what several rows share."""
 
-    def __init__(self, store: Store, found: "Findings") -> None:
+    def __init__(self, store: Store, found: Findings) -> None:
         self.store, self.found = store, found
         self.measures = Measures(store)
         self._flat: dict[str, dict[str, str]] = {}
@@ -85,7 +83,7 @@ class Reader:
         taus = (None if tau != tau else tau,)
         return Asked((key,), taus, regions, tuple(map(str, facts["classes"])), int(positive), gated)
 
-    def _row(self, key: str, record: dict[str, Any], asked: Asked, measured: Measured) -> Row:
+    def _row(self, key: str, record: dict[str, Any], asked: Asked, measured: RowMeasures) -> Row:
         facts, labels, parents = record["facts"], record["labels"], record["parents"]
         tau, masks = self._tau(self._tau_asked(record, asked.gated))
         trained = parents.get("checkpoint", "")

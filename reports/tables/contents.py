@@ -6,12 +6,11 @@ from functools import cached_property
 
 from ..rows.load import Findings
 from .aggregate import Table, build_tables
-from .beside import build_beside
 from .cost import cost_grids
-from .detail import detail_grid
+from .detail import class_grid, detail_grid
 from .grid import Grid
 from .ood import Away, build_away
-from .perclass import class_grid
+from .published_comparison import build_beside
 from .shifts import Shifted, build_shifted
 from .unfinished_shown import unfinished_grid, with_unfinished
 

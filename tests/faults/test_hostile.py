@@ -31,7 +31,7 @@ GROUP, LICENCE = f"<iframe srcdoc='<script>parent.{RUN}</script>'>", f"<a href='
 FOREGROUND, ERROR = f"<style onload={RUN}>", f"<details open ontoggle={RUN}>\x1b[2Jgone\x1b]0;title\x07"
 LABEL = "=HYPERLINK(1)\\input{/etc/passwd}\x1b[31m|x|`y`<b>"
 
-NO_FIGURES = "from wsolbench.reports.figures import draw; draw.FIGURES = {}"
+NO_FIGURES = "from wsolbench.reports.drawing import jobs; jobs.FIGURES = {}"
 
 
 # -- names ------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter, zoom
 from wsolbench.benchmark.core.files import key_of, write_npz
 from wsolbench.benchmark.core.metrics import BINS
 from wsolbench.benchmark.core.results_store import Store
-from wsolbench.reports.figures import base
+from wsolbench.reports.drawing import base
 from wsolbench.reports.rows.load import Findings, collect
 
 EXPLAINERS = {"cam": 2.2, "gradcampp": 1.9, "layercam": 2.6}

@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 
 from wsolbench.benchmark.core.results_store import Store
+from wsolbench.reports.drawing import base, jobs
+from wsolbench.reports.drawing.base import COLOURS, AwayScene, Palette, Scene, ShiftScene, render, slug, spread_of
+from wsolbench.reports.drawing.jobs import FIGURES, draw_away, draw_figures, draw_shifted
 from wsolbench.reports.figures import away as away_figure
-from wsolbench.reports.figures import base, classes, draw, qualitative
-from wsolbench.reports.figures.base import COLOURS, AwayScene, Palette, Scene, ShiftScene, render, slug, spread_of
+from wsolbench.reports.figures import classes, qualitative
 from wsolbench.reports.figures.convergence import read_history
-from wsolbench.reports.figures.draw import FIGURES, draw_away, draw_figures, draw_shifted
 from wsolbench.reports.figures.qualitative import outline
 from wsolbench.reports.figures.score_histograms import BARS, rebin
 from wsolbench.reports.rows.load import collect
@@ -77,7 +78,7 @@ def test_files_hold_a_picture(drawings, monkeypatch):
 
 
 def test_the_same_results_give_the_same_bytes(results, found, monkeypatch):
-    monkeypatch.setattr(draw, "FIGURES", {"curves": "PR"})
+    monkeypatch.setattr(jobs, "FIGURES", {"curves": "PR"})
     one, two = (draw_figures(scenes(results, found)[0]).drawn[0].figure for _ in range(2))
     assert render(one, "png") == render(two, "png")
     assert render(one, "pdf") == render(two, "pdf")

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from wsolbench.reports.build import build_report
-from wsolbench.reports.figures import draw
+from wsolbench.reports.drawing import jobs
 from wsolbench.reports.rows.load import collect
 from wsolbench.reports.tables.aggregate import tables_of
 from wsolbench.reports.tables.contents import Contents
@@ -21,7 +21,7 @@ def written(wide, tmp_path_factory):
     out = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("FIGURES", "AWAY_FIGURES", "SHIFT_FIGURES"):
-            patch.setattr(draw, name, {}, raising=False)
+            patch.setattr(jobs, name, {}, raising=False)
         build_report(wide, out)
     names = ("report.md", "report.tex", "index.html", "lines.csv")
     return collect(wide), {name: (out / name).read_text(encoding="utf-8") for name in names}

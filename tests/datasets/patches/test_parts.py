@@ -9,7 +9,7 @@ from skimage.filters import threshold_otsu
 
 from wsolbench.benchmark.core.errors import BenchError
 from wsolbench.datasets.patches.choose import calibrate, dense_bin, normal_quotas, share_out
-from wsolbench.datasets.patches.sample import Place
+from wsolbench.datasets.patches.sample import PatchPlace
 from wsolbench.datasets.patches.settings import PatchSettings, as_published
 from wsolbench.datasets.patches.slides import BAD_SLIDES, TEST_TUMOR, list_slides
 from wsolbench.datasets.wsi.annotations import Reading, read_annotations
@@ -174,7 +174,7 @@ def test_padding_and_unscanned_parts_do_not_move_the_thresholds():
 def offers(shares, slides=4):
     found = {f"s{k}": [] for k in range(slides)}
     for number, share in enumerate(shares):
-        found[f"s{number % slides}"].append(Place(number, 0, 0.5, float(share), number, 0, 0))
+        found[f"s{number % slides}"].append(PatchPlace(number, 0, 0.5, float(share), number, 0, 0))
     return found
 
 

@@ -12,14 +12,9 @@ from safetensors.torch import save_file
 from wsolbench.benchmark.core.errors import BenchError
 from wsolbench.methods.backbones import normalisation
 from wsolbench.methods.backbones.adapter import create_backbone
-from wsolbench.methods.backbones.normalisation import (
-    HALF,
-    IMAGENET,
-    Statistics,
-    normalisation_notice,
-    origin_of,
-)
-from wsolbench.methods.backbones.weights import IMAGENET_TAGS, imagenet_tag, load_weights
+from wsolbench.methods.backbones.loading import load_weights
+from wsolbench.methods.backbones.normalisation import HALF, IMAGENET, Statistics, normalisation_notice, origin_of
+from wsolbench.methods.backbones.weights import IMAGENET_TAGS, imagenet_tag
 
 
 def weights_file(folder, metadata=None, name="w.safetensors"):

@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 
 from wsolbench.benchmark.core.errors import BenchError
 from wsolbench.methods.backbones import weights, weights_hub
-from wsolbench.methods.backbones.adapter import create_backbone, load_weights
-from wsolbench.methods.backbones.weights import check_weights_fit, weights_identity
+from wsolbench.methods.backbones.adapter import create_backbone
+from wsolbench.methods.backbones.loading import check_weights_fit, load_weights
+from wsolbench.methods.backbones.weights import weights_identity
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from wsolbench.benchmark.core.files import read_npz
 from wsolbench.benchmark.core.metrics import THRESHOLDS, Histograms, dice_rows
 from wsolbench.reports import build
-from wsolbench.reports.figures import draw
+from wsolbench.reports.drawing import jobs
 from wsolbench.reports.figures.qualitative import outline
 from wsolbench.reports.rows.load import collect
 from wsolbench.reports.tables.aggregate import tables_of
@@ -58,7 +58,7 @@ def report(tmp_path_factory, write_results, recipe, other_set):
     store = write_results(folder / "r", make)
     found = collect(store)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(draw, "FIGURES", {})
+        patch.setattr(jobs, "FIGURES", {})
         patch.setattr(build, "collect", lambda _: found)  # to read a folder once is enough
         build.build_report(store, folder / "out", ["html"])
     return Truth(store, found), (folder / "out" / "index.html").as_uri()

@@ -18,7 +18,7 @@ from PIL import Image
 from wsolbench.benchmark.core.files import read_npz, write_npz
 from wsolbench.benchmark.core.metrics import BINS, THRESHOLDS
 from wsolbench.reports.build import build_report
-from wsolbench.reports.figures import draw
+from wsolbench.reports.drawing import jobs
 from wsolbench.reports.page.gallery import build_gallery, pack_image, pack_map, pack_mask
 from wsolbench.reports.rows.load import collect
 from wsolbench.reports.tables.aggregate import tables_of
@@ -216,7 +216,7 @@ def test_without_validation_masks_there_is_no_threshold(small, small_found):
 
 
 def test_names_stay_text_in_the_page(tmp_path, write_results, recipe, monkeypatch):
-    monkeypatch.setattr(draw, "FIGURES", {})
+    monkeypatch.setattr(jobs, "FIGURES", {})
     make = recipe(seeds=(0,), protocols=("fair",), dataset=HOSTILE, extra_methods={HOSTILE: 2.0})
     build_report(write_results(tmp_path / "r", make), tmp_path / "out", ["html"])
     text = (tmp_path / "out" / "index.html").read_text()

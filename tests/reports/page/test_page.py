@@ -15,13 +15,13 @@ import pytest
 from wsolbench.benchmark.core.errors import BenchError
 from wsolbench.benchmark.core.results_store import Store
 from wsolbench.reports.build import build_report
-from wsolbench.reports.figures import draw
+from wsolbench.reports.drawing import jobs
 from wsolbench.reports.rows.load import collect
 from wsolbench.reports.tables.aggregate import build_tables
 from wsolbench.reports.tables.contents import Contents
 from wsolbench.reports.tables.formats import label_values
 
-FIGURES = {name: draw.FIGURES[name] for name in ("qualitative", "curves", "selection")}  # test_figures tries them all
+FIGURES = {name: jobs.FIGURES[name] for name in ("qualitative", "curves", "selection")}  # test_figures tries them all
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 
@@ -64,7 +64,7 @@ class Page(HTMLParser):
 def built(results, tmp_path_factory):
     out = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(draw, "FIGURES", FIGURES)
+        patch.setattr(jobs, "FIGURES", FIGURES)
         return build_report(results, out), out
 
 
@@ -138,7 +138,7 @@ def test_sort_values_are_numbers_or_empty(html):
 
 
 def test_hostile_text_is_shown_not_run(tmp_path, write_results, recipe, monkeypatch):
-    monkeypatch.setattr(draw, "FIGURES", {"curves": "PR"})
+    monkeypatch.setattr(jobs, "FIGURES", {"curves": "PR"})
     change = {"dataset": HOSTILE, "notes": (HOSTILE,), "extra_methods": {HOSTILE: 2.0}}
     store = write_results(tmp_path / "r", recipe(seeds=(0,), protocols=("fair",), **change))
     store.fail("f" * 20, {"kind": "train", "labels": {"method": HOSTILE}, "error": HOSTILE, "traceback": ""})
@@ -154,9 +154,9 @@ def test_hostile_text_is_shown_not_run(tmp_path, write_results, recipe, monkeypa
 
 
 def test_page_of_other_sets_holds_the_numbers_of_their_tables(wide, wide_found, tmp_path, monkeypatch):
-    monkeypatch.setattr(draw, "FIGURES", {})
-    monkeypatch.setattr(draw, "AWAY_FIGURES", {"away": "In domain and out"})
-    monkeypatch.setattr(draw, "SHIFT_FIGURES", {})
+    monkeypatch.setattr(jobs, "FIGURES", {})
+    monkeypatch.setattr(jobs, "AWAY_FIGURES", {"away": "In domain and out"})
+    monkeypatch.setattr(jobs, "SHIFT_FIGURES", {})
     build_report(wide, tmp_path, ["html", "md", "tex", "csv"])
     page = Page((tmp_path / "index.html").read_text(encoding="utf-8"))
     found = dict(zip(page.names, page.tables, strict=True))
@@ -192,7 +192,7 @@ def test_page_of_other_sets_holds_the_numbers_of_their_tables(wide, wide_found, 
 
 
 def test_failures_and_left_out_rows_are_told(tmp_path, small, monkeypatch):
-    monkeypatch.setattr(draw, "FIGURES", {})
+    monkeypatch.setattr(jobs, "FIGURES", {})
     store = small
     store.fail("f" * 20, {"kind": "train", "labels": {"method": "negev"}, "error": "out of memory"})
     victim = next(r for r in collect(store).rows if r.method == "cam")

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from wsolbench.benchmark.core.files import read_npz, write_npz
-from wsolbench.reports.figures import draw, studio
-from wsolbench.reports.figures.art import make_art
-from wsolbench.reports.page import gallery, packing
-from wsolbench.reports.rows import measures
+from wsolbench.reports.drawing import jobs, render
+from wsolbench.reports.drawing.render import make_art
+from wsolbench.reports.page import gallery
+from wsolbench.reports.rows import measures, packing
 from wsolbench.reports.rows.cache import read_kept, write_kept
 from wsolbench.reports.rows.load import collect, load_report_rows
 from wsolbench.reports.statistics import quality
@@ -119,15 +119,15 @@ def test_json_rows_write_nothing(small):
 # -- figures ---------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def few_figures(monkeypatch):
-    monkeypatch.setattr(draw, "FIGURES", {"selection": "Checkpoint selection", "threshold": "Quality"})
+    monkeypatch.setattr(jobs, "FIGURES", {"selection": "Checkpoint selection", "threshold": "Quality"})
 
 
 def test_figures_are_drawn_again_only_where_something_changed(small, tmp_path, few_figures, monkeypatch):
     contents = Contents(collect(small))
     first = make_art(small, tmp_path, contents)
     drawn: list[str] = []
-    make = studio._make
-    monkeypatch.setattr(studio, "_make", lambda job, folder: drawn.append(job.module) or make(job, folder))
+    make = render._make
+    monkeypatch.setattr(render, "_make", lambda job, folder: drawn.append(job.module) or make(job, folder))
     again = make_art(small, tmp_path, Contents(collect(small)))
     assert drawn == []
     assert again == first
@@ -145,10 +145,10 @@ import os, signal, sys, time
 from pathlib import Path
 os.cpu_count = lambda: 2
 from matplotlib.figure import Figure
-from wsolbench.reports.figures import studio
-from wsolbench.reports.figures.base import Drawn
-from wsolbench.reports.figures.draw import Drawings
-studio.FEW, parent = 0, os.getpid()
+from wsolbench.reports.drawing import render
+from wsolbench.reports.drawing.base import Drawn
+from wsolbench.reports.drawing.jobs import Drawings
+render.FEW, parent = 0, os.getpid()
 
 class Job:
     module = ""
@@ -162,7 +162,7 @@ class Job:
         return Drawings([Drawn(self.name, "", str(os.getpid() != parent), "", figure)])
 
 def all_of(folder, *jobs):
-    return [p for made in studio._all(jobs, folder, lambda: meant.append(folder.name)) for p in made.pictures]
+    return [p for made in render._all(jobs, folder, lambda: meant.append(folder.name)) for p in made.pictures]
 
 def left_alone():
     os.kill(parent, signal.SIGKILL)
@@ -207,7 +207,7 @@ def test_a_file_no_longer_readable_costs_its_figures_alone(small, tmp_path, few_
     assert [p.name.split("_")[0] for p in art.pictures] == ["selection"]
     assert len(art.missing) == 1
     assert "scores.npz is missing or damaged" in art.missing[0]
-    notes = read_kept(small.cache_dir / studio.NOTES, "")
+    notes = read_kept(small.cache_dir / render.NOTES, "")
     assert [len(note["drawn"]) for note in notes.values()] == [1]  # what was lost may be there the next time
 
 
@@ -221,7 +221,7 @@ def test_figures_know_all_stages_behind_their_rows(small):
     job = SimpleNamespace(module="cost", scene=scene)
 
     def hashed():
-        return studio._Sources(small, found.records).of(job)
+        return render._Sources(small, found.records).of(job)
 
     assert parent not in {r.stage_train for r in table.rows}
     before = hashed()

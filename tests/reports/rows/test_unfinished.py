@@ -9,7 +9,7 @@ import pytest
 from wsolbench.benchmark.core.files import write_json
 from wsolbench.benchmark.core.results_store import SCHEMA
 from wsolbench.reports.build import build_report
-from wsolbench.reports.figures import draw
+from wsolbench.reports.drawing import jobs
 from wsolbench.reports.rows.load import collect
 from wsolbench.reports.rows.unfinished import load_unfinished, unfinished_of
 from wsolbench.reports.tables.contents import Contents
@@ -36,7 +36,7 @@ def failed(small):
 @pytest.fixture
 def written(failed, tmp_path, monkeypatch):
     """Every format of its report, as text."""
-    monkeypatch.setattr(draw, "FIGURES", {})
+    monkeypatch.setattr(jobs, "FIGURES", {})
     build_report(failed, tmp_path / "out")
     return {p.name: p.read_text() for p in (tmp_path / "out").iterdir() if p.is_file()}
 
@@ -119,7 +119,7 @@ def test_a_failed_score_stands_under_its_own_table_only(small):
 
 
 def test_failures_that_say_little_are_told_as_they_are(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(draw, "FIGURES", {})
+    monkeypatch.setattr(jobs, "FIGURES", {})
     odd = ({}, {"kind": 3, "labels": "none", "ids": "abc", "epoch": "two"}, {"labels": {"method": None}})
     for k, failure in enumerate(odd):
         small.fail(f"{k:020d}", failure)
@@ -132,7 +132,7 @@ def test_failures_that_say_little_are_told_as_they_are(small, tmp_path, monkeypa
 
 
 def test_another_schema_is_counted_and_never_mixed_in(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(draw, "FIGURES", {})
+    monkeypatch.setattr(jobs, "FIGURES", {})
     whole = collect(small)
     victims = [r for r in whole.rows if r.method == "cam"]
     for victim in victims:

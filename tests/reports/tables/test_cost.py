@@ -13,8 +13,8 @@ from matplotlib.text import Annotation
 
 from wsolbench.benchmark.core.files import write_json
 from wsolbench.reports.build import build_report
-from wsolbench.reports.figures import draw as drawing
-from wsolbench.reports.figures.base import NoFigureError, Palette, Scene
+from wsolbench.reports.drawing import jobs as drawing
+from wsolbench.reports.drawing.base import NoFigureError, Palette, Scene
 from wsolbench.reports.figures.cost import FAR, Point, draw, front
 from wsolbench.reports.rows.load import collect
 from wsolbench.reports.tables.aggregate import build_tables

@@ -8,10 +8,10 @@ import pytest
 
 from wsolbench.reports.rows.load import with_drops
 from wsolbench.reports.tables.aggregate import build_tables
+from wsolbench.reports.tables.detail import class_grid
 from wsolbench.reports.tables.grid import place_of
 from wsolbench.reports.tables.grid_text import latex_grid, markdown_grid, terminal_grid
 from wsolbench.reports.tables.ood import build_away
-from wsolbench.reports.tables.perclass import class_grid
 from wsolbench.reports.tables.shifts import build_shifted
 
 

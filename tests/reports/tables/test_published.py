@@ -15,8 +15,14 @@ from wsolbench.benchmark.core.errors import BenchError
 from wsolbench.methods import METHODS
 from wsolbench.methods.spec import method_spec
 from wsolbench.reports.tables.aggregate import build_tables, tables_of
-from wsolbench.reports.tables.beside import SYNTHETIC_ONLY, build_beside
-from wsolbench.reports.tables.published import FOLDER, TABLE, published_numbers, verdict
+from wsolbench.reports.tables.published_comparison import (
+    FOLDER,
+    SYNTHETIC_ONLY,
+    TABLE,
+    build_beside,
+    published_numbers,
+    verdict,
+)
 
 ROOT = Path(wsolbench.__file__).resolve().parent
 

@@ -1,4 +1,4 @@
-"""Where figures are drawn and saved: side by side on all cores, and again only when what they show has changed.
+"""Figures drawn side by side on all cores, saved as PNG and PDF, and again only when what they show has changed.
 
 What was drawn is noted in `cache/figures.json` with a hash of all that it was drawn from; it may be deleted any time.
 """
@@ -27,12 +27,15 @@ from ...benchmark.core.files import atomic_path
 from ...benchmark.core.results_store import Store
 from ..rows.cache import read_kept, write_kept
 from ..tables.aggregate import Table
+from ..tables.contents import Chapter, Contents
 from ..tables.cost import Records, stages_behind
+from ..tables.ood import Away
+from ..tables.shifts import Shifted
 
 if TYPE_CHECKING:
-    from ..page.page import Picture
-    from .base import Drawn, Palette
-    from .draw import Job
+    from .base import AwayScene, Drawn, Palette, Scene, ShiftScene
+    from .jobs import DrawingJob
+    from .picture import Picture
 
 log = logging.getLogger(__name__)
 NOTES = "figures.json"
@@ -42,7 +45,7 @@ FEW = 6  # jobs up to which processes of their own cost more than they bring
 _LONG = ("convergence", "qualitative", "score_histograms", "per_image")  # begun first, as all wait for the last
 _STAMPED = ("record.json", "scores.npz", "examples.npz", "history.jsonl")
 _LIBRARIES = ("matplotlib", "seaborn", "numpy", "pillow")
-_todo: list[tuple["Job", Path]] = []  # what a forked process finds; scenes are too large to be sent
+_todo: list[tuple["DrawingJob", Path]] = []  # what a forked process finds; scenes are too large to be sent
 
 
 @dataclass
@@ -60,7 +63,11 @@ class Made:
 
 
 def make(
-    jobs: Sequence["Job"], folder: Path, store: Store, records: Records, meanwhile: Callable[[], object] | None = None
+    jobs: Sequence["DrawingJob"],
+    folder: Path,
+    store: Store,
+    records: Records,
+    meanwhile: Callable[[], object] | None = None,
 ) -> list[Made]:
     """Draws and saves the figures of some jobs, in their order; what is there and still true is left as it is.
 
@@ -80,7 +87,7 @@ def make(
     return out
 
 
-def _all(jobs: Sequence["Job"], folder: Path, meanwhile: Callable[[], object] | None = None) -> list[Made]:
+def _all(jobs: Sequence["DrawingJob"], folder: Path, meanwhile: Callable[[], object] | None = None) -> list[Made]:
     """Every job drawn, in processes where that is safe: Linux, no other thread, no torch with its own.
 
     meanwhile: something else to do in this process while others draw; left undone where it draws itself.
@@ -123,7 +130,7 @@ def _forked(index: int) -> Made:
     return _make(*_todo[index])
 
 
-def _make(job: "Job", folder: Path) -> Made:
+def _make(job: "DrawingJob", folder: Path) -> Made:
     made, drawings = Made(), job.draw()
     made.missing, made.damaged = drawings.missing, drawings.damaged
     for drawn in drawings.drawn:
@@ -132,8 +139,8 @@ def _make(job: "Job", folder: Path) -> Made:
 
 
 def _save(drawn: "Drawn", folder: Path, made: Made) -> None:
-    from ..page.page import picture
     from .base import render
+    from .picture import picture
 
     note: dict[str, Any] = {}
     files = {form: render(drawn.figure, form) for form in FORMS}
@@ -152,7 +159,7 @@ def _save(drawn: "Drawn", folder: Path, made: Made) -> None:
 
 def _again(note: Mapping[str, Any] | None, folder: Path) -> Made | None:
     """What a job drew before, if every file of it is still there as it was."""
-    from ..page.page import Picture
+    from .picture import Picture
 
     if note is None:
         return None
@@ -183,7 +190,7 @@ class _Sources:
         self._tables: dict[int, str] = {}
         self._shared = f"{_code()} {_stamps(sorted((store.root / 'examples').glob('*')))}"
 
-    def of(self, job: "Job") -> str:
+    def of(self, job: "DrawingJob") -> str:
         """The hash of a job."""
         scene = job.scene
         parts = [job.module, *scene.stem, *(self._table(table, scene.palette) for table in scene.tables)]
@@ -217,3 +224,74 @@ def _code() -> str:
     paths = [*sorted(Path(__file__).parents[1].rglob("*.py")), Path(str(metrics.__file__))]
     versions = [importlib.metadata.version(name) for name in _LIBRARIES]
     return hashlib.sha256(b"\0".join([*(p.read_bytes() for p in paths), *map(str.encode, versions)])).hexdigest()
+
+
+@dataclass
+class Art:
+    """The figures of one table or chapter, and `title: reason` for each that was left out."""
+
+    pictures: list["Picture"] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Pictures:
+    """The figures of a whole report, in the order of its tables and chapters. paths: the files written."""
+
+    tables: list[Art]
+    chapters: list[Art]
+    paths: list[Path] = field(default_factory=list)
+
+
+def no_art(contents: Contents) -> Pictures:
+    """A report without figures."""
+    return Pictures([Art() for _ in contents.tables], [Art() for _ in contents.chapters])
+
+
+def make_art(store: Store, folder: Path, contents: Contents, meanwhile: Callable[[], object] | None = None) -> Pictures:
+    """Draws and saves all figures in a folder, but for those that are there already.
+
+    meanwhile: something else to do in this process where others draw.
+    """
+    from .base import Palette, Scene
+    from .jobs import jobs_of
+
+    findings, away = contents.findings, [c.source for c in contents.chapters if isinstance(c.source, Away)]
+    shifted = [t for c in contents.chapters if isinstance(c.source, Shifted) for x in c.source.ladders
+               for t in x.levels.values()]  # fmt: skip
+    every = [*contents.tables, *(t for one in away for t in one.tables), *shifted]
+    palette = Palette(line for table in every for line in table.lines)
+
+    def scene_of(table: Table) -> Scene:
+        return Scene(table, findings.evidence, findings.records, store, palette)
+
+    home = [scene_of(table) for table in contents.tables]
+    found = no_art(contents)
+    scenes: list[tuple[Scene | AwayScene | ShiftScene, Art]] = list(zip(home, found.tables, strict=True))
+    for chapter, art in zip(contents.chapters, found.chapters, strict=True):
+        scene = _chapter(chapter, home, scene_of)
+        if scene:
+            scenes.append((scene, art))
+    jobs = [(job, art) for scene, art in scenes for job in jobs_of(scene)]
+    each = make([job for job, _ in jobs], folder, store, findings.records, meanwhile)
+    for (_, art), made in zip(jobs, each, strict=True):
+        art.pictures += made.pictures
+        art.missing += made.missing
+        found.paths += made.paths
+    return found
+
+
+def _chapter(
+    chapter: Chapter, home: Sequence["Scene"], scene_of: Callable[[Table], "Scene"]
+) -> "AwayScene | ShiftScene | None":
+    from .base import AwayScene, ShiftScene
+
+    source = chapter.source
+    if isinstance(source, Shifted):
+        table = next(iter(source.ladders[0].levels.values()))
+        return ShiftScene(source, scene_of(table).palette)
+    if source is None:
+        return None
+    pairs = tuple(scene_of(table) for table in source.tables)
+    own = tuple(s for s in home if s.table.protocol == source.protocol and s.synthetic == source.synthetic)
+    return AwayScene(source, pairs, own, pairs[0].palette)

@@ -32,7 +32,7 @@ class Drawings:
 
 
 @dataclass(frozen=True)
-class Job:
+class DrawingJob:
     """The figures of one module for one scene: what is drawn in one go."""
 
     scene: Scene | AwayScene | ShiftScene
@@ -44,10 +44,10 @@ class Job:
         return _draw(self.scene, {self.module: self.title})
 
 
-def jobs_of(scene: Scene | AwayScene | ShiftScene) -> list[Job]:
+def jobs_of(scene: Scene | AwayScene | ShiftScene) -> list[DrawingJob]:
     """Everything to draw of a scene, in the order of the page."""
     kinds = {Scene: FIGURES, AwayScene: AWAY_FIGURES, ShiftScene: SHIFT_FIGURES}
-    return [Job(scene, module, title) for module, title in kinds[type(scene)].items()]
+    return [DrawingJob(scene, module, title) for module, title in kinds[type(scene)].items()]
 
 
 def draw_figures(scene: Scene) -> Drawings:
@@ -70,7 +70,7 @@ def _draw(scene: Scene | AwayScene | ShiftScene, figures: Mapping[str, str]) -> 
     with house_style():
         for module, title in figures.items():
             try:
-                found.drawn += importlib.import_module(f".{module}", __package__).draw(scene)
+                found.drawn += importlib.import_module(f"..figures.{module}", __package__).draw(scene)
             except NoFigureError as reason:
                 found.missing.append(f"{title}: {reason}.")
             except DamageError as reason:  # of a row whose numbers were kept from before

@@ -1,0 +1,1 @@
+"""Scenes, the style of all figures, and where these are drawn and saved."""
