@@ -135,8 +135,9 @@ class TrainContext:
     `on_epoch_end` those that were done. steps_per_epoch: batches of an epoch. region_classes: for every class, whether
     its images hold a region of interest (False for Camelyon's `normal`).
     parents: state dicts of the parents by role, e.g. parents["init"]; of several with one role by role and name, e.g.
-    parents["init:cam"] and parents["init:layercam"]. shard: what is here of a batch that several processes train on,
-    None where this process has it all; `drawn` and `denominator` follow it. whole_set: what `full_pass` asks.
+    parents["init:cam"] and parents["init:layercam"]; `parent` gives the models themselves. shard: what is here of a
+    batch that several processes train on, None where this process has it all; `drawn` and `denominator` follow it.
+    whole_set: what `full_pass` asks.
     """
 
     epoch: int
@@ -150,6 +151,7 @@ class TrainContext:
     step: int = 0
     steps_per_epoch: int = 0
     whole_set: Callable[[str], FullPass] | None = field(default=None, repr=False)
+    models: Mapping[str, "Method"] = field(default_factory=dict, repr=False)
     _regions: Tensor | None = None
 
     @property
@@ -157,6 +159,17 @@ class TrainContext:
         """The part of the training that is done, in [0, 1]: `step` of all steps."""
         total = self.epochs * self.steps_per_epoch
         return min(self.step / total, 1.0) if total else 0.0
+
+    def parent(self, role: str = "init") -> "Method":
+        """A parent model as it was trained, whatever its form: frozen, in eval mode, on the device.
+
+        role: as for `parents`. The same object at every call; what should be trained is copied from it. Raises
+        BenchError for a role that the method's needs do not name.
+        """
+        if role not in self.models:
+            known = ", ".join(f"'{name}'" for name in self.models) or "none"
+            raise BenchError(f"There is no parent '{role}' here (there is: {known}). Name it in needs=(\"{role}:…\",).")
+        return self.models[role]
 
     def full_pass(self, which: Literal["train", "target"]) -> FullPass:
         """The model as it is now, over all images of the training set or the target, without gradients.

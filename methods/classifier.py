@@ -44,8 +44,8 @@ class Classifier(Method):
     """Plain image classifier: global average pooling and a linear layer; no maps of its own.
 
     Logits are W mean_p(A_p) + b over the grid A (B, D, h, w). `dropout` drops whole channels of A in training. Methods
-    that add to it inherit features, classify and the learning rates of its parameters; `image_head` is the form of the
-    head (of methods.heads.HEADS), which the options `width` and `gated` shape where a method has them.
+    that add to it inherit features, classify and the learning rates of its parameters; a method with
+    another image head overrides `build_head`, and may then be the teacher of students with that head.
     """
 
     image_head: ClassVar[str] = "gap"
@@ -58,12 +58,13 @@ class Classifier(Method):
             raise BenchError(f"{self.registered_name}: option dropout={options.dropout} must be in [0, 1).")
         self.backbone = backbone
         self.dropout = nn.Dropout2d(options.dropout)
-        shape = {k: getattr(options, k) for k in ("width", "gated") if hasattr(options, k)}
-        self.head = make_head(self.head_form(options), backbone.dims[-1], num_classes, **shape)
+        self.head = self.build_head(backbone.dims[-1], num_classes, options)
 
-    def head_form(self, options: Options) -> str:
-        """The form of the image head these options ask for."""
-        return self.image_head
+    @classmethod
+    def build_head(cls, depth: int, num_classes: int, options: Options) -> nn.Module:
+        """A new image head, logits (B, K) from a grid (B, depth, h, w). Students of a method build theirs with it."""
+        shape = {k: getattr(options, k) for k in ("width", "gated") if hasattr(options, k)}
+        return make_head(cls.image_head, depth, num_classes, **shape)
 
     def features(self, images: Tensor) -> Tensor:
         """The last grid, (B, D, h, w)."""

@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .backbones.adapter import Backbone
 from .base import Batch, Options, Prediction, TrainContext, register
@@ -12,7 +12,7 @@ from .classifier import Classifier
 from .parts.decoder import linear_head, resize
 from .parts.losses import seed_losses
 from .parts.pseudo_labels import SeedRule
-from .parts.teachers import has_known_head, image_head, warm_start
+from .parts.teachers import has_head, student_head, warm_start
 
 
 @register(
@@ -83,15 +83,16 @@ class PixelCam(Classifier):
             options.flat_background, options.negatives,
         )  # fmt: skip
 
-    def head_form(self, options: Options) -> str:
-        """The teacher's form of image head, unless the option `head` names one."""
-        return image_head(options)
+    @classmethod
+    def build_head(cls, depth: int, num_classes: int, options: Options) -> nn.Module:
+        """The teacher's image head, unless the option `head` names one."""
+        return student_head(options, depth, num_classes)
 
     def setup(self, context: TrainContext) -> None:
         """Takes encoder and image head of the parent `init`, if there is one, and freezes them if so asked."""
-        if "init" in context.parents:
-            parent = context.parents["init"]
-            warm_start(self, parent, head=self.keeps_head and has_known_head(parent))
+        if "init" in context.models:
+            parent = context.parent("init")
+            warm_start(self, parent, head=self.keeps_head and has_head(parent))
         if self.frozen:
             for part in (self.backbone, self.head):
                 part.requires_grad_(False)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..benchmark.core.errors import BenchError
 from .backbones.adapter import Backbone
@@ -20,7 +20,7 @@ from .parts.crf import PUBLISHED_PAIRS, dense_crf, draw_partners, joint_crf
 from .parts.decoder import PyramidDecoder, linear_head, pixel_head, resize
 from .parts.losses import seed_losses
 from .parts.pseudo_labels import SeedRule
-from .parts.teachers import image_head, model_behind, warm_start
+from .parts.teachers import student_head, teacher_model, warm_start
 
 DECODERS = ("unet", "linear")
 TERMS = ("seed", "negative", "crf", "joint", "size")
@@ -98,7 +98,7 @@ class TwoStep(Classifier):
 
     def _check(self, options: Options) -> None:
         name = self.registered_name
-        if model_behind(options.teacher) is None:
+        if teacher_model(options.teacher) is None:
             raise BenchError(
                 f"{name} builds on a trained classifier, and its teacher '{options.teacher}' has none. "
                 f"Choose another with --set {name}.teacher=layercam."
@@ -114,17 +114,18 @@ class TwoStep(Classifier):
             raise BenchError(f"{name}: option crf_size={options.crf_size} must be at least 1.")
         check_barrier(options.elb_start, options.elb_max, options.elb_mu)
 
-    def head_form(self, options: Options) -> str:
-        """The teacher's form of image head, unless the option `head` names one."""
-        return image_head(options)
+    @classmethod
+    def build_head(cls, depth: int, num_classes: int, options: Options) -> nn.Module:
+        """The teacher's image head, unless the option `head` names one."""
+        return student_head(options, depth, num_classes)
 
     def setup(self, context: TrainContext) -> None:
         """Takes encoder and image head of the parent `init`, and freezes them if so asked.
 
         Raises BenchError if the parent has another backbone or another form of image head.
         """
-        if "init" in context.parents:
-            warm_start(self, context.parents["init"], head=True)
+        if "init" in context.models:
+            warm_start(self, context.parent("init"), head=True)
         if self.frozen:
             for part in (self.backbone, self.head):
                 part.requires_grad_(False)

@@ -23,7 +23,7 @@ from ..planning.planner import Planner
 from ..planning.stage import Experiment, Plan, ScoreStage, TrainStage
 from ..scoring.build import build_method, load_function, options, statistics_of
 from ..stages.context import StageContext, load_model, needs_elsewhere, needs_of, place_of
-from ..stages.train_stage import parent_states, starting_model, training_set_of, validation, whole_sets_of
+from ..stages.train_stage import ParentModels, parent_states, starting_model, training_set_of, validation, whole_sets_of
 from ..training.full_pass import WholeSets
 from ..training.train_step import Training, make_optimizer, make_scaler, train_step
 from .synthetic_task import target_of, write_blobs, write_target
@@ -75,6 +75,8 @@ class Bench:
         epochs, steps = int(SETTINGS["epochs"]), self.data.batches_per_epoch()
         context = TrainContext(1, epochs, len(card.classes), card.region_classes, self.device, generator, parents)
         context.steps_per_epoch = steps
+        if stage:
+            context.models = ParentModels(stage, self.ctx, parents)
         if method is not None:
             side, sets, watch = int(SETTINGS["image_size"]), whole_sets_of(self.training_set), Stopwatch(self.device)
             context.whole_set = WholeSets(

@@ -281,12 +281,14 @@ class Planner:
         config = self._config(method, experiment.recipe_key)
         parents: dict[str, str] = {}
         roles: dict[str, str] = {}
+        models: dict[str, Any] = {}
         for parent, need in method.parents().items():
             teacher = self._ref(need.method, experiment.recipe_key)
             if need.role == "maps":
                 parents[parent] = self._maps(teacher, self._behind(teacher, experiment))
             elif source_model := self._source_model(teacher, experiment.recipe_key):
                 parents[parent] = self._train(source_model, self._behind(source_model, experiment))
+                models[parent] = self.plan.stages[parents[parent]].inputs
                 roles[parent] = self._role(teacher, source_model, "cl", experiment.protocol)
         statistics, body = self._statistics(method, config, experiment.recipe_key), {}
         if method.spec.backbone:
@@ -309,6 +311,7 @@ class Planner:
             *self._shared_inputs(method, method, config, experiment),
             weights=self.weights(experiment.backbone),
             unlike_published=tuple(self._unlike_published(method, config, experiment.recipe_key)),
+            parents=models,
         )
         return self.plan.add(Stage("train", identity, parents, labels, inputs))
 

@@ -64,11 +64,13 @@ class TrainInputs(StageInputs):
 
     weights: where the backbone starts (`none`, `imagenet`, a file). weights_seen: sets and splits that these are
     declared to have seen. unlike_published: in what the training differs from the published recipe, a phrase each.
+    parents: inputs of the trainings that it starts from, by role.
     """
 
     weights: str
     unlike_published: tuple[str, ...] = ()
     weights_seen: tuple[str, ...] = ()
+    parents: Mapping[str, "TrainInputs"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -203,17 +203,21 @@ def load_model(stage: MapsStage, ctx: StageContext, slot: str = "") -> tuple[Met
 
     slot: the checkpoint slot to read instead of the stage's own.
     """
-    inputs, experiment = stage.inputs, stage.inputs.experiment
+    inputs = stage.inputs
     if inputs.source_model is None:
         return None, {"epoch": None, "sha256": ""}
     weights, entry = checkpoint(ctx, stage.parents["checkpoint"], slot or inputs.checkpoint_slot)
+    return trained_model(inputs, inputs.source_model, ctx, weights), entry
+
+
+def trained_model(inputs: StageInputs, ref: MethodRef, ctx: StageContext, weights: dict[str, torch.Tensor]) -> Method:
+    """A method with trained weights: frozen, in eval mode, on the device. inputs: with its settings and experiment."""
+    experiment = inputs.experiment
     classes = len(ctx.manifest(experiment).card.classes)
-    model = build_method(
-        inputs.source_model, experiment.backbone, inputs.config, classes, experiment.seed, inputs.statistics
-    )
-    _fill(model, inputs.source_model, weights)
+    model = build_method(ref, experiment.backbone, inputs.config, classes, experiment.seed, inputs.statistics)
+    _fill(model, ref, weights)
     evaluation_mode(model)
-    return model.to(ctx.device).requires_grad_(False), entry
+    return model.to(ctx.device).requires_grad_(False)
 
 
 def _fill(model: Method, ref: MethodRef, weights: dict[str, torch.Tensor]) -> None:

@@ -1,7 +1,7 @@
 """Training one stage: its method, data and settings, then the record of what came out."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,16 @@ from ..scoring.map_extractor import MapRequest
 from ..training.checkpoints import Snapshots
 from ..training.full_pass import WholeSets
 from ..training.trainer import Training, Validation, train
-from .context import SELECTION_FORMS, StageContext, checkpoint, common_facts, epoch_items, pixel_masks, target_items
+from .context import (
+    SELECTION_FORMS,
+    StageContext,
+    checkpoint,
+    common_facts,
+    epoch_items,
+    pixel_masks,
+    target_items,
+    trained_model,
+)
 
 
 def retry_of(stage: TrainStage, ctx: StageContext) -> OutOfMemoryRetry:
@@ -105,7 +114,7 @@ def _training(stage: TrainStage, ctx: StageContext, process_group: ProcessGroup)
     classes, side, images = len(card.classes), config.image_size, ctx.run.score_batch
     full_pass = WholeSets(method, whole_sets, classes, side, images, device, watch, process_group)
     context = TrainContext(0, config.epochs, classes, card.region_classes, device, generator, parents)
-    context.whole_set = full_pass
+    context.whole_set, context.models = full_pass, ParentModels(stage, ctx, parents)
 
     def report(event: dict[str, Any]) -> None:
         ctx.report({"stage": stage, "kind": "train", **event})
@@ -205,6 +214,27 @@ def teacher_maps(stage: TrainStage, ctx: StageContext, ids: Sequence[str]) -> di
             row = {name: k for k, name in enumerate(stored["ids"].tolist())}
             found[need.name] = stored["maps"][[row[i] for i in ids]].astype(np.float32)
     return found
+
+
+class ParentModels(Mapping[str, Method]):
+    """The parent models of a training by role, each built when first asked for."""
+
+    def __init__(self, stage: TrainStage, ctx: StageContext, states: Mapping[str, dict[str, torch.Tensor]]) -> None:
+        self._inputs, self._ctx, self._states = stage.inputs.parents, ctx, states
+        self._models: dict[str, Method] = {}
+
+    def __getitem__(self, role: str) -> Method:
+        """The model of a role, the same at every call."""
+        if role not in self._models:
+            inputs = self._inputs[role]
+            self._models[role] = trained_model(inputs, inputs.method, self._ctx, self._states[role])
+        return self._models[role]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._inputs)
+
+    def __len__(self) -> int:
+        return len(self._inputs)
 
 
 def parent_states(stage: TrainStage, ctx: StageContext) -> dict[str, dict[str, torch.Tensor]]:

@@ -110,16 +110,16 @@ def list_slides(
             skipped.append(LeftOut(name, left))
             continue
         try:
-            row = table.rows[name] if table else _from_name(name)
+            row = rows[name] = table.rows[name] if table else _from_name(name)
             judged = _judge(name, path, marks.get(name), row, unannotated)
         except BenchError as problem:
             problems.append(LeftOut(name, str(problem)))
             continue
         if isinstance(judged, SlideJob):
             jobs.append(judged)
-            rows[name] = row
         else:
             skipped.append(judged)
+            del rows[name]
     _check_tags(jobs)
     notes = [*notes, *_doubtful(jobs)]
     if table:

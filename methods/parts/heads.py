@@ -12,6 +12,8 @@ HEADS = ("gap", "attention")
 class GapHead(nn.Linear):
     """Mean over positions and a linear layer: logits = W mean_p(A_p) + b."""
 
+    form = "gap"
+
     def forward(self, input: Tensor) -> Tensor:
         """Logits (B, K) of a grid (B, D, h, w)."""
         return super().forward(input.mean((2, 3)))
@@ -24,6 +26,9 @@ class AttentionHead(nn.Module):
     The softmax and the sum over positions are done in float32, as 1/n is small. A bias of w_c would change nothing.
     Ilse et al., Attention-based Deep Multiple Instance Learning, ICML 2018, equations 8 and 9.
     """
+
+    form = "attention"
+    shaped_by = ("gated", "width")  # options of methods that change it
 
     def __init__(self, depth: int, num_classes: int, width: int = 128, gated: bool = False) -> None:
         super().__init__()

@@ -209,7 +209,7 @@ def test_warm_start_takes_encoder_and_head(make):
     for p in parent.parameters():
         p.data.add_(0.01)
     context = make.context()
-    context.parents = {"init": parent.state_dict()}
+    context.models = {"init": parent}
     before = child.pixel_head.weight.clone()
     child.setup(context)
     images = make.batch().images
@@ -220,13 +220,16 @@ def test_warm_start_takes_encoder_and_head(make):
 def test_warm_start_without_a_head_and_from_another_backbone(make):
     child, context = make.build("pixelcam", classes=2), make.context()
     parent = make.build("classifier", classes=2)
-    context.parents = {"init": {n: t + 1 for n, t in parent.state_dict().items() if n.startswith("backbone.")}}
+    del parent.head
+    for p in parent.state_dict().values():
+        p.add_(1)
+    context.models = {"init": parent}
     head = child.head.weight.clone()
     child.setup(context)
     assert torch.equal(child.head.weight, head)
-    assert torch.equal(child.backbone.net.conv1[0].weight, parent.backbone.net.conv1[0].weight + 1)
-    context.parents = {"init": make.build("classifier", "test_vit", classes=2).state_dict()}
-    with pytest.raises(BenchError, match="does not have backbone 'test_resnet'"):
+    assert torch.equal(child.backbone.net.conv1[0].weight, parent.backbone.net.conv1[0].weight)
+    context.models = {"init": make.build("classifier", "test_vit", classes=2)}
+    with pytest.raises(BenchError, match="does not have the backbone 'test_resnet'"):
         child.setup(context)
 
 

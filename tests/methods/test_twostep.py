@@ -37,7 +37,7 @@ def started(make, name, parent="classifier", backbone="test_resnet", classes=2, 
     for p in source.parameters():
         p.data.add_(0.01)
     method, context = make.build(name, backbone, classes=classes, **changed), make.context()
-    context.parents = {"init": source.state_dict()}
+    context.models = {"init": source}
     method.setup(context)
     return method.eval(), source
 

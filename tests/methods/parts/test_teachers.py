@@ -7,7 +7,7 @@ import torch
 
 from wsolbench.benchmark.core.errors import BenchError
 from wsolbench.methods.base import Options
-from wsolbench.methods.parts.teachers import image_head, model_behind
+from wsolbench.methods.parts.teachers import student_head, teacher_model
 from wsolbench.methods.spec import method_spec
 
 MODELS = {"cam": "classifier", "gradcampp": "classifier", "layercam": "classifier", "deepmil": "deepmil",
@@ -28,7 +28,7 @@ def parent_of(make, name, backbone, **changed):
 
 def context_of(make, parent):
     context = make.context()
-    context.parents = {"init": parent.state_dict()}
+    context.models = {"init": parent}
     return context
 
 
@@ -38,7 +38,7 @@ def context_of(make, parent):
      ("deepmil", "deepmil"), ("negev:deepmil", "negev"), ("darkness", None)],
 )  # fmt: skip
 def test_the_model_behind_a_name(name, behind):
-    found = model_behind(name)
+    found = teacher_model(name)
     assert (found and found.spec.name) == behind
 
 
@@ -48,9 +48,9 @@ def test_the_model_behind_a_name(name, behind):
      ("pixelcam:negev:deepmil", "attention"), ("unet", "gap"), ("random", "gap")],
 )  # fmt: skip
 def test_the_head_has_the_form_of_the_teachers(teacher, form):
-    assert image_head(options(teacher=teacher)) == form
-    assert image_head(options(teacher=teacher, head="gap")) == "gap"
-    assert image_head(options("negev", teacher=teacher, head="attention")) == "attention"
+    assert student_head(options(teacher=teacher), 8, 2).form == form
+    assert student_head(options(teacher=teacher, head="gap"), 8, 2).form == "gap"
+    assert student_head(options("negev", teacher=teacher, head="attention"), 8, 2).form == "attention"
 
 
 @pytest.mark.parametrize(("teacher", "backbone"), STUDENTS)
@@ -123,11 +123,11 @@ def test_a_head_of_ones_own_choice_starts_at_random(make, caplog):
 
 
 def test_a_frozen_classifier_cannot_do_without_its_head(make):
-    parent = {n: t for n, t in make.build("classifier", classes=2).state_dict().items() if n.startswith("backbone.")}
-    child, context = make.build("negev", classes=2), make.context()
-    context.parents = {"init": parent}
+    parent = make.build("classifier", classes=2)
+    del parent.head
+    child, context = make.build("negev", classes=2), context_of(make, parent)
     with pytest.raises(BenchError, match="has no image head that could be taken over"):
         child.setup(context)
-    context.parents = {"init": make.build("classifier", "test_vit", classes=2).state_dict()}
-    with pytest.raises(BenchError, match="does not have backbone 'test_resnet'"):
+    context = context_of(make, make.build("classifier", "test_vit", classes=2))
+    with pytest.raises(BenchError, match="does not have the backbone 'test_resnet'"):
         child.setup(context)
