@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow lint types speed clean
+.PHONY: help install demo check test test-slow lint types speed clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -19,6 +19,12 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: install  ## demo data, the main job on it, the table and the page (minutes on two CPU cores)
 	$(BIN)/bench demo
+
+QUICK := tests/test_architecture.py tests/test_sources.py tests/test_stage_keys.py tests/test_docs.py tests/test_ways.py \
+  tests/benchmark/core tests/benchmark/planning tests/methods/parts tests/methods/test_explainers.py tests/methods/test_baselines.py
+
+check: install lint types  ## before a commit: ruff, the type checker and the quick tests (structure, core, planning, closed forms)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile $(QUICK)
 
 test: install lint types  ## ruff, the type checker and the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
