@@ -9,6 +9,7 @@ from ..benchmark.core.errors import BenchError
 from .backbones.adapter import Backbone, param_groups
 from .base import Batch, Method, Options, Prediction, TrainContext, register
 from .parts.heads import make_head
+from .parts.recipes import CAMELYON16_SCHEDULE, DEIT_ONE_RATE, GLAS_SCHEDULE, SURVEY_HEADS
 
 
 @register(
@@ -23,19 +24,15 @@ from .parts.heads import make_head
     recipes={
         "paper": {
             "glas": {
-                "epochs": 1000, "lr": 3e-3, "step_epochs": 250, "gamma": 0.1, "batch_size": 32, "weight_decay": 1e-4,
-                "momentum": 0.9, "optimizer": "sgd", "head_lr_scale": 10.0, "lr_floor": 1e-6,
+                **GLAS_SCHEDULE, **SURVEY_HEADS, "lr": 3e-3,
                 "source": "published command of CAM on ResNet50; our choice: the same lr on other backbones",
             },
             "camelyon16": {
-                "epochs": 20, "lr": 1e-3, "step_epochs": 5, "gamma": 0.1, "batch_size": 32, "weight_decay": 1e-4,
-                "momentum": 0.9, "optimizer": "sgd", "head_lr_scale": 10.0, "lr_floor": 1e-6,
+                **CAMELYON16_SCHEDULE, **SURVEY_HEADS, "lr": 1e-3,
                 "source": "published command of the surveys' source models (ResNet50); our choice: the same lr on "
                 "other backbones",
             },
-            "*/deit_tiny_patch16_224": {"head_lr_scale": 1.0},  # one rate for all, as DeiT is trained
-            "*/deit_small_patch16_224": {"head_lr_scale": 1.0},
-            "*/deit_base_patch16_224": {"head_lr_scale": 1.0},
+            **DEIT_ONE_RATE,
         }
     },
     citation="Zhou et al., Learning Deep Features for Discriminative Localization, CVPR 2016",

@@ -8,6 +8,7 @@ from .backbones.adapter import Backbone
 from .base import Options, Prediction, register
 from .classifier import Classifier
 from .parts.heads import AttentionHead
+from .parts.recipes import CAMELYON16_SCHEDULE, DEIT_ONE_RATE, GLAS_SCHEDULE, SURVEY_HEADS
 
 
 @register(
@@ -22,16 +23,13 @@ from .parts.heads import AttentionHead
     recipes={
         "paper": {
             "*": {
-                "batch_size": 32, "weight_decay": 1e-4, "momentum": 0.9, "optimizer": "sgd", "head_lr_scale": 10.0,
-                "lr_floor": 1e-6,
+                **SURVEY_HEADS,
                 "source": "the surveys' common recipe; our choice: lr, which was searched per method and not "
                 "published, is the classifier's",
             },
-            "glas": {"epochs": 1000, "lr": 3e-3, "step_epochs": 250, "gamma": 0.1},
-            "camelyon16": {"epochs": 20, "lr": 1e-3, "step_epochs": 5, "gamma": 0.1},
-            "*/deit_tiny_patch16_224": {"head_lr_scale": 1.0},  # one rate for all, as DeiT is trained
-            "*/deit_small_patch16_224": {"head_lr_scale": 1.0},
-            "*/deit_base_patch16_224": {"head_lr_scale": 1.0},
+            "glas": {**GLAS_SCHEDULE, "lr": 3e-3},
+            "camelyon16": {**CAMELYON16_SCHEDULE, "lr": 1e-3},
+            **DEIT_ONE_RATE,
         }
     },
     citation="Ilse et al., Attention-based Deep Multiple Instance Learning, ICML 2018",

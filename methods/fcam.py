@@ -1,6 +1,7 @@
 """F-CAM: full-resolution maps from a decoder on a frozen classifier, with a dense CRF and a size barrier."""
 
 from .base import register
+from .parts.recipes import FROZEN_ENCODER_QUICK, FROZEN_ENCODER_SMOKE
 from .twostep import TwoStep
 
 
@@ -26,10 +27,8 @@ from .twostep import TwoStep
     },
     variant="teacher",
     recipes={
-        "smoke": {
-            "*": {"epochs": 10, "step_epochs": 8, "source": "our choice: a decoder on a frozen encoder learns quickly"}
-        },
-        "quick": {"*": {"lr": 0.03, "source": "our choice: the rate that the preset gives to new layers of others"}},
+        "smoke": FROZEN_ENCODER_SMOKE,
+        "quick": FROZEN_ENCODER_QUICK,
         "paper": {
             "*": {
                 "epochs": 50, "lr": 1e-2, "step_epochs": 15, "gamma": 0.1, "batch_size": 32, "weight_decay": 1e-4,

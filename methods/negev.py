@@ -1,6 +1,7 @@
 """NEGEV: a decoder on a frozen classifier that also learns from images known to hold nothing (negative evidence)."""
 
 from .base import register
+from .parts.recipes import CAMELYON16_SCHEDULE, FROZEN_ENCODER_QUICK, FROZEN_ENCODER_SMOKE, GLAS_SCHEDULE, SURVEY_SGD
 from .twostep import TwoStep
 
 
@@ -26,23 +27,21 @@ from .twostep import TwoStep
     },
     variant="teacher",
     recipes={
-        "smoke": {
-            "*": {"epochs": 10, "step_epochs": 8, "source": "our choice: a decoder on a frozen encoder learns quickly"}
-        },
-        "quick": {"*": {"lr": 0.03, "source": "our choice: the rate that the preset gives to new layers of others"}},
+        "smoke": FROZEN_ENCODER_SMOKE,
+        "quick": FROZEN_ENCODER_QUICK,
         "paper": {
             "*": {
-                "batch_size": 32, "weight_decay": 1e-4, "momentum": 0.9, "optimizer": "sgd", "lr_floor": 1e-6,
+                **SURVEY_SGD,
                 "source": "common to all published commands",
             },
             "glas": {
-                "epochs": 1000, "lr": 0.1, "step_epochs": 250, "gamma": 0.1,
+                **GLAS_SCHEDULE, "lr": 0.1,
                 "source": "published command for ResNet50 and CAM seeds, which asks for 1+1 seeds of 3x3 px and by a "
                 "slip of the code draws 10+10 single pixels, our default; our choice: background weights 1 - m as "
                 "described (flat_background=true draws them as that code does), and the same lr on other backbones",
             },
             "camelyon16": {
-                "epochs": 20, "lr": 0.01, "step_epochs": 5, "gamma": 0.1,
+                **CAMELYON16_SCHEDULE, "lr": 0.01,
                 "source": "published schedule; our choice: lr, the highest of the published search {1e-4, 1e-3, 1e-2}",
             },
         }

@@ -12,6 +12,7 @@ from .classifier import Classifier
 from .parts.decoder import linear_head, resize
 from .parts.losses import seed_losses
 from .parts.pseudo_labels import SeedRule
+from .parts.recipes import CAMELYON16_SCHEDULE, DEIT_ONE_RATE, GLAS_SCHEDULE, SURVEY_HEADS
 from .parts.teachers import has_head, student_head, warm_start
 
 
@@ -43,20 +44,16 @@ from .parts.teachers import has_head, student_head, warm_start
         },
         "paper": {
             "glas": {
-                "epochs": 1000, "lr": 1e-3, "step_epochs": 250, "gamma": 0.1, "batch_size": 32, "weight_decay": 1e-4,
-                "momentum": 0.9, "optimizer": "sgd", "head_lr_scale": 10.0, "lr_floor": 1e-6,
+                **GLAS_SCHEDULE, **SURVEY_HEADS, "lr": 1e-3,
                 "source": "released scripts: schedule, batch, 5+5 pixels on the grid of a LayerCAM teacher; our "
                 "choice: lr, of the searched {1e-5, 1e-4, 1e-3, 1e-2}, and background weights 1 - m as described",
             },
             "camelyon16": {
-                "epochs": 20, "lr": 1e-3, "step_epochs": 5, "gamma": 0.1, "batch_size": 32, "weight_decay": 1e-4,
-                "momentum": 0.9, "optimizer": "sgd", "head_lr_scale": 10.0, "lr_floor": 1e-6,
+                **CAMELYON16_SCHEDULE, **SURVEY_HEADS, "lr": 1e-3,
                 "source": "released scripts: 20 epochs, batch, 5+5 pixels on the grid, normal patches give background "
                 "pixels; our choice: lr of the searched {1e-5, 1e-4, 1e-3, 1e-2}, steps of the searched {2, 5, 8}",
             },
-            "*/deit_tiny_patch16_224": {"head_lr_scale": 1.0},  # one rate for all, as DeiT is trained
-            "*/deit_small_patch16_224": {"head_lr_scale": 1.0},
-            "*/deit_base_patch16_224": {"head_lr_scale": 1.0},
+            **DEIT_ONE_RATE,
         }
     },
     citation="Guichemerre et al., PixelCAM, MIDL 2025 (arXiv:2503.24135)",

@@ -173,11 +173,29 @@ def spec_from_entry(entry: Entry) -> MethodSpec:
                 raise BenchError(
                     f"{entry.module}: {what} '{value}' of method '{entry.name}' is not one of {', '.join(allowed)}."
                 )
+    for need in spec.needs:
+        _check_need(need, spec)
     if problem := twins(parse_need(n) for n in spec.needs):
         raise BenchError(f"{entry.module}: method '{entry.name}' {problem}")
     _check_loading(spec)
     _check_adapter(spec)
     return spec
+
+
+def _check_need(text: str, spec: MethodSpec) -> None:
+    """Raises BenchError for a need that says less or more than a role and a method, perhaps with a name."""
+    what, (head, colon, method) = f"{spec.module}: method '{spec.name}'", text.partition(":")
+    role, at, name = head.partition("@")
+    if not colon or not method or (at and not name) or "@" in name:
+        raise BenchError(
+            f"{what} needs '{text}', which is not ROLE:METHOD or ROLE@NAME:METHOD, as in 'maps:layercam' or "
+            "'maps@first:cam'."
+        )
+    same = [need for need in spec.needs if parse_need(need).role == role]
+    if not spec.trains and len(same) > 1:
+        raise BenchError(
+            f"{what} is a function and needs {' and '.join(same)}: it reads one model. Write a class to use several."
+        )
 
 
 def _check_loading(spec: MethodSpec) -> None:

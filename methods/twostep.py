@@ -20,6 +20,7 @@ from .parts.crf import PUBLISHED_PAIRS, dense_crf, draw_partners, joint_crf
 from .parts.decoder import PyramidDecoder, linear_head, pixel_head, resize
 from .parts.losses import seed_losses
 from .parts.pseudo_labels import SeedRule
+from .parts.recipes import FROZEN_ENCODER_QUICK, FROZEN_ENCODER_SMOKE, SURVEY_SGD
 from .parts.teachers import student_head, teacher_model, warm_start
 
 DECODERS = ("unet", "linear")
@@ -50,13 +51,11 @@ SCALES = {"crf": PUBLISHED_PAIRS, "joint": 4 * PUBLISHED_PAIRS}  # what turns a 
     },
     variant="teacher",
     recipes={
-        "smoke": {
-            "*": {"epochs": 10, "step_epochs": 8, "source": "our choice: a decoder on a frozen encoder learns quickly"}
-        },
-        "quick": {"*": {"lr": 0.03, "source": "our choice: the rate that the preset gives to new layers of others"}},
+        "smoke": FROZEN_ENCODER_SMOKE,
+        "quick": FROZEN_ENCODER_QUICK,
         "paper": {
             "*": {
-                "batch_size": 32, "weight_decay": 1e-4, "momentum": 0.9, "optimizer": "sgd", "lr_floor": 1e-6,
+                **SURVEY_SGD,
                 "source": "our choice throughout, after F-CAM and NEGEV: no paper trains this very mixture",
             },
             "glas": {"epochs": 1000, "lr": 1e-2, "step_epochs": 250, "gamma": 0.1},

@@ -9,6 +9,7 @@ from .classifier import Classifier
 from .parts.decoder import PyramidDecoder, pixel_head
 from .parts.losses import by_pixel, partial_cross_entropy
 from .parts.pseudo_labels import IGNORE
+from .parts.recipes import CAMELYON16_SCHEDULE, DEIT_ONE_RATE, GLAS_SCHEDULE, SURVEY_HEADS
 
 
 @register(
@@ -23,20 +24,16 @@ from .parts.pseudo_labels import IGNORE
     recipes={
         "paper": {
             "glas": {
-                "epochs": 1000, "lr": 3e-3, "step_epochs": 250, "gamma": 0.1, "batch_size": 32, "weight_decay": 1e-4,
-                "momentum": 0.9, "optimizer": "sgd", "head_lr_scale": 10.0, "lr_floor": 1e-6,
+                **GLAS_SCHEDULE, **SURVEY_HEADS, "lr": 3e-3,
                 "source": "our choice: the classifier's, as the papers train it on the same images and name no lr or "
                 "schedule of its own",
             },
             "camelyon16": {
-                "epochs": 20, "lr": 1e-3, "step_epochs": 5, "gamma": 0.1, "batch_size": 32, "weight_decay": 1e-4,
-                "momentum": 0.9, "optimizer": "sgd", "head_lr_scale": 10.0, "lr_floor": 1e-6,
+                **CAMELYON16_SCHEDULE, **SURVEY_HEADS, "lr": 1e-3,
                 "source": "our choice: the classifier's, as the papers train it on the same images and name no lr or "
                 "schedule of its own",
             },
-            "*/deit_tiny_patch16_224": {"head_lr_scale": 1.0},  # one rate for all, as DeiT is trained
-            "*/deit_small_patch16_224": {"head_lr_scale": 1.0},
-            "*/deit_base_patch16_224": {"head_lr_scale": 1.0},
+            **DEIT_ONE_RATE,
         }
     },
     citation="Ronneberger et al., U-Net, MICCAI 2015",

@@ -1,16 +1,19 @@
 """One registry for methods and datasets: a decorator on a class or function, found without importing it.
 
-Facts about an entry stand as literals in its decorator. Listing and planning read them from the source text, so that
+Facts about an entry stand in its decorator as literals, or as names of module-level literals of the same file or of a
+file of this package. Listing and planning read them from the source text, so that
 `bench list` never imports torch; the code itself is imported by name, when a stage needs it.
 """
 
 import ast
+import contextlib
+import copy
 import hashlib
 import importlib
 import importlib.util
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,7 +89,7 @@ class Registry:
         for path in sorted(self.folder.glob("*.py")):
             module = f"{self.package}.{path.stem}"
             try:
-                self._add(scan_source(path.read_text(encoding="utf-8"), module, "built-in"))
+                self._add(scan_source(path.read_text(encoding="utf-8"), module, "built-in", self.folder))
             except (
                 SyntaxError,
                 ValueError,
@@ -135,7 +138,7 @@ class Registry:
         if not path.is_file():
             raise BenchError(f"There is no file {path}. Give the name of a {self.kind} or the path of a Python file.")
         try:
-            found = scan_source(path.read_text(encoding="utf-8"), str(path), "file")
+            found = scan_source(path.read_text(encoding="utf-8"), str(path), "file", self.folder)
         except SyntaxError as problem:
             raise BenchError(f"{path}, line {problem.lineno}: not valid Python ({problem.msg}).") from problem
         except (OSError, ValueError) as problem:
@@ -201,13 +204,17 @@ class Registry:
         return self._objects[entry.name]
 
 
-def scan_source(text: str, module: str, origin: str) -> list[Entry]:
-    """The entries a source text declares with top-level `@register("name", …)` decorators; nothing is executed."""
+def scan_source(text: str, module: str, origin: str, folder: Path | None = None) -> list[Entry]:
+    """The entries a source text declares with top-level `@register("name", …)` decorators; nothing is executed.
+
+    folder: of the registry's package, whose files may hold literals that the decorators name.
+    """
     if "register(" not in text:
         return []
     digest = hashlib.sha256(text.encode()).hexdigest()[:16] if origin == "file" else ""
-    found = []
-    for node in ast.parse(text).body:
+    tree = ast.parse(text)
+    found, known = [], _constants(tree, folder)
+    for node in tree.body:
         if not isinstance(node, ast.ClassDef | ast.FunctionDef):
             continue
         for call in node.decorator_list:
@@ -215,15 +222,52 @@ def scan_source(text: str, module: str, origin: str) -> list[Entry]:
                 continue
             name, facts, error = "", {}, ""
             try:
-                name = ast.literal_eval(call.args[0])
-                facts = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
+                name = _literal(call.args[0], known)
+                facts = {k.arg: _literal(k.value, known) for k in call.keywords if k.arg}
             except (ValueError, TypeError):  # TypeError: a set or dict of what cannot be hashed
                 name = name or node.name
-                error = f"line {call.lineno}: the arguments of @register must be literals"
+                error = f"line {call.lineno}: the arguments of @register must be literals, or names of literals"
             shape = "class" if isinstance(node, ast.ClassDef) else "function"
             summary = _first_line(ast.get_docstring(node) or "")
             found.append(Entry(name, origin, module, shape, summary, facts, error, digest))
     return found
+
+
+def _literal(node: ast.expr, known: Mapping[str, Any]) -> Any:
+    """The value of a literal that may name other literals and unpack them into a dictionary.
+
+    Raises ValueError or TypeError for anything else.
+    """
+    if isinstance(node, ast.Name):
+        if node.id not in known:
+            raise ValueError(node.id)
+        return copy.deepcopy(known[node.id])
+    if isinstance(node, ast.Tuple | ast.List):
+        values = [_literal(item, known) for item in node.elts]
+        return tuple(values) if isinstance(node, ast.Tuple) else values
+    if isinstance(node, ast.Dict):
+        merged: dict[Any, Any] = {}
+        for key, value in zip(node.keys, node.values, strict=True):
+            merged.update(_literal(value, known) if key is None else {_literal(key, known): _literal(value, known)})
+        return merged
+    return ast.literal_eval(node)
+
+
+def _constants(tree: ast.Module, folder: Path | None, deep: bool = True) -> dict[str, Any]:
+    """Module-level literals by name: those of this file, and those it imports from files of the package's folder."""
+    known: dict[str, Any] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and deep and folder is not None and node.module:
+            names = {a.name: a.asname or a.name for a in node.names if a.name.isupper()}
+            inside = node.module.removeprefix(f"wsolbench.{folder.name}.") if not node.level else node.module
+            path = folder.joinpath(*inside.split(".")).with_suffix(".py")
+            if names and node.level <= 1 and path.is_file():
+                theirs = _constants(ast.parse(path.read_text(encoding="utf-8")), folder, deep=False)
+                known.update({own: theirs[name] for name, own in names.items() if name in theirs})
+        elif isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            with contextlib.suppress(ValueError, TypeError):
+                known[node.targets[0].id] = _literal(node.value, known)
+    return known
 
 
 def _import_file(path: Path) -> None:

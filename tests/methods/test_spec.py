@@ -32,3 +32,14 @@ def test_views_groups_and_sampling_are_facts_and_no_fields_of_the_key():
 def test_facts_that_make_no_sense_are_refused(facts, message):
     with pytest.raises(BenchError, match=message):
         spec_from_entry(entry(**facts))
+
+
+@pytest.mark.parametrize("need", ["maps@:cam", "maps@a@b:cam", "maps@soft", "maps:", "maps"])
+def test_a_need_that_is_not_a_role_and_a_method_is_refused(need):
+    with pytest.raises(BenchError, match="which is not ROLE:METHOD or ROLE@NAME:METHOD"):
+        spec_from_entry(entry(needs=(need,)))
+
+
+def test_a_function_reads_one_model():
+    with pytest.raises(BenchError, match="it reads one model. Write a class"):
+        spec_from_entry(entry("function", needs=("checkpoint:classifier", "checkpoint:deepmil")))

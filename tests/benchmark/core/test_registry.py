@@ -270,3 +270,24 @@ def test_a_module_that_forgets_to_register_is_named(tmp_path, monkeypatch):
     registry = Registry("method", "wsolbench_test_lazy", tmp_path / "wsolbench_test_lazy", GROUP)
     with pytest.raises(BenchError, match="did not register method 'a'"):
         registry.load("a")
+
+
+SHARED = """
+from .parts.shared import RECIPE, hidden
+OWN = ("checkpoint:classifier",)
+
+@register("named", needs=OWN, recipes={"paper": {"glas": {**RECIPE, "lr": 0.5}}})
+def named(evidence, options): ...
+"""
+
+
+def test_a_decorator_may_name_literals_of_its_file_and_of_the_package(tmp_path):
+    """Read from the source alone: nothing is executed, and each use has a value of its own."""
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "shared.py").write_text('BASE = {"epochs": 3}\nRECIPE = {**BASE, "lr": 0.1}\nX = 1 / 0\n')
+    (entry,) = scan_source(SHARED, "m", "built-in", tmp_path)
+    assert entry.facts == {
+        "needs": ("checkpoint:classifier",), "recipes": {"paper": {"glas": {"epochs": 3, "lr": 0.5}}},
+    }  # fmt: skip
+    (bare,) = scan_source(SHARED, "m", "built-in")
+    assert "must be literals" in bare.error
