@@ -41,5 +41,5 @@ def test_a_need_that_is_not_a_role_and_a_method_is_refused(need):
 
 
 def test_a_function_reads_one_model():
-    with pytest.raises(BenchError, match="it reads one model. Write a class"):
+    with pytest.raises(BenchError, match="it reads one model"):
         spec_from_entry(entry("function", needs=("checkpoint:classifier", "checkpoint:deepmil")))
