@@ -319,16 +319,14 @@ class Lists:
         return frozenset(r.path for r in rows)
 
 
-def published_rows(folder: Path, fold: int, home: str = "camelyon16") -> FoldRows:
-    """The rows of one published fold, from a folder of lists; no image is needed. Raises BenchError as `Lists.rows`."""
-    return Lists(folder, home).rows(fold)
+def write_part(folder: Path, rows: Sequence[Patch], no_mask: str = "") -> None:
+    """Writes both lists of a part in the published formats; `read_part` gives the rows back.
 
-
-def write_part(folder: Path, rows: Sequence[Patch]) -> None:
-    """Writes both lists of a part in the published formats; `read_part` gives the rows back."""
+    no_mask: what stands for the mask of a normal patch; nothing, or `None` as in the published test lists.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / LABELS).write_text("".join(f"{r.path},{r.label}\n" for r in rows), encoding="utf-8")
-    (folder / MASKS).write_text("".join(f"{r.path},{r.mask or ''},\n" for r in rows), encoding="utf-8")
+    (folder / MASKS).write_text("".join(f"{r.path},{r.mask or no_mask},\n" for r in rows), encoding="utf-8")
 
 
 def _lines(file: Path) -> Iterator[tuple[str, list[str]]]:

@@ -29,14 +29,6 @@ _DENSITY = -np.log((np.arange(256) + 1) / LIGHT).astype(np.float32)
 _HED_DENSITY = -np.log(np.maximum(np.arange(256), 1) / 255).astype(np.float32)  # 0 counts as 1: black is not infinite
 
 
-def hed_amounts(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 -> (H, W, 3) float: amounts of haematoxylin, eosin and DAB; light 255, negative amounts kept.
-
-    As skimage's rgb2hed but for the unit (natural logarithm of 255ths) and for what it clips at zero.
-    """
-    return _HED_DENSITY[image].astype(float) @ HED_FROM_RGB
-
-
 def mix_hed(image: np.ndarray, scale: tuple[float, float], offset: tuple[float, float]) -> np.ndarray:
     """Multiplies and raises the amounts of haematoxylin and eosin; (H, W, 3) uint8 -> the same.
 

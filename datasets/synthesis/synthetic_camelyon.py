@@ -18,7 +18,7 @@ from ..camelyon16 import HOME, LISTS, PIXEL_VAL
 from ..camelyon17 import HOME as HOME_17
 from ..camelyon17 import PATIENTS
 from ..parts.camelyon_files import LAYOUT
-from ..parts.camelyon_lists import LABELS, MASKS, PARTS, Patch, PatchName, mask_beside
+from ..parts.camelyon_lists import PARTS, Patch, PatchName, mask_beside, write_part
 from ..parts.folds import choose_pixel_val, deal_images
 from ..parts.marker import Marker
 from .synthetic_folder import check_settings, keep_copy, write_folder
@@ -188,9 +188,9 @@ def _draw_lists(patches: Path, folder: Path, marker: Marker) -> None:
     for k in range(PARTS):
         val = [r for r in pool if part[r.path] == k]
         chosen = choose_pixel_val(((r.path, r.label, r.name.slide_id) for r in val), PIXEL_VAL)
-        _write_lists(folder / f"fold-{k}" / "valcl", val, "")
-        _write_lists(folder / f"fold-{k}" / "valpx", [r for r in val if r.path in chosen], "")
-        _write_lists(folder / f"fold-{k}" / "test", test, "None")
+        write_part(folder / f"fold-{k}" / "valcl", val)
+        write_part(folder / f"fold-{k}" / "valpx", [r for r in val if r.path in chosen])
+        write_part(folder / f"fold-{k}" / "test", test, "None")
 
 
 def _rows(patches: Path) -> list[Patch]:
@@ -201,10 +201,3 @@ def _rows(patches: Path) -> list[Patch]:
         label = int(name.metastatic is not None)
         rows.append(Patch(path, label, mask_beside(path) if label else None, name))
     return sorted(rows, key=lambda r: -r.label)
-
-
-def _write_lists(folder: Path, rows: Sequence[Patch], no_mask: str) -> None:
-    """Both lists of a part. `no_mask`: what stands for the mask of a normal patch, in test lists `None`."""
-    folder.mkdir(parents=True)
-    (folder / LABELS).write_text("".join(f"{r.path},{r.label}\n" for r in rows), encoding="utf-8")
-    (folder / MASKS).write_text("".join(f"{r.path},{r.mask or no_mask},\n" for r in rows), encoding="utf-8")

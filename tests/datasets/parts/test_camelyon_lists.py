@@ -16,7 +16,6 @@ from wsolbench.datasets.parts.camelyon_lists import (
     check_patches,
     find_lists,
     mask_beside,
-    published_rows,
     read_labels,
     read_masks,
     read_part,
@@ -227,7 +226,7 @@ def test_training_rows_are_the_validation_rows_of_the_other_folds(patch_tree):
     folder = patch_tree.lists()
     folds = patch_tree.folds()
     for fold in range(5):
-        rows = published_rows(folder, fold)
+        rows = Lists(folder, HOME).rows(fold)
         assert set(rows.val) == set(folds[fold])
         assert set(rows.train) == {r for k in range(5) if k != fold for r in folds[k]}
         assert set(rows.test) == set(patch_tree.rows["test"])  # the list of fold 0 serves all
@@ -239,23 +238,23 @@ def test_a_training_list_must_agree_and_serves_alone(patch_tree):
     folder = patch_tree.lists()
     rest = [r for k in range(1, 5) for r in patch_tree.folds()[k]]
     write_part(folder / "fold-0" / "train", rest)
-    whole = published_rows(folder, 0)
+    whole = Lists(folder, HOME).rows(0)
     for k in range(1, 5):
         (folder / f"fold-{k}" / "valcl" / LABELS).unlink()
         (folder / f"fold-{k}" / "valcl" / MASKS).unlink()
-    alone = published_rows(folder, 0)
+    alone = Lists(folder, HOME).rows(0)
     assert (set(alone.train), alone.val) == (set(whole.train), whole.val)
     with pytest.raises(BenchError, match=r"lacks fold-1/valcl/class_labels\.txt, fold-2/.*all five are needed"):
-        published_rows(folder, 1)
+        Lists(folder, HOME).rows(1)
     patch_tree.lists()
     write_part(folder / "fold-0" / "train", rest[1:])
     with pytest.raises(BenchError, match=r"fold-0/train does not hold .* 1 patches"):
-        published_rows(folder, 0)
+        Lists(folder, HOME).rows(0)
     write_part(folder / "fold-0" / "train", [*rest, patch_tree.folds()[0][0]])
     (folder / "fold-3" / "valcl" / LABELS).unlink()
     (folder / "fold-3" / "valcl" / MASKS).unlink()
     with pytest.raises(BenchError, match="both in train and in valcl"):
-        published_rows(folder, 0)
+        Lists(folder, HOME).rows(0)
 
 
 def test_folds_that_overlap_or_lack_a_list(patch_tree):
@@ -263,17 +262,17 @@ def test_folds_that_overlap_or_lack_a_list(patch_tree):
     folds = patch_tree.folds()
     write_part(folder / "fold-2" / "valcl", [*folds[2], folds[1][0]])
     with pytest.raises(BenchError, match=r"1 patches.*\n.*\n  in the valcl lists of both fold 1 and fold 2"):
-        published_rows(folder, 0)
+        Lists(folder, HOME).rows(0)
     patch_tree.lists()
     write_part(folder / "fold-2" / "valpx", folds[3][:2])
     with pytest.raises(BenchError, match=r"valpx: 2 patches.*\n.*\n.*\n  that valcl does not hold"):
-        published_rows(folder, 2)
+        Lists(folder, HOME).rows(2)
     for part, message in (("valpx", "whose masks may be read"), ("test", "has no test list")):
         patch_tree.lists()
         (folder / "fold-0" / part / LABELS).unlink()
         (folder / "fold-0" / part / MASKS).unlink()
         with pytest.raises(BenchError, match=message):
-            published_rows(folder, 0)
+            Lists(folder, HOME).rows(0)
 
 
 @pytest.mark.parametrize("place", [".", "splits", "folds", "folds/wsol-done-right-splits", "camelyon16"])

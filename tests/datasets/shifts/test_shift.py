@@ -18,7 +18,6 @@ from wsolbench.datasets.shifts.shift import (
     shift_identity,
     stain_pool,
 )
-from wsolbench.datasets.shifts.stain import hed_amounts
 from wsolbench.datasets.synthesis.histology import STYLES, paint_glands, random_stain
 
 EVERY = [(name, level) for name, card in SHIFTS.items() for level in card.levels]
@@ -94,7 +93,7 @@ def test_every_level_changes_more_than_the_one_before(name, tissue):
     assert np.diff(path).max() < 0.5 * (path[-1] - path[0])
 
 
-def test_stain_multiplies_the_amounts_by_its_axis(tissue):
+def test_stain_multiplies_the_amounts_by_its_axis(tissue, hed_amounts):
     """Weak stains everywhere, so that no channel is near black, where grey levels say little about amounts."""
     pale = (255 - (255 - tissue.astype(int)) // 3).astype(np.uint8)
     before = hed_amounts(pale).reshape(-1, 3)

@@ -13,7 +13,6 @@ from wsolbench.datasets.masks.decode import decode_image, resize_image
 from wsolbench.datasets.shifts.stain import (
     LIGHT,
     StainPool,
-    hed_amounts,
     kmeans_1d,
     macenko,
     mix_hed,
@@ -51,14 +50,13 @@ def tissue() -> list[np.ndarray]:
     return [paint_glands(rng, STYLES[k % 2], random_stain(rng), 96)[0] for k, rng in enumerate(rngs)]
 
 
-def test_hed_amounts_are_those_of_skimage(tissue):
+def test_hed_amounts_of_these_tests_are_those_of_skimage(tissue, hed_amounts):
     expected = rgb2hed(tissue[0]) * SKIMAGE_UNIT
-    # Nothing is cut at zero here, and densities are stored in single precision.
     np.testing.assert_allclose(np.maximum(hed_amounts(tissue[0]), 0), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale, offset", [((1.3, 0.7), (0.05, 0.0)), ((0.8, 1.2), (0.0, 0.03))])
-def test_mixing_hed_is_skimage_there_and_back(tissue, scale, offset):
+def test_mixing_hed_is_skimage_there_and_back(tissue, hed_amounts, scale, offset):
     image = tissue[1]
     hed = hed_amounts(image) * [*scale, 1] + [*offset, 0]
     expected = hed2rgb(hed / SKIMAGE_UNIT) * 255  # skimage clips to [0, 1] as we clip to [0, 255]
