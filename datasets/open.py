@@ -1,4 +1,4 @@
-"""From a name or a CSV file to a dataset, and what identifies its rows: hashes of content and of splits."""
+"""Datasets opened by name or CSV file, and the hashes of content and splits that identify their rows."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""Checks of a copy on disk: cheap ones before every run, and `bench data verify`, which reads everything."""
+"""Verification of a dataset on disk: cheap checks before every run, and `bench data verify`, which reads everything."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from .open import BadFile, FileFacts, bad_files_error, manifest_identity, scan_f
 from .parts.leaks import find_leaks
 
 SCHEMA = 1  # of the report on disk
-SCORE_SIZE = 224  # px; the size at which the protocols compare maps and masks, unless told otherwise
+SCORE_SIZE = 224  # px; the size at which the protocols compare maps and masks, unless mask_remarks otherwise
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,10 @@ def verify(dataset: Dataset, folds: Sequence[str], cache_file: Path, report_file
     sound = [i for i in items if i.image not in known and i.mask not in known]
     problems += [f"fold {m.fold}: {leak.text}" for m in manifests for leak in find_leaks(m, facts)]
     problems += [problem for i in sound if (problem := _misfit(i, facts))]
-    told: dict[str, list[str]] = {}
+    mask_remarks: dict[str, list[str]] = {}
     for m in manifests:
         try:
-            told[m.fold] = mask_notes(m, masks, SCORE_SIZE)
+            mask_remarks[m.fold] = mask_notes(m, masks, SCORE_SIZE)
         except BenchError as problem:
             problems.append(str(problem))
     hashes = {i.id: {"image": _sha(facts, i.image), "mask": _sha(facts, i.mask) if i.mask else None} for i in items}
@@ -104,7 +104,7 @@ def verify(dataset: Dataset, folds: Sequence[str], cache_file: Path, report_file
             FoldReport(
                 m.fold,
                 count_images(m),
-                (*m.notes, *told.get(m.fold, ())),
+                (*m.notes, *mask_remarks.get(m.fold, ())),
                 None if bad else manifest_identity(m, facts),
             )
             for m in manifests

@@ -1,1 +1,1 @@
-"""Ground-truth masks: reading them, their rules, and doubts about them."""
+"""Ground-truth masks: readers, the rules that decode them, and checks of their values."""

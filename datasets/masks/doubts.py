@@ -1,4 +1,4 @@
-"""Doubts about the numbers of one mask: soft edges, lossy compression, labels that start at 1, values to be ignored.
+"""Checks of the values of one mask: soft edges, lossy compression, labels that start at 1, values to be ignored.
 
 Object numbers and soft values are told apart by where they stand, not by how many there are. Along a row or column of
 an annotation the value jumps from one region to the next; in a mask that was interpolated or compressed with loss, it

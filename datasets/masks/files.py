@@ -1,4 +1,4 @@
-"""Mask files to the numbers stored in them. What a container says about their meaning is honoured or refused."""
+"""Mask files: the values stored in them. What a container says about their meaning is honoured or refused."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The rule of a data set's masks: what their numbers mean."""
+"""Mask rule of a dataset: which values are foreground, background, or ignored."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What the numbers of a mask mean, and the one reader of masks: data sets, CSV sets and `bench score` go through it.
+"""Reader of masks by the rule that decodes their values: datasets, CSV sets and `bench score` go through it.
 
 Nothing is guessed. A mask that can be read in two ways is refused, and the message says how to declare which is meant.
 """

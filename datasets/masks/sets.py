@@ -1,4 +1,4 @@
-"""What all masks of a set say together: errors where they cannot be meant so, notes on what a reader must know."""
+"""Checks over all masks of a dataset: errors where they cannot be meant so, notes on what a reader must know."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

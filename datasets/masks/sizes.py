@@ -1,4 +1,4 @@
-"""Masks at the size of scoring: three ways to squash them, exact in whole numbers, and the one of OpenCV."""
+"""Resizing of masks to the scoring size: three reductions, exact in whole numbers, and the one of OpenCV."""
 
 import numpy as np
 from PIL import Image

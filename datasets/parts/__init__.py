@@ -1,1 +1,1 @@
-"""What datasets share: lists, folds, identities of groups, leaks."""
+"""Parts of datasets: lists, folds, identities of groups, leaks."""

@@ -1,4 +1,4 @@
-"""The published lists of Camelyon patches: what a file name says, and both list formats, read strictly.
+"""Published lists of Camelyon patches: parser of the file names, and both list formats, read strictly.
 
 A list folder holds `fold-K/PART/class_labels.txt` and `localization.txt`, gzipped or not, PART being train, valcl,
 valpx or test. No image is needed to read them.

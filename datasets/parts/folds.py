@@ -1,4 +1,4 @@
-"""How images are divided where no published list says so: deterministic, stratified by class, by image or by group."""
+"""Division into splits and folds where no published list exists: deterministic, stratified, by image or by group."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence

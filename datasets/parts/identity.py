@@ -1,4 +1,4 @@
-"""One patient, one name: group ids compared in a normalised form, whatever spreadsheets and people made of them."""
+"""Group ids (patients, slides) compared in a normalised form, so that 7, 007 and 7.0 are one patient."""
 
 import re
 import unicodedata

@@ -1,4 +1,4 @@
-"""What makes a score too good: images, patients or labels that training and test share, found before any training."""
+"""Leaks between splits: images, patients or labels that training and test share, found before any training."""
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence

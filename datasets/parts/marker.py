@@ -1,4 +1,4 @@
-"""The file that says a folder holds synthetic images, so that nobody takes them for the real dataset."""
+"""Marker file of a synthetic dataset, so that nobody takes its images for the real ones."""
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which of the places found become patches: the draw over tumour shares, and how many normal ones a slide gives."""
+"""Selection of patches among candidate places: the draw over tumour shares, and the normal patches a slide gives."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

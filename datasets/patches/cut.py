@@ -1,4 +1,4 @@
-"""The work on one slide, for worker processes: find places, then write the patches; the record of each comes last.
+"""Search and cutting of one slide, in worker processes: places, then patches; the record of each is written last.
 
 Both steps keep their record in the state folder and are skipped when it is there and still true, so that an interrupted
 run goes on where it stopped. What is wrong with one slide is returned, not raised: the others go on.

@@ -1,4 +1,4 @@
-"""From slides to patches: the whole job of `bench data patches`, in processes, to be continued by the same command.
+"""Extraction of patches from slides, as `bench data patches` does it: in processes, resumed by the same command.
 
 1. Tumour slides are searched for places with enough tumour and tissue. 2. A draw over all slides of a split decides
 which of them become patches. 3. Normal slides are searched for as many. 4. Patches are written, slide by slide.
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from ...benchmark.core.errors import BenchError
 from ...benchmark.core.files import read_json, write_json
-from ..wsi.notes import name_some, tell
+from ..wsi.notes import merge_notes, name_some
 from ..wsi.slide import import_openslide
 from .choose import calibrate, normal_quotas
 from .cut import Cut, Scan, cut_slide, inspect_slide, scan_slide
@@ -56,10 +56,10 @@ def make_patches(
         cuts = run.cut(chosen)
         failed = tuple(sorted([*listing.problems, *run.failed]))
         if not any(c.patches for c in cuts) and not failed:
-            told = "".join(f"\n  {slide}: {reason}" for slide, reason in [*listing.skipped, *unused])
+            reasons = "".join(f"\n  {slide}: {reason}" for slide, reason in [*listing.skipped, *unused])
             raise BenchError(
                 f"No slide gave a patch (tumour share {settings.tumor_share}, tissue share {settings.tissue_share}). "
-                f"There must be tumour slides with annotations; lower the shares or look at the slides.{told}"
+                f"There must be tumour slides with annotations; lower the shares or look at the slides.{reasons}"
             )
         result = WrittenPatches(listing, chosen, tuple(cuts), failed, unused, run.offered)
         return ExtractionOutcome(write_tables(out, settings, result), failed)
@@ -67,7 +67,7 @@ def make_patches(
 
 @dataclass(frozen=True)
 class Preview:
-    """What a dry run found without searching the slides: those that fail, what is to be told, what forbids the run."""
+    """What a dry run found without searching the slides: those that fail, notes, what refuses the run."""
 
     failed: tuple[LeftOut, ...]
     notes: tuple[str, ...]
@@ -90,7 +90,7 @@ def preview(
     calls = [(j, settings) for j in listing.jobs]
     results = _parallel(jobs, inspect_slide, calls, "slides opened", progress)
     failed = tuple(sorted([*listing.problems, *(r for r in results if isinstance(r, LeftOut))]))
-    notes = tell({r.slide: notes_of(r) for r in results if isinstance(r, Scan)})
+    notes = merge_notes({r.slide: notes_of(r) for r in results if isinstance(r, Scan)})
     twins = _twins({j.name: j for j in listing.jobs}, {r.slide: r for r in results if isinstance(r, Scan)})
     refusals = [*listing.refusals, *([twins] if twins else [])]
     for check in (lambda: _check_tumor(listing, failed), lambda: _check_out(out, settings)):

@@ -10,7 +10,7 @@ from ..wsi.annotations import SUFFIXES as MARKS
 from ..wsi.notes import name_some
 from ..wsi.slide import SUFFIXES as SLIDES
 
-# Formats that hold slides or pictures of them and are not read: seen among slides, they are told.
+# Formats that hold slides or pictures of them and are not read: found among slides, they are named in a note.
 _UNREAD = (".czi", ".dcm", ".isyntax", ".jp2", ".jpeg", ".jpg", ".lif", ".png", ".qptiff", ".vsi", ".zip", ".zvi")
 
 
@@ -32,8 +32,8 @@ def find_slides(folder: Path) -> tuple[dict[str, Path], list[str], list[str]]:
         kinds = ", ".join(f"{n} {suffix}" for suffix, n in sorted(other.items()))
         notes.append(f"files of other formats below {folder}, not read: {kinds}")
     if not found:
-        told = "".join(f" {n[0].upper()}{n[1:]}." for n in notes)
-        raise BenchError(f"{folder} holds no slides ({', '.join(SLIDES)}). Point --slides at their folder.{told}")
+        remarks = "".join(f" {n[0].upper()}{n[1:]}." for n in notes)
+        raise BenchError(f"{folder} holds no slides ({', '.join(SLIDES)}). Point --slides at their folder.{remarks}")
     _refuse_clashes(folder, [(p.stem, p) for p in paths if p.stem in found])
     return found, masks, notes
 

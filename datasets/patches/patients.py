@@ -1,4 +1,4 @@
-"""Whose slide it is: the patient by a table or by the name of the slide, and no patient in two splits."""
+"""Patients of slides, from a table or from the names of the slides, and the check that none is in two splits."""
 
 import re
 from collections import defaultdict

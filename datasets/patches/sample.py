@@ -1,4 +1,4 @@
-"""Where patches may be cut from one slide: tumour patches over its polygons, normal ones anywhere in its tissue."""
+"""Candidate places for patches on one slide: tumour patches over its polygons, normal ones anywhere in its tissue."""
 
 import math
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What decides which patches are cut from slides, and the result: one frozen dataclass, its checks and its identity."""
+"""Settings of the patch extraction: one frozen dataclass, its checks and its identity."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which slides there are, what each one is (normal or tumour, split, annotation), and which are left out and why."""
+"""Inventory of slides: class, split and annotation of each, and which are left out and why."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence

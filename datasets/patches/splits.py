@@ -1,4 +1,4 @@
-"""The table that says what slides are (`--splits`): the user's own, or Camelyon17's stage_labels.csv as it is."""
+"""Slide table of `--splits`, a row a slide: the user's own, or Camelyon17's stage_labels.csv as it is."""
 
 import csv
 import re

@@ -1,4 +1,4 @@
-"""What `bench data patches` says of its patches: patches.csv (every file), dataset.csv (to run on), patches.json."""
+"""Tables of the extracted patches: patches.csv (every file), dataset.csv (to run on), patches.json."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ from ...benchmark.core.errors import BenchError
 from ...benchmark.core.files import write_json, write_text
 from ..base import SPLITS
 from ..parts.folds import choose_pixel_val, divide_groups
-from ..wsi.notes import Note, tell
+from ..wsi.notes import Note, merge_notes
 from ..wsi.slide import versions
 from .cut import Cut, PatchFiles, Scan
 from .patients import is_camelyon17
@@ -52,7 +52,7 @@ def write_tables(out: Path, settings: PatchSettings, result: WrittenPatches) -> 
     jobs, notes = _with_validation({j.name: j for j in listing.jobs}, cuts, settings.val_share)
     rows = [_row(jobs[c.slide], chosen[c.slide].facts["mpp"], p) for c in cuts for p in c.patches]
     rows.sort(key=lambda r: r["image"])
-    notes = [*listing.notes, *tell({n: notes_of(s) for n, s in chosen.items()}), *notes, *_pale(rows)]
+    notes = [*listing.notes, *merge_notes({n: notes_of(s) for n, s in chosen.items()}), *notes, *_pale(rows)]
     notes += _missing(rows)
     write_text(out / "patches.csv", _csv(_COLUMNS, rows))
     write_text(out / "dataset.csv", _dataset(settings, rows, [jobs[c.slide] for c in cuts]))
@@ -71,7 +71,7 @@ def write_tables(out: Path, settings: PatchSettings, result: WrittenPatches) -> 
 
 
 def notes_of(scan: Scan) -> list[Note]:
-    """What is to be told of a slide and its annotation."""
+    """Notes on a slide and its annotation."""
     return [Note(*n) for n in scan.facts["notes"]]
 
 

@@ -132,9 +132,9 @@ class StainPool:
 def stain_pool(own: Iterable[np.ndarray], other: Iterable[np.ndarray], clusters: int = 10) -> StainPool:
     """Target stains of rising distance, found among the images of another set.
 
-    own: images of the set that models are trained on; other: images of the set that lends its stains; both (H, W, 3)
-    uint8. Each image of `other` gets the mean Frobenius distance of its stain matrix to those of `own`; the distances
-    are cut into `clusters` groups by 1-D k-means; the image nearest to the mean of its group gives the target.
+    own: images of the set that models are trained on; other: images of the stain source; both (H, W, 3) uint8. Each
+    image of `other` gets the mean Frobenius distance of its stain matrix to those of `own`; the distances are cut into
+    `clusters` groups by 1-D k-means; the image nearest to the mean of its group gives the target.
     Raises BenchError if a set has too few images with a stain matrix.
     """
     (mine, bare), (theirs, their_bare) = (_matrices(images) for images in (own, other))
@@ -144,7 +144,7 @@ def stain_pool(own: Iterable[np.ndarray], other: Iterable[np.ndarray], clusters:
     if len(np.unique(distance)) < clusters:
         raise BenchError(
             f"{clusters} target stains need as many images of different stain; of {len(theirs) + their_bare} images "
-            f"that could lend theirs, {len(theirs)} have a measurable one and {len(np.unique(distance))} of these "
+            f"of the stain source, {len(theirs)} have a measurable one and {len(np.unique(distance))} of these "
             "differ. Give a set with more images."
         )
     group = kmeans_1d(distance, clusters)

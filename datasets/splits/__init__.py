@@ -1,0 +1,1 @@
+"""Published splits as data files: no code but this line."""

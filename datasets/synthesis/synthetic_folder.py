@@ -1,4 +1,4 @@
-"""How a synthetic copy gets to its place: filled beside it and renamed last, and never over anything else."""
+"""Folder of a synthetic dataset: filled under a temporary name and renamed last, never over anything else."""
 
 import shutil
 import tempfile

@@ -1,4 +1,4 @@
-"""What a person marked on a slide: outlines of tumour and of what is not, from the XML of ASAP or QuPath's GeoJSON."""
+"""Annotations of a slide: outlines of tumour and of excluded tissue, from the XML of ASAP or QuPath's GeoJSON."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ EXCLUDED_GROUPS = ("_2", "Exclusion", "normal")
 ROLES = ("tumor", "excluded", "ignored")
 SUFFIXES = (".xml", ".geojson", ".json", ".geojson.gz")
 _NO_GROUP = ("none", "")  # what ASAP writes for a polygon that nobody put in a group
-_EDGE = 1.0  # px beyond the slide that a hand may draw without being told
+_EDGE = 1.0  # px beyond the slide that a hand may draw without a note
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ def read_annotations(path: Path, size: tuple[int, int] | None = None, reading: R
     tumor, excluded, unknown = (_moved(sorter.found[k], shift) for k in ("tumor", "excluded", ""))
     notes = [Note(n, what) for what, n in sorted(sorter.notes.items())]
     if not tumor:
-        told = "; ".join(n.text for n in notes)
+        details = "; ".join(n.text for n in notes)
         raise BenchError(
-            f"{path} holds no tumour polygon ({len(file.shapes)} annotations{'; ' + told if told else ''}). "
+            f"{path} holds no tumour polygon ({len(file.shapes)} annotations{'; ' + details if details else ''}). "
             "Export it again; a slide without tumour needs no annotation file."
         )
     if size and not any(_touches(o, size) for o in tumor):
@@ -105,22 +105,22 @@ class _Sorter:
         role = self.roles.get(group_key(group), "")
         self.found[role] += shape.outlines
         if role:
-            self._tell(shape, group, role)
+            self._note(shape, group, role)
         elif group_key(shape.group) in _NO_GROUP:
             self.notes["annotations left out, in no group"] += 1
         else:
             self.strangers[shape.group] += 1
             self.notes[f"annotations left out, group '{shape.group}'"] += not self.strict
 
-    def _tell(self, shape: Shape, group: str, role: str) -> None:
+    def _note(self, shape: Shape, group: str, role: str) -> None:
         if role == "ignored":
             self.notes[f"annotations left out, group '{group}' is declared ignored"] += 1
         elif group != shape.group:
             self.notes[f"annotations of group '{shape.group}' counted as '{group}', in which that group lies"] += 1
         elif group != self.spelling[group_key(group)]:
             self.notes[f"annotations of group '{group}' read as '{self.spelling[group_key(group)]}'"] += 1
-        if shape.told and role != "ignored":
-            self.notes[shape.told] += 1
+        if shape.note and role != "ignored":
+            self.notes[shape.note] += 1
         if shape.kind == "Spline":
             self.notes["Spline outlines read as straight lines between their points"] += 1
 

@@ -67,7 +67,7 @@ def _shape(annotation: _AnnotationPoints) -> Shape:
     shape = area_shape(annotation.name, annotation.kind.strip().capitalize(), annotation.group, [[points]])
     if len({order for order, *_ in annotation.points}) == len(annotation.points):
         return shape
-    return replace(shape, told="outlines whose points repeat a number in Order, those taken as they stand in the file")
+    return replace(shape, note="outlines whose points repeat a number in Order, those taken as they stand in the file")
 
 
 def _point(path: Path, shape: _AnnotationPoints, attributes: dict[str, str]) -> tuple[float, float, float]:

@@ -1,4 +1,4 @@
-"""What a reader must know of the inputs of `bench data patches`, by slide and over all slides."""
+"""Notes on the slides and annotations that `bench data patches` reads, by slide and over all slides."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -23,7 +23,7 @@ def some(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 
 
-def tell(by_slide: Mapping[str, Sequence[Note]]) -> list[str]:
+def merge_notes(by_slide: Mapping[str, Sequence[Note]]) -> list[str]:
     """One line for each kind of note, with the slides that it holds for and how many each has."""
     found: dict[str, list[tuple[str, int]]] = {}
     for slide, notes in by_slide.items():

@@ -1,4 +1,4 @@
-"""Outlines to masks, exactly: a pixel belongs to an outline if its centre lies inside."""
+"""Polygons rasterised exactly: a pixel belongs to an outline if its centre lies inside."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

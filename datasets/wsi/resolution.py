@@ -1,4 +1,4 @@
-"""What a slide states of its resolution and its levels, and whether that can be."""
+"""Resolution and pyramid levels of a slide, as its properties state them, and whether they are plausible."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ def level0_resolution(properties: Mapping[str, str], assumed: float | None = Non
 
     A statement counts if both axes have the same finite number (within 2 %) in a range that scanners have; an image
     program that does not know writes 72 or 96 px an inch, which is none. An objective power that says something else by
-    more than a factor of 1.7 is told.
+    more than a factor of 1.7 gives a note.
     """
     stated, reason = _stated(properties)
     if stated and abs(stated[0] / stated[1] - 1) > _ISOTROPY:

@@ -1,4 +1,4 @@
-"""What both annotation formats are read into: shapes with the group that they stand in."""
+"""Annotated shapes with their groups: the common form of both annotation formats."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ _FARTHEST = 1e8  # px
 class Shape:
     """One annotation as it stands in a file.
 
-    problem: why it has no area to read, empty where it has. told: how it was read where that was not clear.
+    problem: why it has no area to read, empty where it has. note: how it was read where that was not clear.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Shape:
     group: str
     outlines: tuple[Outline, ...]
     problem: str = ""
-    told: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Where a slide shows tissue: thresholds of Otsu (1979) on red, green, blue and on the saturation of HSV."""
+"""Tissue mask of a slide: thresholds of Otsu (1979) on red, green, blue and on the saturation of HSV."""
 
 from dataclasses import dataclass
 
