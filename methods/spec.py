@@ -14,6 +14,7 @@ ABILITIES = ("grid", "pyramid", "tokens", "attention", "batchnorm")
 SUPERVISIONS = ("none", "image", "pixel")
 SAMPLINGS = ("shuffle", "class", "group")
 ROLES = ("checkpoint", "init", "maps", "source")
+CLASSES, SETS = ("true", "pred"), ("train", "target")  # of teacher maps
 
 
 class Recipe(NamedTuple):
@@ -25,18 +26,37 @@ class Recipe(NamedTuple):
 
 
 class Need(NamedTuple):
-    """A stage a method builds on. name: tells it from others of its role; the method's own where none is given."""
+    """A stage a method builds on. name: tells it from others of its role; the method's own where none is given.
+
+    classes: of teacher maps the class they are of, an image's `true` label or the one that is predicted, `pred`. on:
+    the images they are of, those of `train` or of the `target` of an adapter.
+    """
 
     role: str
     method: str
     name: str
+    classes: str = "true"
+    on: str = "train"
 
 
 def parse_need(text: str) -> Need:
-    """`role:method` or `role@name:method`; a method's name may hold a colon itself."""
+    """`role:method` or `role@name:method`; a method's name may hold a colon itself.
+
+    Behind a role may stand how its maps are made, as in `maps(pred):cam` or `maps(pred,target)@first:cam`. Raises
+    BenchError for a word that says nothing of maps.
+    """
     head, _, method = text.partition(":")
     role, _, name = head.partition("@")
-    return Need(role, method, name or method)
+    role, bracket, words = role.partition("(")
+    classes, on = "true", "train"
+    for word in (w.strip() for w in words.removesuffix(")").split(",") if bracket):
+        if word in CLASSES:
+            classes = word
+        elif word in SETS:
+            on = word
+        else:
+            raise BenchError(f"'{word}' in needs '{text}' is none of {', '.join((*CLASSES, *SETS))}.")
+    return Need(role, method, name or method, classes, on)
 
 
 def twins(needs: Iterable[Need]) -> str:
@@ -63,7 +83,8 @@ class MethodSpec:
     backbone: abilities it needs of its backbone (ABILITIES); empty for a baseline that looks at the image alone.
     needs: stages it builds on, as `role:method` with the roles `checkpoint` (explain this model), `init` (start from
         its weights), `maps` (learn from its maps of the training set) and, for adapters, `source` (the model that is
-        adapted); `{option}` stands for an option's value. Several of one role are told apart by the method's name, or
+        adapted). `maps(pred):cam` are maps of the predicted class, and `maps(pred,target):cam` those of the target of
+        an adapter; `{option}` stands for an option's value. Several of one role are told apart by the method's name, or
         by a name of their own, as in `maps@first:cam`. A user names another model to explain or to adapt behind an @.
     class_specific: whether its map depends on the class asked for.
     options: its own settings and their defaults; the type of the default is the type of the setting.
@@ -178,6 +199,7 @@ def spec_from_entry(entry: Entry) -> MethodSpec:
     if problem := twins(parse_need(n) for n in spec.needs):
         raise BenchError(f"{entry.module}: method '{entry.name}' {problem}")
     _check_loading(spec)
+    _check_maps(spec)
     _check_adapter(spec)
     return spec
 
@@ -207,6 +229,23 @@ def _check_loading(spec: MethodSpec) -> None:
         raise BenchError(f"{what}: groups={spec.groups!r} must be True or False.")
     if not spec.trains and (spec.views, spec.groups, spec.sampling) != (1, False, "shuffle"):
         raise BenchError(f"{what} is a function and trains nothing: views, groups and sampling are for classes.")
+
+
+def _check_maps(spec: MethodSpec) -> None:
+    """Raises BenchError for needs of teacher maps that cannot be made."""
+    what = f"{spec.module}: method '{spec.name}'"
+    for text in spec.needs:
+        need = parse_need(text)
+        if need.role != "maps" and (need.classes, need.on) != ("true", "train"):
+            raise BenchError(f"{what} needs '{text}': classes and images are for the role maps.")
+        if need.on == "target" and not spec.adapts:
+            raise BenchError(f"{what} needs '{text}': only a method declared adapts=True has a target.")
+        if need.on == "target" and need.classes != "pred":
+            raise BenchError(f"{what} needs '{text}': labels of a target are withheld; write maps(pred,target).")
+        if need.role == "maps" and need.on == "train" and spec.adapts and not spec.source_images:
+            raise BenchError(
+                f"{what} needs '{text}' and is source-free; write maps(pred,target), or source_images=True."
+            )
 
 
 def _check_adapter(spec: MethodSpec) -> None:

@@ -4,7 +4,6 @@ Planning reads no image and imports no torch, so a finished matrix is recognised
 need appears once: its key is the hash of what it is, not of who asked.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
@@ -12,7 +11,7 @@ from typing import Any, TypeVar, cast
 from ...methods.backbones.normalisation import IMAGENET, Origin, Statistics, normalisation_notice, origin_of
 from ...methods.backbones.strides import takes_preset_stride
 from ...methods.backbones.weights import offline_notice, weights_identity
-from ...methods.spec import SUPERVISIONS
+from ...methods.spec import SUPERVISIONS, Need
 from ..core.errors import BenchError, did_you_mean
 from ..core.files import key_of
 from ..core.metrics import VERSION as METRICS_VERSION
@@ -23,9 +22,8 @@ from .eval_sets import EvalSet, EvalSetResolver
 from .method_refs import MethodRef, Resolver
 from .published_recipe import unlike_published
 from .stage import Experiment, MapsInputs, Plan, RecipeKey, ScoreInputs, Stage, TrainInputs
-from .targets import no_target, scored_for, target_identity, targets_of
+from .targets import no_target, on_network_of_source, scored_for, target_identity, targets_of
 
-NETWORK = ("image_size", "load_size", "stride", "normalisation")  # settings that an adapter has from its source
 Asked = TypeVar("Asked", bound=Callable[..., Any])
 
 
@@ -204,7 +202,7 @@ class Planner:
         if method.spec.uses_seed:
             identity["seed"] = experiment.seed
         labels = {
-            **self._labels(method, experiment, experiment.backbone if source_model else "-"),
+            **self._labels(method, experiment, experiment.backbone if source_model else "-", on),
             "eval": self.eval_sets.title(on),
             "split": split,
             "seed": experiment.seed if source_model or method.spec.uses_seed else 0,
@@ -224,12 +222,15 @@ class Planner:
         group = ("score", model, split, *(str(part) for part in on))
         return self.plan.add(Stage("score", identity, parents, labels, inputs, group))
 
-    def _labels(self, method: MethodRef, experiment: Experiment, backbone: str) -> dict[str, Any]:
-        """What people call a stage by; no part of its key."""
+    def _labels(
+        self, method: MethodRef, experiment: Experiment, backbone: str, on: EvalSet | None = None
+    ) -> dict[str, Any]:
+        """What people call a stage by; no part of its key. A target is named where the evaluation set does not."""
         target = {"target": self.eval_sets.title(experiment.target)} if experiment.target else {}
+        adapted = "" if on and experiment.target and on.dataset == experiment.target.dataset else target.get("target")
         return {
             "method": method.label,
-            "options": method.changed,
+            "options": ", ".join(text for text in (method.changed, adapted and f"target={adapted}") if text),
             "backbone": backbone,
             "train": self.open_datasets[experiment.dataset].title,
             "fold": experiment.fold,
@@ -266,15 +267,8 @@ class Planner:
         recipe = method.spec.recipe(preset, *recipe_key)
         layers = (own_stride, recipe.train, self.request.overrides.get("train", {}), method.train)
         config = train_config(preset, *layers)
-        if not (method.spec.adapts and method.base):
-            return config
-        if fixed := [key for key in NETWORK if key in method.train]:
-            raise BenchError(
-                f"{method.own_label}.train.{fixed[0]}: an adapter's network and images are those of its source; set "
-                f"{method.base.own_label}.train.{fixed[0]}, or train.{fixed[0]} for all."
-            )
-        source = self._config(method.base, recipe_key)
-        return dataclasses.replace(config, **{key: getattr(source, key) for key in NETWORK})
+        source = method.base if method.spec.adapts else None
+        return on_network_of_source(method, config, self._config(source, recipe_key)) if source else config
 
     @_once
     def _train(self, method: MethodRef, experiment: Experiment) -> str:
@@ -285,7 +279,8 @@ class Planner:
         for parent, need in method.parents().items():
             teacher = self._ref(need.method, experiment.recipe_key)
             if need.role == "maps":
-                parents[parent] = self._maps(teacher, self._behind(teacher, experiment))
+                place = experiment if need.on == "target" else self._behind(teacher, experiment)
+                parents[parent] = self._maps(need, teacher, place)
             elif source_model := self._source_model(teacher, experiment.recipe_key):
                 parents[parent] = self._train(source_model, self._behind(source_model, experiment))
                 models[parent] = self.plan.stages[parents[parent]].inputs
@@ -335,8 +330,8 @@ class Planner:
         maps = [plain.ref(name).identity() for name in method.spec.selects] or [method.identity()]
         return {"protocols": [p.identity() for p in PROTOCOLS.values()], "maps": maps, "metrics": METRICS_VERSION}
 
-    def _maps(self, teacher: MethodRef, experiment: Experiment) -> str:
-        """Teacher maps of the training images, for their true (training) label."""
+    def _maps(self, need: Need, teacher: MethodRef, experiment: Experiment) -> str:
+        """Teacher maps of the training images for their true (training) label, or as the need asks."""
         if teacher.spec.kind == "none":
             raise BenchError(f"'{teacher.label}' makes no maps and cannot be a teacher.")
         source_model = self._source_model(teacher, experiment.recipe_key)
@@ -357,18 +352,24 @@ class Planner:
             "image_size": config.image_size,
             "load_size": config.load_size,
         }
+        if need.classes != "true":
+            identity["classes"] = need.classes
+        if need.on == "target" and experiment.target:
+            identity["data"] = target_identity(experiment.target, self.open_datasets)
         parents, role = {}, ""
         if source_model:
-            parents["checkpoint"] = self._train(source_model, experiment)
+            parents["checkpoint"] = self._train(source_model, self._behind(source_model, experiment))
             selection = experiment.protocol.teacher_selection
             role = identity["role"] = self._role(teacher, source_model, selection, experiment.protocol)
         if teacher.spec.uses_seed:
             identity["seed"] = experiment.seed
         labels = self._labels(teacher, experiment, experiment.backbone if source_model else "-")
         shared = self._shared_inputs(teacher, source_model, config, experiment)
-        inputs = MapsInputs(*shared, source_model=source_model, checkpoint_slot=role)
+        form = {"classes": need.classes, "on_target": need.on == "target"}
+        inputs = MapsInputs(*shared, source_model=source_model, checkpoint_slot=role, **form)
         model = parents.get("checkpoint") or key_of([experiment.dataset, experiment.fold, experiment.seed])
-        return self.plan.add(Stage("maps", identity, parents, labels, inputs, ("maps", model)))
+        group = ("maps", model, *(("target",) if need.on == "target" else ()))
+        return self.plan.add(Stage("maps", identity, parents, labels, inputs, group))
 
 
 def _selects(source_model: MethodRef) -> bool:

@@ -78,11 +78,14 @@ class MapsInputs(StageInputs):
     """Inputs of teacher maps.
 
     source_model: the trained method that the maps are read from, None for a baseline. checkpoint_slot: the name under
-    which its training keeps the checkpoint, e.g. `cl/fair`; empty for a baseline.
+    which its training keeps the checkpoint, e.g. `cl/fair`; empty for a baseline. classes: whose maps a teacher makes,
+    those of the `true` label or of the predicted class (`pred`). on_target: whether of the images of the target.
     """
 
     source_model: MethodRef | None
     checkpoint_slot: str
+    classes: str = field(default="true", kw_only=True)
+    on_target: bool = field(default=False, kw_only=True)
 
     @property
     def model(self) -> MethodRef | None:

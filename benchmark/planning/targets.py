@@ -1,12 +1,16 @@
 """Targets of adapters: the other datasets asked for by `--ood`, whose training images a model is adapted to."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..core.errors import BenchError
+from .config import TrainConfig
 from .eval_sets import EvalSet
 from .method_refs import MethodRef
 from .open_datasets import OpenDataset, refuse_overlap
+
+NETWORK = ("image_size", "load_size", "stride", "normalisation")  # settings that an adapter has from its source
 
 
 def targets_of(
@@ -41,6 +45,19 @@ def no_target(method: MethodRef) -> BenchError:
         f"'{method.label}' adapts a model to another dataset and has no target here. Name one that has training "
         "images, as in --datasets glas --ood camelyon16; shifts of a dataset are no targets."
     )
+
+
+def on_network_of_source(method: MethodRef, config: TrainConfig, source: TrainConfig) -> TrainConfig:
+    """The settings of an adapter with the network and the images of its source.
+
+    source: the settings of its source. Raises BenchError where the user set one of these for the adapter alone.
+    """
+    if method.base and (fixed := [key for key in NETWORK if key in method.train]):
+        raise BenchError(
+            f"{method.own_label}.train.{fixed[0]}: an adapter's network and images are those of its source; set "
+            f"{method.base.own_label}.train.{fixed[0]}, or train.{fixed[0]} for all."
+        )
+    return replace(config, **{key: getattr(source, key) for key in NETWORK})
 
 
 def target_identity(target: EvalSet, open_datasets: Mapping[str, OpenDataset]) -> dict[str, Any]:

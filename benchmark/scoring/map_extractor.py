@@ -20,7 +20,7 @@ from .method_sandbox import check_stage, method_call, modes_unchanged
 
 @dataclass(frozen=True)
 class MapRequest:
-    """One map to take of every image: a method's, of a class (`true`, `region`, or `any`/`-` for none)."""
+    """One map to take of every image: a method's, of a class (`true`, `region`, `pred`, or `any`/`-` for none)."""
 
     method: MethodRef
     map_class: str
@@ -138,7 +138,7 @@ class MapExtractor:
             raise BenchError(f"Method '{name}' gave its logits on {logits.device}; the images are on {images.device}.")
 
     def _classes(self, view: MapRequest, logits: Tensor | None, labels: Tensor) -> Tensor | None:
-        """The class to ask for; None where the method knows none, or there is no model to be asked."""
+        """The class to ask for; None for the predicted one, where the method knows none, or without a model."""
         match view.map_class:
             case "true":
                 return labels

@@ -90,7 +90,11 @@ class StageContext:
 
 def place_of(stage: AnyStage) -> Experiment | EvalSet:
     """The dataset and fold whose files a stage reads."""
-    return stage.inputs.on if isinstance(stage.inputs, ScoreInputs) else stage.inputs.experiment
+    inputs = stage.inputs
+    if isinstance(inputs, ScoreInputs):
+        return inputs.on
+    on_target = isinstance(inputs, MapsInputs) and inputs.on_target
+    return inputs.experiment.target or inputs.experiment if on_target else inputs.experiment
 
 
 def needs_of(stage: AnyStage, ctx: StageContext) -> list[DecodeRequest]:

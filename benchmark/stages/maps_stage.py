@@ -18,18 +18,18 @@ from ..scoring.adaptive_batch import AdaptiveBatch
 from ..scoring.map_extractor import MapExtractor, MapRequest
 from ..scoring.map_scaling import Refusals, scale_later
 from ..scoring.method_sandbox import model_unchanged
-from .context import StageContext, common_facts, load_model
+from .context import StageContext, common_facts, load_model, place_of, target_items
 from .sandbox import sandbox
 
 MAPS_SIDE = 56  # px; stored teacher maps are at most so large
 
 
 def run_maps(stages: Sequence[MapsStage], ctx: StageContext) -> None:
-    """Maps of the training images for their own label, at native resolution, scaled to [0, 1] per image, as float16."""
-    alike: dict[tuple[str, int, int], list[MapsStage]] = {}
+    """Maps of training images, of their label or the predicted class, at native size, in [0, 1] per image, float16."""
+    alike: dict[tuple[str, int, int, bool], list[MapsStage]] = {}
     for stage in stages:
         inputs = stage.inputs
-        place = inputs.checkpoint_slot, inputs.config.image_size, inputs.config.load_size
+        place = inputs.checkpoint_slot, inputs.config.image_size, inputs.config.load_size, inputs.on_target
         alike.setdefault(place, []).append(stage)
     with sandbox(stages, ctx):
         for group in alike.values():
@@ -45,7 +45,8 @@ def _run_checkpoint(stages: Sequence[MapsStage], ctx: StageContext) -> None:
     watch, card = Stopwatch(ctx.device), manifest.card
     extractor = MapExtractor(model, requests, card.regions, len(card.classes), first.experiment.seed, watch)
     # the copy that trainings read, squashed to the network's size on the device: no second decoded copy
-    split = ctx.images(first.experiment).frames(manifest.split("train"), first.config.load_size)
+    items = target_items(first, ctx) if first.on_target else manifest.split("train")
+    split = ctx.images(place_of(stages[0])).frames(items, first.config.load_size)
     began = time.monotonic()
     with model_unchanged(model):
         maps = _extract(extractor, split, ctx, first.config.image_size)
@@ -61,7 +62,7 @@ def _run_checkpoint(stages: Sequence[MapsStage], ctx: StageContext) -> None:
 
 def _request_of(stage: MapsStage) -> MapRequest:
     method = stage.inputs.method
-    return MapRequest(method, "true" if method.spec.class_specific else "any")
+    return MapRequest(method, stage.inputs.classes if method.spec.class_specific else "any")
 
 
 def _extract(extractor: MapExtractor, split: ImageSplit, ctx: StageContext, side: int) -> dict[str, np.ndarray]:

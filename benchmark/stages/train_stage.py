@@ -158,7 +158,8 @@ def training_set_of(stage: TrainStage, ctx: StageContext, config: TrainConfig) -
         own = TrainingSet(frames, config, ctx.device, statistics, maps, sampling_of(spec))
     if spec.adapts and inputs.experiment.target:
         frames = ctx.images(inputs.experiment.target).frames(target_items(inputs, ctx), config.load_size)
-        target = TrainingSet(frames, config, ctx.device, statistics, {}, Sampling(views=spec.views), withheld=True)
+        maps = teacher_maps(stage, ctx, frames.ids, "target")
+        target = TrainingSet(frames, config, ctx.device, statistics, maps, Sampling(views=spec.views), withheld=True)
     if own is None and target is None:
         raise ValueError(f"{stage.title}: an adapter without a target was planned")
     return target if own is None else dataclasses.replace(own, beside=target)  # pyright: ignore[reportReturnType]
@@ -205,11 +206,14 @@ def selection_tasks(ref: MethodRef) -> tuple[Task, ...]:
     return tuple(tasks)
 
 
-def teacher_maps(stage: TrainStage, ctx: StageContext, ids: Sequence[str]) -> dict[str, np.ndarray]:
-    """The stored maps a training learns from, in the order of `ids`, by the name of the teacher."""
+def teacher_maps(stage: TrainStage, ctx: StageContext, ids: Sequence[str], on: str = "train") -> dict[str, np.ndarray]:
+    """The stored maps a training learns from, in the order of `ids`, by the name of the teacher.
+
+    on: whose images they are of, `train` or `target`.
+    """
     found = {}
     for parent, need in stage.inputs.method.parents().items():
-        if need.role == "maps" and parent in stage.parents:
+        if need.role == "maps" and need.on == on and parent in stage.parents:
             stored = read_npz(ctx.store.run_dir(stage.parents[parent]) / "maps.npz")
             row = {name: k for k, name in enumerate(stored["ids"].tolist())}
             found[need.name] = stored["maps"][[row[i] for i in ids]].astype(np.float32)

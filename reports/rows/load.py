@@ -84,7 +84,8 @@ def _dropped(row: Row, home: Row) -> Row:
 
 def _checkpoint(row: Row) -> tuple[Any, ...]:
     """What a row has in common with the rows of the same model, map and rules on other sets."""
-    what = (row.method, row.options, row.settings, row.map_class, row.gated, row.selection, row.protocol)
+    # options say to which target a model was adapted, but for the rows on that target; settings hold all of them
+    what = (row.method, row.settings, row.map_class, row.gated, row.selection, row.protocol)
     return (row.train, row.backbone, row.stage_train, str(row.fold), row.seed, bool(row.pooled_of), *what)
 
 

@@ -96,7 +96,8 @@ class Reader:
             **{k: labels[k] for k in _LABELS}, **{k: facts[k] for k in _FACTS},
             **measured.values, **evaluated, **_sampled(facts, asked.gated, measured.values["pxap"]),
             protocol=labels["protocol"] + (f" [earlier version: {earlier}]" if earlier else ""), earlier=earlier,
-            options=labels.get("options", ""), fold=_fold(labels["fold"]), tau_val=tau, validation_masks=masks,
+            options=labels.get("options", ""),
+            target=labels.get("target", ""), fold=_fold(labels["fold"]), tau_val=tau, validation_masks=masks,
             scheme=labels.get("scheme") or str(labels["fold"]).rpartition("-")[0] or "published", gated=asked.gated,
             classes=tuple(map(str, facts["classes"])), notes=tuple(map(str, facts["notes"])),
             normalisation=fed(facts) if trained else "",
@@ -150,7 +151,7 @@ _FACTS = (
     "kind", "family", "supervision", "synthetic", "group", "parameters", "degenerate", "epoch", "weights_sha256",
     "foreground", "licence",
 )  # fmt: skip
-_NOT_A_SETTING = frozenset({"seed", "data", "eval", "role", "roles", "map_class"})  # data, or said by a label
+_NOT_A_SETTING = frozenset({"seed", "data", "target", "eval", "role", "roles", "map_class"})  # data, or said by a label
 
 
 def _seconds(record: Mapping[str, Any]) -> float:

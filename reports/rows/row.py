@@ -47,6 +47,7 @@ class Row:
     train_foreground: what a mask marks in the set trained on. unshifted: images that a shift could not change.
     normalisation: what images are normalised by. weights_seen: what of this set the starting weights have seen.
     unlike_published: in what the training differs from the published recipe and weights, a phrase each.
+    target: the set whose training images, without labels, the model was adapted to; empty for others.
     settings: short hash of all that identifies the run but data, fold and seed; different ones are never averaged.
     """
 
@@ -151,6 +152,7 @@ class Row:
     folds: tuple[str, ...] = ()
     pooled_of: tuple[str, ...] = ()
     earlier: str = ""
+    target: str = ""
     unlike_published: tuple[str, ...] = ()
     clusters: Clusters = field(default=NO_CLUSTERS, repr=False, compare=False)
 

@@ -157,6 +157,11 @@ def _footnotes(tables: Sequence[Table], home: Mapping[str, str]) -> tuple[str, .
         notes += _pair_notes(table, home.get(table.train, ""))
     if any(r.images_positive != r.images for r in rows):
         notes.append("PxAP pos.: only images whose class has a region; the other images are all background.")
+    if adapted := sorted({r.method for r in rows if r.target}):
+        notes.append(
+            f"Adapted to the set evaluated on, from its training images without labels: {', '.join(adapted)}. Others "
+            "never saw it."
+        )
     if any(r.upper_bound for r in rows):
         notes.append(f"{BOUND} upper bound: trained with pixel masks, so no weakly supervised method.")
     notes.append(

@@ -53,3 +53,19 @@ class AlignedAdapter(Adapter):
         wanted = self.bank[target.indices]
         agreement = -sum((wanted * one).sum(1).mean() for one in log) / len(log)
         return {"total": source + self.options.weight * agreement, "source": source, "agreement": agreement}
+
+
+@register(
+    "taught-adapter", family="test", adapts=True, needs=("source:classifier", "maps(pred,target):layercam"),
+)  # fmt: skip
+class TaughtAdapter(Adapter):
+    """Its CAM of the target's images goes towards what LayerCAM said of the predicted class before it adapted."""
+
+    def loss(self, batch, context):
+        target = batch.target
+        grid = self.features(target.images)
+        asked = self.classify(grid).argmax(1)
+        maps = torch.einsum("bdhw,bd->bhw", grid, self.source.head.weight[asked]).sigmoid()
+        size = (maps.shape[-2], maps.shape[-1])
+        wanted = nn.functional.interpolate(target.maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+        return {"total": (maps - wanted).square().mean()}

@@ -73,6 +73,13 @@ def test_a_source_free_adapter_ends_with_its_last_epoch(world, stained):
     assert {selection for *_, selection in scored(found, "aligned-adapter")} == {"cl", "last"}
 
 
+def test_rows_name_the_target_where_the_evaluation_set_does_not(world, stained):
+    found = plan(world, "layercam@entropy-adapter", stained)
+    options = {s.labels["eval"]: s.labels["options"] for s in map(found.stages.get, found.rows)}
+    assert options == {"blobs": "target=stained", "stained": ""}
+    assert {s.labels["options"] for s in found.kinds("train")} == {"", "target=stained"}
+
+
 def test_ordinary_methods_keep_their_keys_beside_an_adapter(world, stained):
     alone = plan(world, "layercam,deepmil", stained)
     beside = plan(world, "layercam,deepmil,layercam@entropy-adapter", stained)
@@ -169,6 +176,11 @@ def test_an_adapter_has_its_network_from_its_source(world, stained):
         ("source_images=True", "goes with adapts=True"),
         ('adapts=True, needs=("source:classifier",), supervision="pixel"', "sees no masks"),
         ('adapts=True, needs=("source:classifier",), sampling="class"', "source-free"),
+        ('adapts=True, needs=("source:classifier", "maps:cam")', r"write maps\(pred,target\)"),
+        ('adapts=True, needs=("source:classifier", "maps(target):cam")', "labels of a target are withheld"),
+        ('needs=("maps(pred,target):cam",)', "only a method declared adapts=True"),
+        ('needs=("maps(prod):cam",)', "'prod' in needs"),
+        ('needs=("init(pred):cam",)', "are for the role maps"),
         ('adapts="yes", needs=("source:classifier",)', "must be True or False"),
     ],
 )

@@ -4,6 +4,7 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,12 +14,15 @@ from tests.benchmark.conftest import World, write_stained
 from tests.faults.test_stop import Asked, chain
 from tests.faults.training import Bare, trained
 from wsolbench.benchmark.core.errors import BenchError, LabelAccessError, MaskAccessError
+from wsolbench.benchmark.core.files import read_npz
 from wsolbench.benchmark.data.augment import normalise
 from wsolbench.benchmark.distributed.process_group import SINGLE_PROCESS
 from wsolbench.benchmark.scoring.build import build_method, statistics_of
 from wsolbench.benchmark.stages.context import StageContext, checkpoint, load_model
 from wsolbench.benchmark.stages.train_stage import _training, starting_model, training_set_of
 from wsolbench.benchmark.training.micro_batches import split_batch
+from wsolbench.methods.evidence import Evidence
+from wsolbench.methods.layercam import layercam
 from wsolbench.reports.rows.load import load_rows
 
 PLUGIN = Path(__file__).parents[2] / "plugins" / "entropy_adapter.py"
@@ -97,10 +101,7 @@ def test_entropy_falls_on_the_target(adapted):
     model, _ = load_model(score, ctx)
     source, _ = starting_model(stage, ctx)
     split = training_set_of(stage, ctx, stage.inputs.config).frames
-    images = torch.nn.functional.interpolate(
-        normalise(torch.from_numpy(np.asarray(split.images)), statistics_of(model)), (32, 32), mode="bilinear",
-        antialias=True,
-    )  # fmt: skip
+    images = evaluated(split, model)
     with torch.no_grad():
         before, after = (entropy(m.eval().predict(images).logits) for m in (source, model))
     assert after < before
@@ -108,7 +109,7 @@ def test_entropy_falls_on_the_target(adapted):
 
 # -- labels and masks -------------------------------------------------------------------------------------------------
 def test_wrong_labels_and_masks_of_a_target_move_no_bit(adapted, tmp_path):
-    """The same command on the same images, every label and mask of them another: weights of both adapters are equal."""
+    """The same command on the same images, every label and mask of them another: weights of all adapters are equal."""
     world, plan, _ = adapted
     csv = write_stained(tmp_path / "wrong")
     lines = csv.read_text().splitlines()
@@ -119,7 +120,7 @@ def test_wrong_labels_and_masks_of_a_target_move_no_bit(adapted, tmp_path):
     other = World(world.csv, tmp_path / "results")
     found, outcome = other.run(str(PLUGIN), ood=(str(csv),), selections=("last",), overrides=settings())
     assert outcome.exit_code == 0, outcome.failed
-    for label in ("entropy-adapter", "aligned-adapter"):
+    for label in ("entropy-adapter", "aligned-adapter", "taught-adapter"):
         mine, theirs = training(plan, label), training(found, label)
         assert mine.key == theirs.key
         records = [store.record(mine.key)["roles"] for store in (world.store, other.store)]
@@ -183,6 +184,34 @@ def test_an_adapter_that_swallows_the_refusal_fails_all_the_same(world, stained,
     assert "asked for batch.target.labels.float" in outcome.failed[stage.key]
 
 
+# -- teacher maps -----------------------------------------------------------------------------------------------------
+def test_teacher_maps_of_a_target_are_of_the_class_that_the_source_predicts(adapted):
+    _, plan, ctx = adapted
+    stage, source = training(plan, "taught-adapter"), training(plan, "classifier")
+    made = plan.stages[stage.parents["maps"]]
+    assert made.parents["checkpoint"] == source.key
+    stored = read_npz(ctx.store.run_dir(made.key) / "maps.npz")
+    training_set = training_set_of(stage, ctx, stage.inputs.config)
+    assert stored["ids"].tolist() == training_set.frames.ids
+    model, _ = load_model(made, ctx)
+    images = evaluated(training_set.frames, model)
+    with torch.no_grad():
+        classes = model.predict(images).logits.argmax(1)
+    native = layercam(Evidence(images, classes, model), SimpleNamespace(layers="last"))
+    low, high = native.amin((1, 2), keepdim=True), native.amax((1, 2), keepdim=True)
+    wanted = torch.where(high > low, (native - low) / (high - low).clamp(min=1e-30), 0.0)
+    torch.testing.assert_close(torch.from_numpy(stored["maps"]).float(), wanted, atol=2e-3, rtol=0)
+    batch = next(training_set.on_device().epoch_batches(0, 1))
+    assert batch.target.maps.shape == batch.target.images.shape[:1] + batch.target.images.shape[2:]
+    assert float(batch.target.maps.std()) > 0
+
+
+def evaluated(frames, model):
+    """Images as evaluation sees them: squashed to 32 px."""
+    pixels = normalise(torch.from_numpy(np.asarray(frames.images)), statistics_of(model))
+    return torch.nn.functional.interpolate(pixels, (32, 32), mode="bilinear", antialias=True)
+
+
 # -- full passes ------------------------------------------------------------------------------------------------------
 def test_a_full_pass_is_the_model_over_the_whole_set_and_leaves_it_as_it_was(adapted):
     _, plan, ctx = adapted
@@ -198,8 +227,7 @@ def test_a_full_pass_is_the_model_over_the_whole_set_and_leaves_it_as_it_was(ada
     assert torch.equal(first.features, again.features)
     stage = training(plan, "aligned-adapter")
     frames = training_set_of(stage, ctx, stage.inputs.config).beside.frames
-    pixels = normalise(torch.from_numpy(np.asarray(frames.images)), statistics_of(method))
-    images = torch.nn.functional.interpolate(pixels, (32, 32), mode="bilinear", antialias=True)
+    images = evaluated(frames, method)
     with torch.no_grad():
         method.eval()
         grid = method.features(images)
