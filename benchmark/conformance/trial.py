@@ -221,7 +221,8 @@ def prepare(name: str, folder: Path, backbone: str) -> Bench:
 
 def make_planner(name: str, csv: Path, results: Path, backbone: str, **changes: str) -> Planner:
     """A plan of one method on the synthetic task; one that adapts has the other stain as its target."""
-    adapts = Resolver({}).adapts(Resolver({}).ref(name))
+    resolver = Resolver({})
+    adapts = any(resolver.adapts(ref) for ref in resolver.expand([name]))
     request = Request(
         (name,),
         (str(csv),),

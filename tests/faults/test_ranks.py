@@ -134,6 +134,7 @@ def saying(monkeypatch, problem) -> tuple:
 
     monkeypatch.setattr(rank_process, "_train", fails)
     ref = SimpleNamespace(spec=SimpleNamespace(origin="built-in"))
+    ref.chain = (ref,)
     stage: Any = SimpleNamespace(inputs=SimpleNamespace(method=ref, model=ref))
     nothing: Any = None
     job = RankJob(stage, RunConfig(device="cpu"), {}, 0, 1, 1, False)
