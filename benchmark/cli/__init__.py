@@ -26,9 +26,9 @@ VERBS = {
     "data": ("data.verbs:data", "Verify, describe, synthesise or cut datasets."),
     "check": ("check:check", "Test a method against the contract, in under a minute."),
     "doctor": ("doctor:doctor", "Is this machine ready? GPU, memory, data, disks, locks, and what to do."),
-    "clean": ("clean:clean", "Remove what no plan refers to and what killed runs left, after showing it."),
+    "clean": ("clean:clean", "Stages no plan refers to, and leftovers of killed runs: shown, then removed."),
     "new-method": ("new_method:new_method", "Write a commented method file to start from."),
-    "demo": ("demo:demo", "Synthetic data, the main job on it, the table and the page."),
+    "demo": ("demo:demo", "Train, score and report on synthetic data, in minutes."),
 }
 
 
