@@ -1,7 +1,7 @@
 """F-CAM: full-resolution maps from a decoder on a frozen classifier, with a dense CRF and a size barrier."""
 
 from .base import register
-from .parts.recipes import FROZEN_ENCODER_QUICK, FROZEN_ENCODER_SMOKE
+from .parts.recipes import FROZEN_ENCODER_QUICK, FROZEN_ENCODER_SMOKE, TWO_STEP_CHOICES, TWO_STEP_OPTIONS
 from .twostep import TwoStep
 
 
@@ -14,17 +14,8 @@ from .twostep import TwoStep
     backbone=("pyramid",),
     needs=("init:{teacher}", "maps:{teacher}"),
     class_specific=False,
-    options={
-        "teacher": "layercam", "sampler": "otsu", "foreground": 1, "background": 1, "area": 0.1, "erosion": 11,
-        "dilation": 3, "flat_background": False, "negatives": "skip", "decoder": "unet", "freeze": True,
-        "lambda_seed": 1.0, "lambda_negative": 1.0, "lambda_crf": 2e-9, "crf_size": 56, "lambda_joint": 0.0,
-        "lambda_size": 0.1, "elb_start": 1.0, "elb_max": 10.0, "elb_mu": 1.01,
-        "head": "teacher", "gated": False, "width": 128, "dropout": 0.1,
-    },
-    choices={
-        "sampler": ("otsu", "prob", "prob_area"), "negatives": ("skip", "background", "dense"),
-        "decoder": ("unet", "linear"), "head": ("teacher", "gap", "attention"),
-    },
+    options={**TWO_STEP_OPTIONS, "negatives": "skip", "lambda_crf": 2e-9, "lambda_size": 0.1},
+    choices=TWO_STEP_CHOICES,
     variant="teacher",
     recipes={
         "smoke": FROZEN_ENCODER_SMOKE,

@@ -1,7 +1,15 @@
 """NEGEV: a decoder on a frozen classifier that also learns from images known to hold nothing (negative evidence)."""
 
 from .base import register
-from .parts.recipes import CAMELYON16_SCHEDULE, FROZEN_ENCODER_QUICK, FROZEN_ENCODER_SMOKE, GLAS_SCHEDULE, SURVEY_SGD
+from .parts.recipes import (
+    CAMELYON16_SCHEDULE,
+    FROZEN_ENCODER_QUICK,
+    FROZEN_ENCODER_SMOKE,
+    GLAS_SCHEDULE,
+    SURVEY_SGD,
+    TWO_STEP_CHOICES,
+    TWO_STEP_OPTIONS,
+)
 from .twostep import TwoStep
 
 
@@ -15,16 +23,9 @@ from .twostep import TwoStep
     needs=("init:{teacher}", "maps:{teacher}"),
     class_specific=False,
     options={
-        "teacher": "cam", "sampler": "prob", "foreground": 10, "background": 10, "area": 0.1, "erosion": 11,
-        "dilation": 1, "flat_background": False, "negatives": "dense", "decoder": "unet", "freeze": True,
-        "lambda_seed": 1.0, "lambda_negative": 1.0, "lambda_crf": 0.0, "crf_size": 56, "lambda_joint": 0.0,
-        "lambda_size": 0.0, "elb_start": 1.0, "elb_max": 10.0, "elb_mu": 1.01,
-        "head": "teacher", "gated": False, "width": 128, "dropout": 0.1,
+        **TWO_STEP_OPTIONS, "teacher": "cam", "sampler": "prob", "foreground": 10, "background": 10, "dilation": 1,
     },
-    choices={
-        "sampler": ("otsu", "prob", "prob_area"), "negatives": ("skip", "background", "dense"),
-        "decoder": ("unet", "linear"), "head": ("teacher", "gap", "attention"),
-    },
+    choices=TWO_STEP_CHOICES,
     variant="teacher",
     recipes={
         "smoke": FROZEN_ENCODER_SMOKE,

@@ -20,7 +20,7 @@ from .parts.crf import PUBLISHED_PAIRS, dense_crf, draw_partners, joint_crf
 from .parts.decoder import PyramidDecoder, linear_head, pixel_head, resize
 from .parts.losses import seed_losses
 from .parts.pseudo_labels import SeedRule
-from .parts.recipes import FROZEN_ENCODER_QUICK, FROZEN_ENCODER_SMOKE, SURVEY_SGD
+from .parts.recipes import FROZEN_ENCODER_QUICK, FROZEN_ENCODER_SMOKE, SURVEY_SGD, TWO_STEP_CHOICES, TWO_STEP_OPTIONS
 from .parts.teachers import student_head, teacher_model, warm_start
 
 DECODERS = ("unet", "linear")
@@ -38,17 +38,8 @@ SCALES = {"crf": PUBLISHED_PAIRS, "joint": 4 * PUBLISHED_PAIRS}  # what turns a 
     backbone=("pyramid",),
     needs=("init:{teacher}", "maps:{teacher}"),
     class_specific=False,
-    options={
-        "teacher": "layercam", "sampler": "otsu", "foreground": 1, "background": 1, "area": 0.1, "erosion": 11,
-        "dilation": 3, "flat_background": False, "negatives": "dense", "decoder": "unet", "freeze": True,
-        "lambda_seed": 1.0, "lambda_negative": 1.0, "lambda_crf": 0.0, "crf_size": 56, "lambda_joint": 0.0,
-        "lambda_size": 0.0, "elb_start": 1.0, "elb_max": 10.0, "elb_mu": 1.01,
-        "head": "teacher", "gated": False, "width": 128, "dropout": 0.1,
-    },
-    choices={
-        "sampler": ("otsu", "prob", "prob_area"), "negatives": ("skip", "background", "dense"),
-        "decoder": ("unet", "linear"), "head": ("teacher", "gap", "attention"),
-    },
+    options=TWO_STEP_OPTIONS,
+    choices=TWO_STEP_CHOICES,
     variant="teacher",
     recipes={
         "smoke": FROZEN_ENCODER_SMOKE,

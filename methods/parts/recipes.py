@@ -1,4 +1,4 @@
-"""Training settings that published recipes of several methods have in common; decorators name them.
+"""Recipes and options that several methods have in common; their decorators name them.
 
 Source: the published commands of the surveys and of CAM, NEGEV and PixelCAM (docs of each method's `source`).
 """
@@ -18,3 +18,14 @@ FROZEN_ENCODER_SMOKE = {
 FROZEN_ENCODER_QUICK = {
     "*": {"lr": 0.03, "source": "our choice: the rate that the preset gives to new layers of others"}
 }
+TWO_STEP_OPTIONS = {  # of the plain member of the family; the others change some
+    "teacher": "layercam", "sampler": "otsu", "foreground": 1, "background": 1, "area": 0.1, "erosion": 11,
+    "dilation": 3, "flat_background": False, "negatives": "dense", "decoder": "unet", "freeze": True,
+    "lambda_seed": 1.0, "lambda_negative": 1.0, "lambda_crf": 0.0, "crf_size": 56, "lambda_joint": 0.0,
+    "lambda_size": 0.0, "elb_start": 1.0, "elb_max": 10.0, "elb_mu": 1.01,
+    "head": "teacher", "gated": False, "width": 128, "dropout": 0.1,
+}  # fmt: skip
+TWO_STEP_CHOICES = {
+    "sampler": ("otsu", "prob", "prob_area"), "negatives": ("skip", "background", "dense"),
+    "decoder": ("unet", "linear"), "head": ("teacher", "gap", "attention"),
+}  # fmt: skip
