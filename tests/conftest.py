@@ -89,8 +89,8 @@ class Browser:
         os.close(to_browser)
         os.close(from_browser)
         self._rest, self._id, self.session, self.events = b"", 0, "", []
-        target = self.call("EvalTarget.createTarget", url="about:blank")["targetId"]
-        self.session = self.call("EvalTarget.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
 
