@@ -16,7 +16,7 @@ from .rows.load import collect, need_rows
 from .tables.aggregate import tables_of
 from .tables.captions import protocol_sentences
 from .tables.contents import Contents
-from .tables.cost import costed_rows
+from .tables.cost import costed_frame
 from .tables.escape import markdown_escape
 from .tables.formats import latex_table, lines_csv, markdown_table, rows_csv
 from .tables.grid_text import latex_grid, markdown_grid
@@ -108,7 +108,7 @@ def _markdown_figures(drawn: Art, synthetic: bool) -> list[str]:
 
 def _csv(contents: Contents) -> str:
     found = contents.findings
-    return rows_csv(costed_rows(found.runs, found.records), found.unfinished)
+    return rows_csv(costed_frame(found.runs, found.records), found.unfinished)
 
 
 def _latex(contents: Contents) -> str:

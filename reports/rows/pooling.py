@@ -6,30 +6,29 @@ Published folds share one test set: nothing is pooled there, each is one more tr
 
 import math
 import statistics
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from .frame import alike
 from .row import Row
 
 if TYPE_CHECKING:
     from .measures import RowMeasures
 
 
+_DATA = ("train", "eval", "scheme", "synthetic", "protocol")
+MODEL = ("backbone", "method", "options", "settings", "supervision", "map_class", "gated", "selection")
+
+
 def foldwise(rows: Iterable[Row]) -> Iterator[list[Row]]:
     """Rows of one model and seed that differ in their fold and in the images it tests, in the order of their folds."""
-    found: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
-    for r in rows:
-        data = (r.train, r.eval, r.scheme, r.synthetic, r.protocol)
-        what = (r.backbone, r.method, r.options, r.settings, r.supervision, r.map_class, r.gated, r.selection)
-        found[*data, *what, r.seed].append(r)
-    for alike in found.values():
-        folds = {str(r.fold) for r in alike}
-        tested = {r.clusters.names for r in alike}
+    for _, runs in alike(list(rows), (*_DATA, *MODEL, "seed")):
+        folds = {str(r.fold) for r in runs}
+        tested = {r.clusters.names for r in runs}
         # of equal groups the images are equal too, as in published folds; what is told apart otherwise is checked
-        if 1 < len(folds) == len(alike) == len(tested):
-            yield sorted(alike, key=lambda r: (len(str(r.fold)), str(r.fold)))
+        if 1 < len(folds) == len(runs) == len(tested):
+            yield sorted(runs, key=lambda r: (len(str(r.fold)), str(r.fold)))
 
 
 def pooled_row(rows: Sequence[Row], measured: "RowMeasures") -> Row:

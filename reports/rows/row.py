@@ -183,11 +183,11 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """The row as a JSON value; NaN becomes None. What intervals are made of is left out."""
-        return jsonable({f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "clusters"})
+        return {f.name: json_value(getattr(self, f.name)) for f in fields(self) if f.name != "clusters"}
 
 
-def _plain(value: Any) -> Any:
-    """Results of classes as mappings."""
+def json_value(value: Any) -> Any:
+    """A field as JSON has it: tuples as lists, results of classes as mappings, undefined numbers as null."""
     if isinstance(value, tuple):
-        return [asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for v in value]
-    return value
+        value = [asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for v in value]
+    return jsonable(value)

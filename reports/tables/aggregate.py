@@ -4,13 +4,16 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ...benchmark.core.protocols import PROTOCOLS, named_protocol
 from ..rows.declared import BOUND, SEEN, SYNTHETIC
+from ..rows.frame import alike
 from ..rows.load import sort_key
+from ..rows.pooling import MODEL
 from ..rows.row import USUAL, Row
 from .captions import caption_of, footnotes_of
-from .cells import COLUMNS, UNDEFINED, Cell, Column, beats_chance, make_cell, mean_cell
+from .cells import COLUMNS, UNDEFINED, Cell, Column, chance_of, make_cell, mark_best_cells, mean_cell
 
 __all__ = [
     "COLUMNS", "SYNTHETIC", "UNDEFINED", "USUAL", "Block", "Cell", "Column", "Line", "Settings", "Table",
@@ -130,7 +133,7 @@ def named_sets(train: str, scored: str, scheme: str) -> str:
 
 
 Settings = Mapping[str, Mapping[str, str]]
-_Place = tuple[str, int, bool, str, str, str, bool, str]
+TABLE = ("dataset", "shift", "level", "eval", "train", "scheme", "synthetic", "protocol")
 
 
 def build_tables(rows: Iterable[Row], settings: Settings | None = None) -> list[Table]:
@@ -143,26 +146,31 @@ def build_tables(rows: Iterable[Row], settings: Settings | None = None) -> list[
 
 def tables_of(rows: Iterable[Row], settings: Settings | None = None) -> list[Table]:
     """One table per evaluation set, data set trained on, scheme of folds and protocol, whatever the sets are."""
-    found: dict[_Place, list[Row]] = defaultdict(list)
-    for row in sorted(rows, key=sort_key):
-        # The shift and its level come before the name, so that level 10 does not stand before level 2.
-        about = (row.train, row.scheme, row.synthetic, row.protocol)
-        found[f"{row.dataset}:{row.shift}", row.level, row.scheme not in USUAL, row.eval, *about].append(row)
-    return [_table(place[3:], tuple(members), settings or {}) for place, members in sorted(found.items())]
+    members = [runs for _, runs in alike(sorted(rows, key=sort_key), TABLE)]
+    return [_table(tuple(runs), settings or {}) for runs in sorted(members, key=lambda runs: _table_order(runs[0]))]
 
 
-def _table(place: tuple[str, str, str, bool, str], rows: tuple[Row, ...], settings: Settings) -> Table:
-    evaluated, trained, scheme, synthetic, protocol = place
+def _table_order(row: Row) -> tuple[Any, ...]:
+    """The shift and its level come before the name, so that level 10 does not stand before level 2."""
+    about = (row.eval, row.train, row.scheme, row.synthetic, row.protocol)
+    return (f"{row.dataset}:{row.shift}", row.level, row.scheme not in USUAL, *about)
+
+
+def _table(rows: tuple[Row, ...], settings: Settings) -> Table:
+    first = rows[0]
     runs = tuple(r for r in rows if not r.pooled_of)
     columns = tuple(c for c in COLUMNS if not c.optional or _says_something(c, runs))
-    lines = [Line(own, found, _cells(own, found, columns)) for own, found in _groups(rows)]
+    lines = [Line(own, means, _cells(own, means, columns)) for own, means in _groups(rows)]
     by_selection: dict[str, list[Line]] = defaultdict(list)
     for line in _told_apart(lines, settings):
         by_selection["-" if line.first.baseline else line.first.selection].append(line)
-    blocks = tuple(_block(s, by_selection[s], columns) for s in block_order(by_selection, protocol))
-    caption = caption_of(f"Evaluated on {evaluated}, protocol {protocol}", runs, [(x.runs, x.estimates) for x in lines])
+    blocks = tuple(_block(s, by_selection[s], columns) for s in block_order(by_selection, first.protocol))
+    caption = caption_of(
+        f"Evaluated on {first.eval}, protocol {first.protocol}", runs, [(x.runs, x.estimates) for x in lines]
+    )
     notes = footnotes_of(runs, [row for line in lines for row in line.estimates])
-    return Table(trained, evaluated, scheme, protocol, synthetic, columns, blocks, caption, notes, runs)
+    return Table(first.train, first.eval, first.scheme, first.protocol, first.synthetic, columns, blocks, caption,
+                 notes, runs)  # fmt: skip
 
 
 def block_order(selections: Iterable[str], protocol: str) -> list[str]:
@@ -184,23 +192,18 @@ def _says_something(column: Column, rows: Iterable[Row]) -> bool:
     return any(r.images_positive != r.images for r in rows)
 
 
-def _groups(rows: Iterable[Row]) -> list[tuple[tuple[Row, ...], tuple[Row, ...]]]:
+def _groups(rows: Sequence[Row]) -> list[tuple[tuple[Row, ...], tuple[Row, ...]]]:
     """Runs that differ in fold and seed only, with their estimates; where those do not tell runs apart, each run
     stands alone."""
-    found: dict[tuple[str, ...], list[Row]] = defaultdict(list)
-    pooled: dict[tuple[str, ...], list[Row]] = defaultdict(list)
-    for r in rows:
-        what = (r.train, r.backbone, r.method, r.options, r.settings, r.map_class, str(r.gated), r.selection)
-        (pooled if r.pooled_of else found)[*what, r.supervision].append(r)
     groups: list[tuple[tuple[Row, ...], tuple[Row, ...]]] = []
-    for place, runs in found.items():
-        repeated = len({(r.fold, r.seed) for r in runs}) < len(runs)
-        if repeated:
+    for _, same in alike(rows, ("train", *MODEL)):
+        runs, pooled = ([r for r in same if bool(r.pooled_of) is several] for several in (False, True))
+        if len({(r.fold, r.seed) for r in runs}) < len(runs):
             groups += [((r,), (r,)) for r in runs]
             continue
-        inside = {run for row in pooled[place] for run in row.pooled_of}
+        inside = {run for row in pooled for run in row.pooled_of}
         alone = [r for r in runs if r.run not in inside]
-        groups.append((tuple(runs), tuple(sorted([*pooled[place], *alone], key=lambda r: r.seed))))
+        groups.append((tuple(runs), tuple(sorted([*pooled, *alone], key=lambda r: r.seed))))
     return groups
 
 
@@ -251,20 +254,10 @@ def _mark_best(lines: list[Line], column: Column) -> list[Line]:
     Lines whose weights had seen the images are left out, and so is what a constant map or answer reaches as well.
     """
     key = column.key
-    clean = [line for line in lines if not any(r.weights_seen for r in line.runs)]
-    fair = [line for line in clean if not line.first.upper_bound and not math.isnan(line.cells[key].number)]
-    if len({line.cells[key].value for line in fair}) < 2:
-        return lines
-    fair = [line for line in fair if beats_chance(line.estimates, column, line.cells[key])]
-    if not fair:
-        return lines
-    top = max(fair, key=lambda line: line.cells[key].number).cells[key].value
-    return [
-        replace(line, cells={**line.cells, key: replace(line.cells[key], best=True)})
-        if line in fair and line.cells[key].value == top
-        else line
-        for line in lines
-    ]
+    fair = [not line.first.upper_bound and not any(r.weights_seen for r in line.runs) for line in lines]
+    floors = [chance_of(line.estimates, column) for line in lines]
+    cells = mark_best_cells([line.cells[key] for line in lines], fair, floors)
+    return [replace(line, cells={**line.cells, key: cell}) for line, cell in zip(lines, cells, strict=True)]
 
 
 _OF_RUNS = frozenset({"seconds_train", "seconds_parents", "seconds_score", "parameters"})

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from ...benchmark.core.intervals import MIN_GROUPS
 from ...benchmark.core.protocols import named_protocol
 from ..rows.declared import BOUND, SYNTHETIC, normalisation_notes, seen_notes
+from ..rows.frame import alike
 from ..rows.row import Row
 from .cells import ORACLE, UNDEFINED
 
@@ -118,12 +119,9 @@ def _earlier(rows: Iterable[Row]) -> list[str]:
 
 def saturation_notes(rows: Iterable[Row]) -> list[str]:
     """Where linear bins hide the order of scores: one warning a method, with what lies in the two end bins."""
-    found: dict[str, list[Row]] = defaultdict(list)
-    for r in rows:
-        if not r.baseline and abs(r.ap - r.pxap) > FAR:
-            found[r.method].append(r)
+    far_apart = [r for r in rows if not r.baseline and abs(r.ap - r.pxap) > FAR]
     notes = []
-    for method, far in sorted(found.items()):
+    for (method,), far in sorted(alike(far_apart, ("method",))):
         worst = max(far, key=lambda r: abs(r.ap - r.pxap))
         ends = worst.end_low + worst.end_high
         notes.append(
@@ -135,13 +133,10 @@ def saturation_notes(rows: Iterable[Row]) -> list[str]:
 
 def constant_notes(rows: Iterable[Row]) -> list[str]:
     """How many maps say the same everywhere, one sentence a method and evaluation set; baselines are meant to."""
-    found: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for r in rows:
-        if r.degenerate and not r.baseline and not r.gated:
-            found[r.eval, r.method].append(r)
+    constant = [r for r in rows if r.degenerate and not r.baseline and not r.gated]
     return [
         f"{method}: {span(r.degenerate for r in runs)} of {span(r.images for r in runs)} maps are constant{_on(runs)}."
-        for (_, method), runs in sorted(found.items())
+        for (_, method), runs in sorted(alike(constant, ("eval", "method")))
     ]
 
 

@@ -127,10 +127,17 @@ def mean_cell(values: Sequence[float], column: Column) -> Cell:
     return Cell(_number(mean, column), spread, mean, sd=sd)
 
 
-def beats_chance(rows: Sequence[Row], column: Column, cell: Cell) -> bool:
-    """Whether a value lies above what is had for nothing; always where a column knows no such level."""
-    level = chance_of(rows, column)
-    return math.isnan(level) or cell.number > level
+def mark_best_cells(cells: Sequence[Cell], fair: Sequence[bool], floors: Sequence[float]) -> list[Cell]:
+    """The cells of a column with the highest of those that count (`fair`) marked, unless all are equal as printed.
+
+    floors: what is had for nothing, per cell; a value no higher than it is never marked; NaN where there is no floor.
+    """
+    counted = [k for k, cell in enumerate(cells) if fair[k] and not math.isnan(cell.number)]
+    above = [k for k in counted if math.isnan(floors[k]) or cells[k].number > floors[k]]
+    if len({cells[k].value for k in counted}) < 2 or not above:
+        return list(cells)
+    top = cells[max(above, key=lambda k: cells[k].number)].value
+    return [replace(cell, best=True) if k in above and cell.value == top else cell for k, cell in enumerate(cells)]
 
 
 def chance_of(rows: Sequence[Row], column: Column) -> float:

@@ -6,12 +6,16 @@ Read from the records alone. What a record does not say is NaN and printed n/a, 
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
-from ..rows.load import Row
+from ..rows.frame import rows_frame
+from ..rows.row import Row
 from .aggregate import UNDEFINED, Cell, Line, Table
 from .grid import BLANK, Grid, GridBlock, GridLine, Group, Head
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NAN = math.nan
 MIXED = "§"
@@ -144,32 +148,16 @@ def amount(value: float) -> str:
 
 
 # -- rows of the CSV file ----------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class CostedRow(Row):
-    """A row with its cost, for the file that holds every run. times_score: seconds by part, as recorded."""
+def costed_frame(rows: Sequence[Row], records: Records) -> "pd.DataFrame":
+    """`rows_frame` with a column for each field of `RunCost`, and `times_train` and `times_score`: seconds by part."""
+    import pandas as pd
 
-    seconds_own: float = NAN
-    seconds_all: float = NAN
-    images_per_second: float = NAN
-    ms_per_image: float = NAN
-    peak_memory_mb: float = NAN
-    device_train: str = ""
-    devices_all: tuple[str, ...] = ()
-    device_score: str = ""
-    times_train: Mapping[str, float] = field(default_factory=dict)
-    times_score: Mapping[str, float] = field(default_factory=dict)
-
-
-def costed_rows(rows: Iterable[Row], records: Records) -> list[CostedRow]:
-    """The rows with their costs."""
-    names = [f.name for f in fields(Row)]
-    return [
-        CostedRow(
-            **{name: getattr(row, name) for name in names}, **asdict(run_cost(row, records)),
-            times_train=parts_of(records.get(row.stage_train, {})), times_score=parts_of(records.get(row.stage, {})),
-        )
+    costs = [
+        {**asdict(run_cost(row, records)), "times_train": parts_of(records.get(row.stage_train, {})),
+         "times_score": parts_of(records.get(row.stage, {}))}
         for row in rows
     ]  # fmt: skip
+    return rows_frame(rows).join(pd.DataFrame(costs))
 
 
 # -- the cost table ----------------------------------------------------------------------------------------------------

@@ -1,16 +1,15 @@
 """Tables as Markdown, LaTeX, CSV and plain text: one set of formatted numbers, escaped for each."""
 
-import csv
-import io
 import json
 import math
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from ...benchmark.core.errors import plain
 from ..rows.declared import SEEN, SYNTHETIC
-from ..rows.row import Row
+from ..rows.row import Row, json_value
 from ..rows.unfinished import Unfinished
 from .aggregate import Block, Line, Table, build_tables
 from .cells import Column
@@ -19,6 +18,9 @@ from .grid_text import terminal_grid
 from .ood import build_away
 from .shifts import build_shifted
 from .unfinished_shown import terminal_unfinished
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _FIRST_TO_GO = (
     "seconds_score", "seconds_train", "iou_tau_val", "tau_val", "dice_oracle", "dice_image", "chance_dice",
@@ -83,20 +85,17 @@ def _latex_line(table: Table, line: Line) -> str:
 
 
 # -- CSV -------------------------------------------------------------------------------------------------------------
-def rows_csv(rows: Iterable[Row], unfinished: Iterable[Unfinished] = ()) -> str:
-    """Every run with all its fields in full precision; undefined is empty; lists and mappings are JSON.
+def rows_csv(frame: "pd.DataFrame", unfinished: Iterable[Unfinished] = ()) -> str:
+    """`rows_frame` with all its columns in full precision; undefined is empty; lists and mappings are JSON.
 
     `status` is `finished`; what diverged or failed follows with its status, its error and no number.
     """
-    values = [{**row.to_json(), "status": "finished", "error": ""} for row in rows]
-    fields = list(values[0]) if values else []
-    values += [{k: v for k, v in _unfinished_values(u).items() if k in fields} for u in unfinished]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=fields, lineterminator="\n")
-    writer.writeheader()
-    for value in values:
-        writer.writerow({k: _csv_value(v) for k, v in value.items()})
-    return out.getvalue()
+    import pandas as pd
+
+    status = pd.DataFrame({"status": "finished", "error": ""}, index=frame.index)
+    finished = frame.join(status).astype(object)
+    others = pd.DataFrame([_unfinished_values(u) for u in unfinished], columns=finished.columns, dtype=object)
+    return _csv(pd.concat([finished, others]))
 
 
 def lines_csv(tables: Iterable[Table]) -> str:
@@ -105,17 +104,18 @@ def lines_csv(tables: Iterable[Table]) -> str:
     Of each column the value, of those with an interval its ends (`_low`, `_high`), and of several runs their standard
     deviation (`_sd`); undefined is empty.
     """
+    import pandas as pd
+
     values = [_line_values(table, block, line) for table in tables for block in table.blocks for line in block.lines]
-    fields = list(dict.fromkeys(name for value in values for name in value))
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=fields, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(values)
-    return out.getvalue()
+    return _csv(pd.DataFrame(values, dtype=object))
+
+
+def _csv(frame: "pd.DataFrame") -> str:
+    return frame.map(_csv_value).to_csv(index=False, lineterminator="\n")
 
 
 def _line_values(table: Table, block: Block, line: Line) -> dict[str, object]:
-    found: dict[str, object] = {
+    values: dict[str, object] = {
         "train": table.train, "eval": table.eval, "scheme": table.scheme, "protocol": table.protocol,
         "selection": block.key, "method": line.marked, "backbone": line.first.backbone, "map": line.map,
         "runs": len(line.runs), "groups": max(r.groups for r in line.estimates),
@@ -126,9 +126,8 @@ def _line_values(table: Table, block: Block, line: Line) -> dict[str, object]:
     for column in table.columns:
         cell = line.cells[column.key]
         ends = ("low", "high", "sd") if column.interval else ("sd",)
-        numbers = {column.key: cell.number, **{f"{column.key}_{end}": getattr(cell, end) for end in ends}}
-        found |= {name: "" if math.isnan(number) else number for name, number in numbers.items()}
-    return {name: _csv_value(value) for name, value in found.items()}
+        values |= {column.key: cell.number, **{f"{column.key}_{end}": getattr(cell, end) for end in ends}}
+    return values
 
 
 def _unfinished_values(u: Unfinished) -> dict[str, object]:
@@ -142,10 +141,10 @@ def _unfinished_values(u: Unfinished) -> dict[str, object]:
 
 def _csv_value(value: object) -> object:
     if isinstance(value, list | tuple | Mapping):
-        return json.dumps(value, ensure_ascii=False)
+        return json.dumps(json_value(value), ensure_ascii=False)
     # A spreadsheet runs a text that begins like a formula; names come from anybody's files.
     if not isinstance(value, str):
-        return value
+        return None if isinstance(value, float) and math.isinf(value) else value
     text = plain(value)
     return f"'{text}" if re.match(r"\s*([=+@]|-.)", text) else text
 

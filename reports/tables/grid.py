@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from .aggregate import GATED, SYNTHETIC, Cell, Line, block_order, block_title
 from .captions import span
+from .cells import mark_best_cells
 
 BLANK = Cell("")  # not asked for, where UNDEFINED means asked for and not defined
 NAMES = ("Method", "Backbone", "Map", "n")
@@ -179,17 +180,12 @@ def mark_best(lines: Sequence[GridLine], heads: Sequence[Head]) -> tuple[GridLin
 
     A value that a constant map or answer reaches as well is not marked.
     """
-    out = [list(line.cells) for line in lines]
-    for column, head in enumerate(heads):
-        fair = [k for k, line in enumerate(lines) if not line.look and not math.isnan(line.cells[column].number)]
-        values = {lines[k].cells[column].value for k in fair}
-        if not head.best or len(values) < 2:
-            continue
-        fair = [k for k in fair if math.isnan(head.chance) or lines[k].cells[column].number > head.chance]
-        if not fair:
-            continue
-        top = max((lines[k].cells[column] for k in fair), key=lambda c: c.number).value
-        for k in fair:
-            if out[k][column].value == top:
-                out[k][column] = replace(out[k][column], best=True)
-    return tuple(replace(line, cells=tuple(cells)) for line, cells in zip(lines, out, strict=True))
+    if not lines:
+        return ()
+    fair = [not line.look for line in lines]
+    columns = [
+        mark_best_cells(cells, fair, [head.chance] * len(lines)) if head.best else cells
+        for head, cells in zip(heads, zip(*(line.cells for line in lines), strict=True), strict=True)
+    ]
+    rows = zip(*columns, strict=True) if columns else [()] * len(lines)
+    return tuple(replace(line, cells=tuple(cells)) for line, cells in zip(lines, rows, strict=True))

@@ -10,6 +10,7 @@ from wsolbench.benchmark.core.files import write_json
 from wsolbench.benchmark.core.results_store import SCHEMA
 from wsolbench.reports.build import build_report
 from wsolbench.reports.drawing import jobs
+from wsolbench.reports.rows.frame import rows_frame
 from wsolbench.reports.rows.load import collect
 from wsolbench.reports.rows.unfinished import load_unfinished, unfinished_of
 from wsolbench.reports.tables.contents import Contents
@@ -69,7 +70,7 @@ def test_no_number_counts_what_did_not_finish(failed, small, tmp_path):
 
 def test_csv_has_a_row_without_numbers(failed):
     found = collect(failed)
-    rows = list(csv.DictReader(io.StringIO(rows_csv(found.rows, found.unfinished))))
+    rows = list(csv.DictReader(io.StringIO(rows_csv(rows_frame(found.rows), found.unfinished))))
     assert {r["status"] for r in rows if r["method"] not in ("negev", "fcam")} == {"finished"}
     (negev,) = [r for r in rows if r["method"] == "negev"]
     told = {k: v for k, v in negev.items() if v}

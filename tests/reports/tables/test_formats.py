@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from wsolbench.benchmark.core.results_store import Store
+from wsolbench.reports.rows.frame import rows_frame
 from wsolbench.reports.rows.load import collect, load_rows
 from wsolbench.reports.statistics.spreads import spread_over_groups
 from wsolbench.reports.tables.aggregate import COLUMNS, build_tables, make_cell
@@ -176,7 +177,7 @@ def test_latex_holds_the_same_numbers(tables):
 
 
 def test_csv_holds_every_run_in_full(rows):
-    read = list(csv.DictReader(io.StringIO(rows_csv(rows))))
+    read = list(csv.DictReader(io.StringIO(rows_csv(rows_frame(rows)))))
     assert len(read) == len(rows)
     for line, row in zip(read, rows, strict=True):
         assert line["stage"] == row.stage
@@ -186,7 +187,7 @@ def test_csv_holds_every_run_in_full(rows):
 
 def test_nothing_prints_nan(rows, tables):
     texts = [
-        rows_csv(rows),
+        rows_csv(rows_frame(rows)),
         terminal_table(rows),
         *(markdown_table(t) for t in tables),
         *(latex_table(t, 1) for t in tables),
@@ -210,14 +211,14 @@ def test_hostile_names_stay_text(rows):
     assert r"\textless{}script\textgreater{}" in tex
     assert "\n# z" not in tex
     assert r"\%''" in tex
-    assert "<script>alert(1)</script>" in rows_csv(evil)  # as data, quoted by the CSV writer
+    assert "<script>alert(1)</script>" in rows_csv(rows_frame(evil))  # as data, quoted by the CSV writer
     assert all(len(line) <= 120 for line in terminal_table(evil).splitlines()[1:4])
     assert "\n#" not in terminal_table(evil)
     assert "\x1b" not in terminal_table([replace(r, method="\x1b[2J") for r in rows])
 
 
 def test_formulas_do_not_reach_a_spreadsheet(rows):
-    line = next(csv.DictReader(io.StringIO(rows_csv([replace(rows[0], method="=1+1", backbone="-")]))))
+    line = next(csv.DictReader(io.StringIO(rows_csv(rows_frame([replace(rows[0], method="=1+1", backbone="-")])))))
     assert line["method"] == "'=1+1"
     assert line["backbone"] == "-"
 
