@@ -1,4 +1,8 @@
-"""Tables as Markdown, LaTeX, CSV and plain text: one set of formatted numbers, escaped for each."""
+"""Tables as Markdown, LaTeX, CSV and plain text: one set of formatted numbers, escaped for each.
+
+The CSV files are data frames. The printed tables are not left to pandas' Styler: it has no headings inside a table, no
+notes below it and no page width, so its LaTeX would have to be cut open again, and Markdown it does not write.
+"""
 
 import json
 import math
