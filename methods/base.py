@@ -17,7 +17,7 @@ Only the harness loads data, trains, scales, thresholds, scores and writes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
@@ -56,8 +56,10 @@ class Batch:
         several.
     teachers: the maps of every teacher by its name: the method's, as in needs=("maps:cam", "maps:layercam"), or the one
         given to it, as in needs=("maps@first:cam", "maps@second:cam").
-    masks: (B, H, W) bool ground truth of a method declared supervision="pixel"; for any other an object that raises
-        MaskAccessError whatever is done with it.
+    masks: (B, H, W) bool ground truth of a method declared supervision="pixel" or "partial"; for any other an object
+        that raises MaskAccessError whatever is done with it.
+    has_mask: (B,) bool, whose masks are known; the others are False everywhere. All of them under "pixel"; None without
+        masks.
     ignored: (B, H, W) bool, pixels that count nowhere and are False in `masks`; None where the dataset ignores none,
         and for methods that see no masks.
     views: of a method declared views=N its N augmentations of every image, each like `images`, which is the first; maps
@@ -79,6 +81,7 @@ class Batch:
     views: tuple[Tensor, ...] = ()
     groups: Tensor | None = None
     target: "Batch | None" = None
+    has_mask: Tensor | None = None
 
 
 class FullPass(NamedTuple):
@@ -138,6 +141,9 @@ class TrainContext:
     parents["init:cam"] and parents["init:layercam"]; `parent` gives the models themselves. shard: what is here of a
     batch that several processes train on, None where this process has it all; `drawn` and `denominator` follow it.
     whole_set: what `full_pass` asks.
+    round: of a method that learns in rounds, from 1 on, else 0; from 2 on parent("previous") is the model of the one
+    before. labelled, candidates: (N,) bool on the device, rows whose masks this training has, and rows whose masks
+    `select` may ask for; None unless the method is declared supervision="partial". acquire: how many it asks for.
     """
 
     epoch: int
@@ -152,6 +158,10 @@ class TrainContext:
     steps_per_epoch: int = 0
     whole_set: Callable[[str], FullPass] | None = field(default=None, repr=False)
     models: Mapping[str, "Method"] = field(default_factory=dict, repr=False)
+    round: int = 0
+    labelled: Tensor | None = None
+    candidates: Tensor | None = None
+    acquire: int = 0
     _regions: Tensor | None = None
 
     @property
@@ -289,6 +299,19 @@ class Method(nn.Module, ABC):
         from one update into another. Losses of one name add up over the updates of a step.
         """
         yield Update(self.loss)
+
+    def select(self, context: TrainContext) -> Sequence[int]:
+        """Rows of the training set whose masks the next round shall have: `context.acquire` of `context.candidates`.
+
+        Asked after the last epoch of every round, the last one too, with the weights of that epoch, in eval mode and
+        without gradients; every process asks, and all must say the same. By default drawn at random, the baseline of
+        active learning.
+        """
+        if context.candidates is None:
+            raise BenchError(f"Method '{self.registered_name}' is not declared to learn in rounds.")
+        rows = context.candidates.nonzero()[:, 0]
+        order = torch.randperm(len(rows), generator=context.generator, device=context.generator.device)
+        return rows[order[: context.acquire].to(rows.device)].tolist()
 
     @abstractmethod
     def loss(self, batch: Batch, context: TrainContext) -> dict[str, Tensor]:

@@ -11,7 +11,8 @@ from ..benchmark.core.registry import Entry
 from . import METHODS
 
 ABILITIES = ("grid", "pyramid", "tokens", "attention", "batchnorm")
-SUPERVISIONS = ("none", "image", "pixel")
+SUPERVISIONS = ("none", "image", "partial", "pixel")  # the later, the stronger
+MASKED = ("partial", "pixel")  # of these, what sees masks of training images
 SAMPLINGS = ("shuffle", "class", "group")
 ROLES = ("checkpoint", "init", "maps", "source")
 CLASSES, SETS = ("true", "pred"), ("train", "target")  # of teacher maps
@@ -79,7 +80,8 @@ class MethodSpec:
     version: raised whenever the method's numbers change; part of the identity of its stages.
     family: the heading under which `bench list` shows it.
     kind: `score` (unbounded maps, scaled by the protocol), `prob` (in [0, 1], used as they are) or `none` (no maps).
-    supervision: what training sees: `none`, `image` labels, or `pixel` masks (an upper bound, marked in every table).
+    supervision: what training sees: `none`, `image` labels, `pixel` masks (an upper bound, marked in every table), or
+        `partial`, the masks of as many images as its option `labelled` says (marked as well).
     backbone: abilities it needs of its backbone (ABILITIES); empty for a baseline that looks at the image alone.
     needs: stages it builds on, as `role:method` with the roles `checkpoint` (explain this model), `init` (start from
         its weights), `maps` (learn from its maps of the training set) and, for adapters, `source` (the model that is
@@ -102,6 +104,9 @@ class MethodSpec:
         starts to use one raises its version.
     adapts: whether it adapts a trained model to a target, another dataset of which it sees images without labels or
         masks. Its map is that of its source: kind, class_specific and selects are taken from there.
+    rounds: of active learning the option that says how many, each a training of its own, which may start from the
+        model of the one before; after each the method selects as many images as its option `acquire` says, whose masks
+        the next one has, too. Goes with supervision `partial`.
     source_images: whether an adapter also trains on the labelled images of the source; without them it is source-free.
     citation, published: the paper, and its PxAP as {"dataset/backbone": value}.
     """
@@ -125,6 +130,7 @@ class MethodSpec:
     sampling: str = "shuffle"
     adapts: bool = False
     source_images: bool = False
+    rounds: str = ""
     citation: str = ""
     published: dict[str, float] = field(default_factory=dict)
     trains: bool = True
@@ -201,6 +207,7 @@ def spec_from_entry(entry: Entry) -> MethodSpec:
     _check_loading(spec)
     _check_maps(spec)
     _check_adapter(spec)
+    _check_partial(spec)
     return spec
 
 
@@ -265,10 +272,30 @@ def _check_adapter(spec: MethodSpec) -> None:
             f"{what} adapts a model: name the usual one in needs, as 'source:classifier', once and without an option; "
             f"{spec.name}@deepmil adapts another."
         )
-    if spec.supervision == "pixel":
-        raise BenchError(f"{what}: an adapter sees no masks; supervision='pixel' is for methods of one dataset.")
+    if spec.supervision in MASKED:
+        raise BenchError(
+            f"{what}: an adapter sees no masks; supervision='{spec.supervision}' is for methods of one dataset."
+        )
     if not spec.source_images and (spec.groups or spec.sampling != "shuffle"):
         raise BenchError(
             f"{what} is source-free: images of a target have neither class nor group, so groups and sampling are for "
             "adapters with source_images=True."
         )
+
+
+def _check_partial(spec: MethodSpec) -> None:
+    """Raises BenchError for facts about masks of some images, and about rounds, that make no sense."""
+    what = f"{spec.module}: method '{spec.name}'"
+    if not isinstance(spec.rounds, str):
+        raise BenchError(f"{what}: rounds={spec.rounds!r} must be the name of the option that says how many.")
+    if spec.rounds and spec.supervision != "partial":
+        raise BenchError(f"{what}: rounds acquire masks, so they go with supervision='partial'.")
+    if spec.supervision == "partial" and not spec.trains:
+        raise BenchError(f"{what} is a function and trains nothing: supervision='partial' is for classes.")
+    needed = ("labelled", *(("acquire", spec.rounds) if spec.rounds else ())) if spec.supervision == "partial" else ()
+    for option in needed:
+        if type(spec.options.get(option)) is not int:
+            raise BenchError(
+                f"{what}: it needs the option '{option}', a whole number, as in options={{\"{option}\": 8}}: see "
+                "*Masks of some images* in docs/methods.md."
+            )

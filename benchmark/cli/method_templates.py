@@ -39,7 +39,7 @@ from wsolbench.methods.base import Batch, Method, Options, Prediction, TrainCont
     version=1,  # raise it whenever the numbers change: stored results of the old version are then not mixed in
     family="pooling",  # heading in `bench list`
     kind="score",  # "score": any values, the protocol scales them; "prob": already in [0, 1]
-    supervision="image",  # "pixel" only for upper bounds that see masks
+    supervision="image",  # "pixel" or "partial" for methods that see masks, which tables mark
     backbone=("grid",),  # what it needs of a backbone: grid, pyramid, tokens, attention, batchnorm
     options={{"temperature": 1.0}},  # its own settings; change them with --set NAME.temperature=2
     citation="",

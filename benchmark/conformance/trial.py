@@ -23,6 +23,7 @@ from ..planning.planner import Planner
 from ..planning.stage import Experiment, Plan, ScoreStage, TrainStage
 from ..scoring.build import build_method, load_function, options, statistics_of
 from ..stages.context import StageContext, load_model, needs_elsewhere, needs_of, place_of
+from ..stages.labelled_set import labelled_set
 from ..stages.train_stage import ParentModels, parent_states, starting_model, training_set_of, validation, whole_sets_of
 from ..training.full_pass import WholeSets
 from ..training.train_step import Training, make_optimizer, make_scaler, train_step
@@ -77,6 +78,8 @@ class Bench:
         context.steps_per_epoch = steps
         if stage:
             context.models = ParentModels(stage, self.ctx, parents)
+            if some := labelled_set(stage, self.ctx):
+                some.tell(context, stage.inputs.method.round)
         if method is not None:
             side, sets, watch = int(SETTINGS["image_size"]), whole_sets_of(self.training_set), Stopwatch(self.device)
             context.whole_set = WholeSets(

@@ -25,7 +25,7 @@ _CODE = (".py", ".pyc", ".so")
 
 
 class Withheld:
-    """What a method finds as `batch.masks` unless it declares supervision="pixel": any use raises MaskAccessError."""
+    """What a method finds as `batch.masks` unless it is declared to see masks: any use raises MaskAccessError."""
 
     what, constant = "batch.masks", "WITHHELD"
 
@@ -171,7 +171,8 @@ def refuse(what: str) -> NoReturn:
     _raise(
         MaskAccessError(
             f"Method '{_Guard.method or 'at work'}' asked for {what}: masks are for scoring, and no method sees one "
-            f'unless it declares supervision="pixel"; then batch.masks holds those of the training images ({CONTRACT}).'
+            'unless it declares supervision="pixel", or "partial" for some; batch.masks then holds those of training '
+            f"images ({CONTRACT})."
         )
     )
 

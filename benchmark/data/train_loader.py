@@ -40,6 +40,7 @@ class TrainingSet:
     statistics: what they are normalised by. maps: (N, h, w) float32 maps in [0, 1] in row order, by name of teacher.
     sampling: what the method declares of the order of its images, their views and their groups. withheld: whether these
     are images of a target, whose labels no method sees. beside: the target that comes along with labelled images.
+    labelled: (N,) bool, whose masks are real, where there are masks of some images alone.
 
     The pixels stay memory-mapped on the CPU unless the device is a GPU with room for them, where they live as uint8.
     """
@@ -52,6 +53,7 @@ class TrainingSet:
     sampling: Sampling = SHUFFLED
     withheld: bool = False
     beside: "TrainingSet | None" = None
+    labelled: np.ndarray | None = None
 
     def on_device(self) -> "DeviceSet":
         """The arrays as tensors, on the device where they fit in a quarter of its free memory."""
@@ -73,6 +75,7 @@ class TrainingSet:
             groups=groups.to(self.device) if self.sampling.groups and groups is not None else None,
             withheld=self.withheld,
             beside=self.beside and self.beside.on_device(),
+            labelled=None if self.labelled is None else torch.from_numpy(self.labelled).to(self.device),
         )
 
 
@@ -131,8 +134,8 @@ class DeviceSet:
     """Training arrays as tensors; `epoch_batches` yields an epoch in its deterministic order.
 
     labels: (N,) on the device. strata: (N,) int64 on the CPU, the classes or groups that an epoch is balanced by, None
-    for plain shuffling. groups: (N,) int64 on the device, for methods that ask for them. withheld, beside: as of a
-    TrainingSet.
+    for plain shuffling. groups: (N,) int64 on the device, for methods that ask for them. withheld, beside, labelled: as
+    of a TrainingSet.
     """
 
     pixels: DevicePixels
@@ -147,6 +150,7 @@ class DeviceSet:
     groups: Tensor | None = None
     withheld: bool = False
     beside: "DeviceSet | None" = None
+    labelled: Tensor | None = None
 
     def epoch_order(self, seed: int, epoch: int) -> tuple[Tensor, ...]:
         """The rows of every batch of an epoch, in order."""
@@ -231,6 +235,10 @@ class DeviceSet:
         labels, groups = self.labels[raw.places], None if self.groups is None else self.groups[raw.places]
         batch = Batch(views[0], labels, raw.places, alone, cast("Tensor", masks), ignored, taught, groups=groups)
         batch = replace(batch, views=views) if len(views) > 1 else batch
+        if raw.masks is not None:
+            batch.has_mask = torch.ones_like(labels, dtype=torch.bool)
+            if self.labelled is not None:
+                batch.has_mask = self.labelled[raw.places]
         if self.withheld:
             batch = replace(batch, labels=cast("Tensor", WITHHELD_LABELS))
             return replace(batch, target=batch)

@@ -19,7 +19,7 @@ class MethodRef:
     """A method with its options settled. `label` is its name in tables: `pixelcam`, `pixelcam:deepmil`, …
 
     base: the method named behind an @, as in `layercam@deepmil`, whose model is explained or adapted; always set for an
-    adapter, and None for an explainer of its usual model.
+    adapter, and None for an explainer of its usual model. round: of a method that learns in rounds 1, 2, …; else 0.
     """
 
     label: str
@@ -28,6 +28,7 @@ class MethodRef:
     train: Mapping[str, Any]  # training settings for this method alone
     chosen: frozenset[str] = frozenset()  # options the user set
     base: "MethodRef | None" = None
+    round: int = 0
 
     def __hash__(self) -> int:
         """By name: equal methods have it in common, and options may hold lists."""
@@ -81,8 +82,9 @@ class MethodRef:
         return {need.role if count[need.role] == 1 else f"{need.role}:{need.name}": need for need in found}
 
     def identity(self) -> dict[str, Any]:
-        """What of the method enters a stage key."""
-        return self.spec.identity({k: list(v) if isinstance(v, tuple) else v for k, v in self.options.items()})
+        """What of the method enters a stage key; of rounds the number of this one, not how many were asked for."""
+        options = {k: list(v) if isinstance(v, tuple) else v for k, v in self.options.items() if k != self.spec.rounds}
+        return self.spec.identity({**options, "round": self.round} if self.round else options)
 
 
 class Resolver:

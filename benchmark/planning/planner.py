@@ -16,11 +16,13 @@ from ..core.errors import BenchError, did_you_mean
 from ..core.files import key_of
 from ..core.metrics import VERSION as METRICS_VERSION
 from ..core.protocols import HARNESS_VERSION, PROTOCOLS, SELECTIONS, Protocol, get_protocol
+from .checkpoint_slots import selects_checkpoints, slot_of
 from .config import Request, TrainConfig, identity_fields, train_config, update
 from .contamination import declared, mark_trainings, notices
 from .eval_sets import EvalSet, EvalSetResolver
 from .method_refs import MethodRef, Resolver
 from .published_recipe import unlike_published
+from .rounds import PREVIOUS, check_rounds, last_round, round_before
 from .stage import Experiment, MapsInputs, Plan, RecipeKey, ScoreInputs, Stage, TrainInputs
 from .targets import no_target, on_network_of_source, scored_for, target_identity, targets_of
 
@@ -73,7 +75,7 @@ class Planner:
 
     @_once
     def _settled(self, method: MethodRef, recipe_key: RecipeKey) -> MethodRef:
-        return method.at(self.request.preset, *recipe_key)
+        return last_round(method.at(self.request.preset, *recipe_key))
 
     @_once
     def _supervision(self, method: MethodRef, recipe_key: RecipeKey) -> str:
@@ -167,7 +169,7 @@ class Planner:
         masks = self.open_datasets[experiment.dataset].has_validation_masks(experiment.fold)
         if source_model and (method.spec.kind == "none" or mapless or not masks):
             selections = ("cl", "last")  # without maps, or masks to judge them by, there is no best map
-        if source_model and not _selects(source_model):
+        if source_model and not selects_checkpoints(source_model):
             selections = ("last",)
         if source_model and self.request.selections:
             selections = tuple(s for s in selections if s in self.request.selections)
@@ -198,7 +200,7 @@ class Planner:
         role = ""
         if source_model:
             parents = {"checkpoint": self._train(source_model, experiment), **parents}
-            role = identity["role"] = self._role(method, source_model, selection, experiment.protocol)
+            role = identity["role"] = slot_of(method, source_model, selection, experiment.protocol)
         if method.spec.uses_seed:
             identity["seed"] = experiment.seed
         labels = {
@@ -236,18 +238,9 @@ class Planner:
             "fold": experiment.fold,
             "scheme": self.open_datasets[experiment.dataset].dataset.scheme_of(experiment.fold),
             "seed": experiment.seed,
+            **({"round": method.round} if method.round else {}),
             **target,
         }
-
-    def _role(self, method: MethodRef, source_model: MethodRef, selection: str, protocol: Protocol) -> str:
-        """The name under which the training keeps the checkpoint of a selection."""
-        if selection == "last" or not _selects(source_model):
-            return "last"
-        if selection == "cl":
-            return f"cl/{protocol.name}"
-        own = method is source_model or method.label == source_model.label
-        maps = selecting_maps(source_model)
-        return f"loc/{protocol.name}/{method.own_label if not own and method.own_label in maps else maps[0]}"
 
     # -- trainings and teacher maps ----------------------------------------------------------------------------------
     @_once
@@ -284,7 +277,12 @@ class Planner:
             elif source_model := self._source_model(teacher, experiment.recipe_key):
                 parents[parent] = self._train(source_model, self._behind(source_model, experiment))
                 models[parent] = self.plan.stages[parents[parent]].inputs
-                roles[parent] = self._role(teacher, source_model, "cl", experiment.protocol)
+                roles[parent] = slot_of(teacher, source_model, "cl", experiment.protocol)
+        if method.spec.supervision == "partial":
+            check_rounds(method, self.open_datasets[experiment.dataset].manifest(experiment.fold))
+        if earlier := round_before(method):
+            parents[PREVIOUS], roles[PREVIOUS] = self._train(earlier, experiment), "last"
+            models[PREVIOUS] = self.plan.stages[parents[PREVIOUS]].inputs
         statistics, body = self._statistics(method, config, experiment.recipe_key), {}
         if method.spec.backbone:
             weights = self._weights_of(experiment.backbone)
@@ -360,7 +358,7 @@ class Planner:
         if source_model:
             parents["checkpoint"] = self._train(source_model, self._behind(source_model, experiment))
             selection = experiment.protocol.teacher_selection
-            role = identity["role"] = self._role(teacher, source_model, selection, experiment.protocol)
+            role = identity["role"] = slot_of(teacher, source_model, selection, experiment.protocol)
         if teacher.spec.uses_seed:
             identity["seed"] = experiment.seed
         labels = self._labels(teacher, experiment, experiment.backbone if source_model else "-")
@@ -370,16 +368,6 @@ class Planner:
         model = parents.get("checkpoint") or key_of([experiment.dataset, experiment.fold, experiment.seed])
         group = ("maps", model, *(("target",) if need.on == "target" else ()))
         return self.plan.add(Stage("maps", identity, parents, labels, inputs, group))
-
-
-def _selects(source_model: MethodRef) -> bool:
-    """Whether a training picks checkpoints by validation images: a source-free adapter has none, and no labels."""
-    return source_model.spec.source_images or not source_model.spec.adapts
-
-
-def selecting_maps(source_model: MethodRef) -> tuple[str, ...]:
-    """Whose maps pick the `loc` checkpoints of a training: declared explainers, or the method's own map."""
-    return source_model.spec.selects or (source_model.label,)
 
 
 def _map_class(method: MethodRef, protocol: Protocol) -> str:

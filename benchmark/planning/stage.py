@@ -135,6 +135,8 @@ class Stage(Generic[Inputs]):
         """A stage in a few words, e.g. `score pixelcam · resnet18 · glas fold 0 seed 0 → camelyon16`."""
         labels = self.labels
         where = f"{labels['train']} fold {labels['fold']} seed {labels['seed']}"
+        if labels.get("round", 0):
+            where += f" round {labels['round']}"
         if labels.get("target"):
             where += f" adapted to {labels['target']}"
         if labels.get("eval", labels["train"]) != labels["train"]:

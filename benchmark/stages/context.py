@@ -111,7 +111,7 @@ def needs_of(stage: AnyStage, ctx: StageContext) -> list[DecodeRequest]:
         DecodeRequest(tuple(manifest.split("val")), config.image_size),
         *(mask_request(manifest.split("valpx"), *form) for form in SELECTION_FORMS),
     ]
-    if spec.supervision == "pixel":
+    if spec.supervision == "pixel":  # those of `partial` are decoded as a round begins, when it is known which
         requests.append(mask_request(list(train), config.load_size))
     return requests
 

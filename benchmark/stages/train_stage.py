@@ -12,6 +12,7 @@ from ...methods.backbones.loading import load_weights
 from ...methods.backbones.normalisation import IMAGENET
 from ...methods.backbones.weights import PINS
 from ...methods.base import Method, TrainContext
+from ...methods.spec import MASKED
 from ..core.device import forget_peak, peak_memory_mb
 from ..core.errors import BenchError
 from ..core.files import read_npz
@@ -21,9 +22,9 @@ from ..data.epoch_order import Sampling, sampling_of
 from ..data.image_cache import ImageSplit, MaskForm
 from ..data.train_loader import TrainingSet
 from ..distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from ..planning.checkpoint_slots import selecting_maps
 from ..planning.config import TrainConfig
 from ..planning.method_refs import MethodRef, Resolver
-from ..planning.planner import selecting_maps
 from ..planning.stage import Experiment, TrainStage
 from ..scoring.adaptive_batch import OutOfMemoryRetry
 from ..scoring.build import build_adapter, build_method, compile_backbone
@@ -42,6 +43,7 @@ from .context import (
     target_items,
     trained_model,
 )
+from .labelled_set import labelled_set, record_of_round
 
 
 def retry_of(stage: TrainStage, ctx: StageContext) -> OutOfMemoryRetry:
@@ -58,6 +60,7 @@ def fit(stage: TrainStage, ctx: StageContext, process_group: ProcessGroup = SING
     forget_peak(device)
     job = _training(stage, ctx, process_group)
     progress, hashes = train(job)
+    acquired = record_of_round(stage, ctx, job.method, job.context, process_group)
     peak = process_group.most(peak_memory_mb(device))
     if not process_group.first:
         return
@@ -81,6 +84,7 @@ def fit(stage: TrainStage, ctx: StageContext, process_group: ProcessGroup = SING
         {
             **common,
             **cost,
+            **acquired,
             "facts": {**common["facts"], **retry_of(stage, ctx).facts, **shared, **unlike},
             "roles": roles,
             "epochs": job.config.epochs,
@@ -115,6 +119,8 @@ def _training(stage: TrainStage, ctx: StageContext, process_group: ProcessGroup)
     full_pass = WholeSets(method, whole_sets, classes, side, images, device, watch, process_group)
     context = TrainContext(0, config.epochs, classes, card.region_classes, device, generator, parents)
     context.whole_set, context.models = full_pass, ParentModels(stage, ctx, parents)
+    if some := labelled_set(stage, ctx):
+        some.tell(context, ref.round)
 
     def report(event: dict[str, Any]) -> None:
         ctx.report({"stage": stage, "kind": "train", **event})
@@ -150,12 +156,15 @@ def training_set_of(stage: TrainStage, ctx: StageContext, config: TrainConfig) -
     spec, statistics = inputs.method.spec, inputs.statistics if inputs.method.spec.backbone else IMAGENET
     own, target = None, None
     if spec.source_images or not spec.adapts:
-        pixel = spec.supervision == "pixel"
-        masks = MaskForm(config.load_size) if pixel else None
-        items = ctx.manifest(inputs.experiment).split("train")
-        frames = ctx.images(inputs.experiment).frames(items, config.load_size, masks)
+        masks = MaskForm(config.load_size) if spec.supervision in MASKED else None
+        items, cache = ctx.manifest(inputs.experiment).split("train"), ctx.images(inputs.experiment)
+        if some := labelled_set(stage, ctx):
+            items = some.items
+            cache.prepare([some.request(config.load_size)])
+        frames = cache.frames(items, config.load_size, masks)
         maps = teacher_maps(stage, ctx, frames.ids)
         own = TrainingSet(frames, config, ctx.device, statistics, maps, sampling_of(spec))
+        own = dataclasses.replace(own, labelled=some.labelled) if some else own
     if spec.adapts and inputs.experiment.target:
         frames = ctx.images(inputs.experiment.target).frames(target_items(inputs, ctx), config.load_size)
         maps = teacher_maps(stage, ctx, frames.ids, "target")

@@ -23,6 +23,15 @@ def seen_notes(rows: Iterable[Row]) -> list[str]:
     ]
 
 
+def bound_notes(rows: Iterable[Row]) -> list[str]:
+    """What the sign of methods that saw masks in training means, by whether they saw all or some."""
+    seen = {row.supervision for row in rows}
+    notes = [f"{BOUND} upper bound: trained with pixel masks, so no weakly supervised method."] * ("pixel" in seen)
+    if "partial" in seen:
+        notes.append(f"{BOUND} trained with the pixel masks of some images (option labelled): not weakly supervised.")
+    return notes
+
+
 def marked_sets(sets: str, rows: Iterable[Row]) -> str:
     """The heading of a group of columns, marked where weights had seen the set."""
     return f"{sets} {SEEN}" if any(row.weights_seen for row in rows) else sets

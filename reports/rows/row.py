@@ -163,8 +163,8 @@ class Row:
 
     @property
     def upper_bound(self) -> bool:
-        """Whether training saw masks."""
-        return self.supervision == "pixel"
+        """Whether training saw masks, of all images or of some."""
+        return self.supervision in ("pixel", "partial")
 
     @property
     def run(self) -> str:

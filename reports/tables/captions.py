@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from ...benchmark.core.intervals import MIN_GROUPS
 from ...benchmark.core.protocols import named_protocol
-from ..rows.declared import BOUND, SYNTHETIC, normalisation_notes, seen_notes
+from ..rows.declared import SYNTHETIC, bound_notes, normalisation_notes, seen_notes
 from ..rows.frame import alike
 from ..rows.row import Row
 from .cells import ORACLE, UNDEFINED
@@ -96,8 +96,7 @@ def footnotes_of(runs: Sequence[Row], estimates: Sequence[Row]) -> tuple[str, ..
         CRITERION,
         "Bold: the highest value of a block, if it is above what a constant map (or always the largest class) reaches.",
     ]
-    if any(r.upper_bound for r in runs):
-        notes.append(f"{BOUND} upper bound: trained with pixel masks, so no weakly supervised method.")
+    notes += bound_notes(runs)
     if any(r.gated for r in runs):
         notes.append(
             "gated: nothing is foreground in images that the model predicts as a class without a region; the other "

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..rows.declared import BOUND, COLLAPSED, marked_sets, normalisation_notes, seen_notes
+from ..rows.declared import COLLAPSED, bound_notes, marked_sets, normalisation_notes, seen_notes
 from ..rows.row import Row
 from .aggregate import Settings, Table, tables_of
 from .captions import constant_notes, saturation_notes, spread_sentences, tested
@@ -162,8 +162,7 @@ def _footnotes(tables: Sequence[Table], home: Mapping[str, str]) -> tuple[str, .
             f"Adapted to the set evaluated on, from its training images without labels: {', '.join(adapted)}. Others "
             "never saw it."
         )
-    if any(r.upper_bound for r in rows):
-        notes.append(f"{BOUND} upper bound: trained with pixel masks, so no weakly supervised method.")
+    notes += bound_notes(rows)
     notes.append(
         f"{UNDEFINED}: not defined, because the method makes no map or classifies no image, or because it has no row "
         "on the set it was trained for. Empty: not scored."

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..rows.declared import BOUND, marked_sets, normalisation_notes, seen_notes
+from ..rows.declared import bound_notes, marked_sets, normalisation_notes, seen_notes
 from ..rows.row import Row
 from .aggregate import Line, Settings, Table, named_sets, tables_of
 from .captions import constant_notes
@@ -200,8 +200,7 @@ def _footnotes(ladders: Sequence[Ladder]) -> tuple[str, ...]:
                 f"{ladder.shift}: up to {left} images a {ladder.step} could not be changed and were scored as they are."
             )
     rows = [r for x in ladders for t in x.levels.values() for r in t.rows]
-    if any(r.upper_bound for r in rows):
-        notes.append(f"{BOUND} upper bound: trained with pixel masks, so no weakly supervised method.")
+    notes += bound_notes(rows)
     notes.append(f"{UNDEFINED}: not defined, because the method makes no map or classifies no image.")
     notes += [*seen_notes(rows), *constant_notes(r for r in rows if r.shift), *normalisation_notes(rows)]
     return tuple(notes)

@@ -40,7 +40,8 @@ from wsolbench.benchmark.core.protocols import PROTOCOLS
 from wsolbench.benchmark.core.results_store import Store
 from wsolbench.benchmark.core.seeds import seed_for
 from wsolbench.benchmark.data.image_cache import DecodeRequest, mask_request
-from wsolbench.benchmark.planning.planner import Planner, selecting_maps
+from wsolbench.benchmark.planning.checkpoint_slots import selecting_maps
+from wsolbench.benchmark.planning.planner import Planner
 from wsolbench.benchmark.planning.stage import Plan, Stage
 from wsolbench.benchmark.stages.context import StageContext, common_facts, example_rows
 from wsolbench.benchmark.stages.score_stage import _evaluation_facts, _synthetic, _write_pictures
