@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..benchmark.core.errors import BenchError, did_you_mean
 from ..benchmark.core.files import write_text
 from ..benchmark.core.results_store import Store
-from .drawing.render import Art, Pictures, make_art, no_art
+from .drawing.render import FigureGroup, Pictures, no_figures, render_report_figures
 from .rows.declared import SYNTHETIC
 from .rows.load import collect, need_rows
 from .tables.aggregate import tables_of
@@ -54,14 +54,14 @@ def _write(store: Store, out: Path, formats: Sequence[str], contents: Contents) 
     drawing = bool(set(formats) - _NO_FIGURES)
     gallery = functools.cache(lambda: _gallery(store, contents))
     meanwhile = gallery if "html" in formats else None
-    art = make_art(store, out / "figures", contents, meanwhile) if drawing else no_art(contents)
+    pictures = render_report_figures(store, out / "figures", contents, meanwhile) if drawing else no_figures(contents)
     writers: dict[str, tuple[str, Callable[[], str]]] = {
-        "md": ("report.md", lambda: _markdown(contents, art)),
+        "md": ("report.md", lambda: _markdown(contents, pictures)),
         "tex": ("report.tex", lambda: _latex(contents)),
         "csv": ("rows.csv", lambda: _csv(contents)),
-        "html": ("index.html", lambda: _html(contents, art, gallery())),
+        "html": ("index.html", lambda: _html(contents, pictures, gallery())),
     }
-    paths = list(art.paths)
+    paths = list(pictures.paths)
     for name in dict.fromkeys(formats):
         file, make = writers[name]
         write_text(out / file, make())
@@ -79,18 +79,18 @@ def _version() -> str:
     return __version__
 
 
-def _markdown(contents: Contents, art: Pictures) -> str:
+def _markdown(contents: Contents, pictures: Pictures) -> str:
     findings = contents.findings
     intro = (
         f"{len(findings.runs)} runs, wsolbench {_version()}. Tables of different protocols are never to be compared."
     )
     parts = ["# wsolbench report", intro]
-    each = zip(contents.tables, contents.beside, art.tables, strict=True)
+    each = zip(contents.tables, contents.beside, pictures.tables, strict=True)
     for table, grids, drawn in each:
         parts += [markdown_table(table).rstrip(), f"Protocol: {markdown_escape(protocol_sentences(table.protocol))}"]
         parts += [markdown_grid(grid, 3).rstrip() for grid in grids]
         parts += _markdown_figures(drawn, table.synthetic)
-    for chapter, drawn in zip(contents.chapters, art.chapters, strict=True):
+    for chapter, drawn in zip(contents.chapters, pictures.chapters, strict=True):
         parts += [markdown_grid(grid, 2 if k == 0 else 3).rstrip() for k, grid in enumerate(chapter.grids)]
         parts += _markdown_figures(drawn, chapter.synthetic)
     if findings.problems:
@@ -98,7 +98,7 @@ def _markdown(contents: Contents, art: Pictures) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_figures(drawn: Art, synthetic: bool) -> list[str]:
+def _markdown_figures(drawn: FigureGroup, synthetic: bool) -> list[str]:
     stamp, parts = f"**{SYNTHETIC}.** " if synthetic else "", []
     for p in drawn.pictures:
         parts.append(f"![{markdown_escape(p.alt)}](figures/{p.name}.png)")
@@ -127,7 +127,7 @@ def _gallery(store: Store, contents: Contents) -> "Gallery":
     return build_gallery(store, findings, tables_of(findings.rows, findings.settings))
 
 
-def _html(contents: Contents, art: Pictures, gallery: "Gallery") -> str:
+def _html(contents: Contents, pictures: Pictures, gallery: "Gallery") -> str:
     from .page.page import ChapterSection, Page, Section, render_page
 
     findings = contents.findings
@@ -135,11 +135,11 @@ def _html(contents: Contents, art: Pictures, gallery: "Gallery") -> str:
     sections = [
         Section(f"table-{number}", table, drawn.pictures, drawn.missing, grids)
         for number, (table, grids, drawn) in enumerate(
-            zip(contents.tables, contents.beside, art.tables, strict=True), 1
+            zip(contents.tables, contents.beside, pictures.tables, strict=True), 1
         )
     ]
     chapters = [
         ChapterSection(chapter, drawn.pictures, drawn.missing)
-        for chapter, drawn in zip(contents.chapters, art.chapters, strict=True)
+        for chapter, drawn in zip(contents.chapters, pictures.chapters, strict=True)
     ]
     return render_page(Page(made, _version(), sections, findings, gallery, chapters))

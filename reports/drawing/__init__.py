@@ -1,1 +1,1 @@
-"""Scenes, the style of all figures, and where these are drawn and saved."""
+"""Data and style of all figures, their drawing in parallel, and their files."""

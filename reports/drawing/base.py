@@ -1,4 +1,4 @@
-"""What all figures share: the scene they draw, colours that mean the same method everywhere, and how they are saved."""
+"""Data, colours, axes and file output that all figures share; a method has one colour in a whole report."""
 
 import hashlib
 import io
@@ -30,7 +30,7 @@ GREYS = ("#777777", "#A0A0A0", "#5A5A5A", "#B8B8B8")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
 MARKERS = "os^D"  # one a round of the colours, as the dashes of lines are
 _DOTTED = (0, (1, 2))
-# Seaborn's "colorblind", which the figure of images takes from there; to import it takes longer than to draw.
+# Seaborn's palette "colorblind", as in the figure per_image; importing seaborn takes longer than drawing.
 CLASS_COLOURS = (
     "#0173B2", "#DE8F05", "#029E73", "#D55E00", "#CC78BC", "#CA9161", "#FBAFE4", "#949494", "#ECE133", "#56B4E9",
 )  # fmt: skip
@@ -106,8 +106,8 @@ def _look(kind: str, index: int) -> Look:
     return Look(COLOURS[index % len(COLOURS)], DASHES[(index // len(COLOURS)) % len(DASHES)])
 
 
-class Stamped(Protocol):
-    """Whatever is drawn from, as far as the frame of a figure goes."""
+class FigureData(Protocol):
+    """Data of a figure, as far as its title and its mark of synthetic data need them."""
 
     @property
     def synthetic(self) -> bool:
@@ -117,7 +117,7 @@ class Stamped(Protocol):
 
 @dataclass(frozen=True)
 class Scene:
-    """What the figures of one table draw from."""
+    """Data of the figures of one table."""
 
     table: Table
     evidence: Mapping[str, StoredMaps]
@@ -152,10 +152,10 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class AwayScene:
-    """What the figures of other sets draw from: one scene a pair of sets, and the in-domain scenes of the protocol."""
+class OodScene:
+    """Data of the out-of-domain figures: a scene for each pair of sets, and the in-domain scenes of the protocol."""
 
-    away: Away
+    ood: Away
     pairs: tuple[Scene, ...]
     home: tuple[Scene, ...]
     palette: Palette
@@ -163,7 +163,7 @@ class AwayScene:
     @property
     def synthetic(self) -> bool:
         """Whether the data are made up."""
-        return self.away.synthetic
+        return self.ood.synthetic
 
     @property
     def tables(self) -> tuple[Table, ...]:
@@ -173,12 +173,12 @@ class AwayScene:
     @property
     def stem(self) -> tuple[str, ...]:
         """What the names of the figure files end with."""
-        return (self.away.protocol, *(["synthetic"] if self.synthetic else []))
+        return (self.ood.protocol, *(["synthetic"] if self.synthetic else []))
 
 
 @dataclass(frozen=True)
 class ShiftScene:
-    """What the figures of shifted sets draw from."""
+    """Data of the figures of shifted sets."""
 
     shifted: Shifted
     palette: Palette
@@ -204,7 +204,7 @@ class ShiftScene:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure: `name` is its file stem, `how` tells how to read it, `alt` what is to be seen."""
+    """A figure: `name` is its file stem, `how` tells how to read it, `alt` describes it."""
 
     name: str
     title: str
@@ -246,7 +246,7 @@ def slug(*parts: str) -> str:
     return stem
 
 
-def new_figure(scene: Stamped, title: str, size: tuple[float, float]) -> "Figure":
+def new_figure(scene: FigureData, title: str, size: tuple[float, float]) -> "Figure":
     """An empty figure of `size` inches with its title and, where it applies, the mark of synthetic data."""
     from matplotlib.figure import Figure
 
@@ -260,8 +260,8 @@ def new_figure(scene: Stamped, title: str, size: tuple[float, float]) -> "Figure
     return figure
 
 
-def settle(axes: "Axes", xlabel: str, ylabel: str, title: str = "") -> None:
-    """Labels, a light grid and no box: the same on all axes."""
+def label_axes(axes: "Axes", xlabel: str, ylabel: str, title: str = "") -> None:
+    """Axis labels, title, a light grid and no box, as all figures have them."""
     axes.set(xlabel=xlabel, ylabel=ylabel)
     if title:
         axes.set_title(title, loc="left", fontsize=9)
@@ -273,22 +273,22 @@ def settle(axes: "Axes", xlabel: str, ylabel: str, title: str = "") -> None:
 def legend_beside(axes: "Axes", title: str = "", entries: Mapping[str, Any] | None = None) -> None:
     """The legend right of its axes, where it hides no line however many there are.
 
-    entries: name -> handle; without it, what is drawn in these axes.
+    entries: name -> handle; without it, those of these axes.
     """
-    what = (list(entries.values()), list(entries)) if entries else ()
+    handles = (list(entries.values()), list(entries)) if entries else ()
     axes.legend(
-        *what, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, title=title, alignment="left",
+        *handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, title=title, alignment="left",
         title_fontsize=8,
     )  # fmt: skip
 
 
 def legend_entries(panels: Iterable["Axes"]) -> dict[str, Any]:
     """Name -> handle of everything drawn in some panels, each name once."""
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     for axes in panels:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(name, handle)
-    return found
+            entries.setdefault(name, handle)
+    return entries
 
 
 def run_of(line: Line) -> str:
@@ -305,7 +305,7 @@ STYLE: Any = {
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Drawing and saving look alike on every machine: a user's own matplotlibrc plays no part."""
+    """Matplotlib's defaults and our style, whatever the user's matplotlibrc says."""
     import matplotlib.style
 
     with matplotlib.style.context(["default", STYLE]):

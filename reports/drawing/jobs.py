@@ -1,11 +1,11 @@
-"""All figures of one table, each in its own file; what cannot be drawn is left out with its reason."""
+"""Registry of the figures of a table, of other sets and of shifts; one without data is left out with its reason."""
 
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..statistics.quality import DamageError
-from .base import AwayScene, Drawn, NoFigureError, Scene, ShiftScene, house_style
+from .base import Drawn, NoFigureError, OodScene, Scene, ShiftScene, house_style
 
 FIGURES = {
     "qualitative": "Maps",
@@ -18,7 +18,7 @@ FIGURES = {
     "convergence": "Training curves",
     "cost": "Cost and quality",
 }
-AWAY_FIGURES = {"away": "In domain and out", "away_classes": "Class by class", "away_maps": "Maps"}
+OOD_FIGURES = {"ood": "In domain and out", "ood_classes": "Class by class", "ood_maps": "Maps"}
 SHIFT_FIGURES = {"ladder": "Performance by shift"}
 
 
@@ -33,9 +33,9 @@ class Drawings:
 
 @dataclass(frozen=True)
 class DrawingJob:
-    """The figures of one module for one scene: what is drawn in one go."""
+    """The figures of one module for one scene."""
 
-    scene: Scene | AwayScene | ShiftScene
+    scene: Scene | OodScene | ShiftScene
     module: str
     title: str
 
@@ -44,20 +44,20 @@ class DrawingJob:
         return _draw(self.scene, {self.module: self.title})
 
 
-def jobs_of(scene: Scene | AwayScene | ShiftScene) -> list[DrawingJob]:
-    """Everything to draw of a scene, in the order of the page."""
-    kinds = {Scene: FIGURES, AwayScene: AWAY_FIGURES, ShiftScene: SHIFT_FIGURES}
+def jobs_of(scene: Scene | OodScene | ShiftScene) -> list[DrawingJob]:
+    """The figure modules of a scene, in the order of the page."""
+    kinds = {Scene: FIGURES, OodScene: OOD_FIGURES, ShiftScene: SHIFT_FIGURES}
     return [DrawingJob(scene, module, title) for module, title in kinds[type(scene)].items()]
 
 
 def draw_figures(scene: Scene) -> Drawings:
-    """Draws what the data allow. A new figure is a new file with `draw(scene)` and a name in FIGURES."""
+    """The figures of a table that its data allow; a new one is a new file with `draw(scene)` and a name in FIGURES."""
     return _draw(scene, FIGURES)
 
 
-def draw_away(scene: AwayScene) -> Drawings:
-    """The figures of other sets; a new one is a new file with `draw(scene)` and a name in AWAY_FIGURES."""
-    return _draw(scene, AWAY_FIGURES)
+def draw_ood(scene: OodScene) -> Drawings:
+    """The out-of-domain figures; a new one is a new file with `draw(scene)` and a name in OOD_FIGURES."""
+    return _draw(scene, OOD_FIGURES)
 
 
 def draw_shifted(scene: ShiftScene) -> Drawings:
@@ -65,15 +65,15 @@ def draw_shifted(scene: ShiftScene) -> Drawings:
     return _draw(scene, SHIFT_FIGURES)
 
 
-def _draw(scene: Scene | AwayScene | ShiftScene, figures: Mapping[str, str]) -> Drawings:
-    found = Drawings()
+def _draw(scene: Scene | OodScene | ShiftScene, figures: Mapping[str, str]) -> Drawings:
+    drawings = Drawings()
     with house_style():
         for module, title in figures.items():
             try:
-                found.drawn += importlib.import_module(f"..figures.{module}", __package__).draw(scene)
+                drawings.drawn += importlib.import_module(f"..figures.{module}", __package__).draw(scene)
             except NoFigureError as reason:
-                found.missing.append(f"{title}: {reason}.")
+                drawings.missing.append(f"{title}: {reason}.")
             except DamageError as reason:  # of a row whose numbers were kept from before
-                found.missing.append(f"{title}: {reason}")
-                found.damaged = True
-    return found
+                drawings.missing.append(f"{title}: {reason}")
+                drawings.damaged = True
+    return drawings

@@ -1,6 +1,6 @@
-"""Figures drawn side by side on all cores, saved as PNG and PDF, and again only when what they show has changed.
+"""Parallel drawing of figures as PNG and PDF, with a cache: a figure is drawn again only when its data have changed.
 
-What was drawn is noted in `cache/figures.json` with a hash of all that it was drawn from; it may be deleted any time.
+`cache/figures.json` holds a hash of the data of each figure; it may be deleted any time.
 """
 
 import base64
@@ -33,7 +33,7 @@ from ..tables.ood import Away
 from ..tables.shifts import Shifted
 
 if TYPE_CHECKING:
-    from .base import AwayScene, Drawn, Palette, Scene, ShiftScene
+    from .base import Drawn, OodScene, Palette, Scene, ShiftScene
     from .jobs import DrawingJob
     from .picture import Picture
 
@@ -41,18 +41,18 @@ log = logging.getLogger(__name__)
 NOTES = "figures.json"
 FORMS = ("png", "pdf")
 PNG = "data:image/png;base64,"
-FEW = 6  # jobs up to which processes of their own cost more than they bring
+FEW = 6  # jobs up to which starting processes takes longer than they save
 _LONG = ("convergence", "qualitative", "score_histograms", "per_image")  # begun first, as all wait for the last
 _STAMPED = ("record.json", "scores.npz", "examples.npz", "history.jsonl")
 _LIBRARIES = ("matplotlib", "seaborn", "numpy", "pillow")
-_todo: list[tuple["DrawingJob", Path]] = []  # what a forked process finds; scenes are too large to be sent
+_jobs_to_fork: list[tuple["DrawingJob", Path]] = []  # inherited by forked processes: scenes are too large to be sent
 
 
 @dataclass
-class Made:
+class RenderedFigures:
     """The figures of one job, and `title: reason` for each that was left out. drawn: as noted for the next time.
 
-    damaged: whether a file was no longer what its size and time say, so that nothing here may be noted.
+    damaged: whether a file proved damaged though its size and time are those of the cache; then nothing is cached.
     """
 
     pictures: list["Picture"] = field(default_factory=list)
@@ -62,14 +62,14 @@ class Made:
     drawn: list[dict[str, Any]] = field(default_factory=list)
 
 
-def make(
+def render_jobs(
     jobs: Sequence["DrawingJob"],
     folder: Path,
     store: Store,
     records: Records,
     meanwhile: Callable[[], object] | None = None,
-) -> list[Made]:
-    """Draws and saves the figures of some jobs, in their order; what is there and still true is left as it is.
+) -> list[RenderedFigures]:
+    """Draws and saves the figures of some jobs, in their order; unchanged ones are read from the cache.
 
     meanwhile: something else to do in this process where others draw.
     """
@@ -77,9 +77,9 @@ def make(
     hashes = [sources.of(job) for job in jobs]
     notes = read_kept(store.cache_dir / NOTES, "")
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        found = list(pool.map(lambda h: _again(notes.get(h), folder), hashes))
-    fresh = iter(_all([job for job, made in zip(jobs, found, strict=True) if made is None], folder, meanwhile))
-    out = [made or next(fresh) for made in found]
+        reused = list(pool.map(lambda h: _reused(notes.get(h), folder), hashes))
+    fresh = iter(_render_all([job for job, made in zip(jobs, reused, strict=True) if made is None], folder, meanwhile))
+    out = [made or next(fresh) for made in reused]
     each = [(h, made) for h, made in zip(hashes, out, strict=True) if not made.damaged]
     known = {h: {"drawn": made.drawn, "missing": made.missing} for h, made in each}
     if known != notes:
@@ -87,7 +87,9 @@ def make(
     return out
 
 
-def _all(jobs: Sequence["DrawingJob"], folder: Path, meanwhile: Callable[[], object] | None = None) -> list[Made]:
+def _render_all(
+    jobs: Sequence["DrawingJob"], folder: Path, meanwhile: Callable[[], object] | None = None
+) -> list[RenderedFigures]:
     """Every job drawn, in processes where that is safe: Linux, no other thread, no torch with its own.
 
     meanwhile: something else to do in this process while others draw; left undone where it draws itself.
@@ -95,11 +97,11 @@ def _all(jobs: Sequence["DrawingJob"], folder: Path, meanwhile: Callable[[], obj
     workers = min(os.cpu_count() or 1, len(jobs))
     alone = sys.platform != "linux" or threading.active_count() > 1 or "torch" in sys.modules
     if alone or workers < 2 or len(jobs) <= FEW:
-        return [_make(job, folder) for job in jobs]
+        return [_render_job(job, folder) for job in jobs]
     for module in ("matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf"):
         importlib.import_module(module)  # once here, not once a process
-    _todo[:] = [(job, folder) for job in jobs]
-    made: dict[int, Made] = {}
+    _jobs_to_fork[:] = [(job, folder) for job in jobs]
+    made: dict[int, RenderedFigures] = {}
     try:
         with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _end_with, (os.getpid(),)) as pool:
             order = sorted(range(len(jobs)), key=lambda k: jobs[k].module not in _LONG)
@@ -111,8 +113,8 @@ def _all(jobs: Sequence["DrawingJob"], folder: Path, meanwhile: Callable[[], obj
     except BrokenProcessPool:
         log.warning("A process that drew figures was killed, perhaps for its memory; the rest is drawn one by one.")
     finally:
-        _todo.clear()
-    return [made.get(k) or _make(job, folder) for k, job in enumerate(jobs)]
+        _jobs_to_fork.clear()
+    return [made.get(k) or _render_job(job, folder) for k, job in enumerate(jobs)]
 
 
 def _end_with(parent: int) -> None:
@@ -126,19 +128,19 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _forked(index: int) -> Made:
-    return _make(*_todo[index])
+def _forked(index: int) -> RenderedFigures:
+    return _render_job(*_jobs_to_fork[index])
 
 
-def _make(job: "DrawingJob", folder: Path) -> Made:
-    made, drawings = Made(), job.draw()
+def _render_job(job: "DrawingJob", folder: Path) -> RenderedFigures:
+    made, drawings = RenderedFigures(), job.draw()
     made.missing, made.damaged = drawings.missing, drawings.damaged
     for drawn in drawings.drawn:
         _save(drawn, folder, made)
     return made
 
 
-def _save(drawn: "Drawn", folder: Path, made: Made) -> None:
+def _save(drawn: "Drawn", folder: Path, made: RenderedFigures) -> None:
     from .base import render
     from .picture import picture
 
@@ -151,19 +153,19 @@ def _save(drawn: "Drawn", folder: Path, made: Made) -> None:
         made.paths.append(path)
         note[form] = hashlib.sha256(data).hexdigest()
     shown = picture(drawn, files["png"])
-    own = not shown.source.startswith(PNG)  # made smaller for the page, which took as long as reading many
-    note["picture"] = shown._replace(source=shown.source if own else "")._asdict()
+    reduced = not shown.source.startswith(PNG)  # made smaller for the page, which took as long as reading many
+    note["picture"] = shown._replace(source=shown.source if reduced else "")._asdict()
     made.pictures.append(shown)
     made.drawn.append(note)
 
 
-def _again(note: Mapping[str, Any] | None, folder: Path) -> Made | None:
-    """What a job drew before, if every file of it is still there as it was."""
+def _reused(note: Mapping[str, Any] | None, folder: Path) -> RenderedFigures | None:
+    """The cached figures of a job, if all their files are unchanged."""
     from .picture import Picture
 
     if note is None:
         return None
-    made = Made(missing=list(note["missing"]))
+    made = RenderedFigures(missing=list(note["missing"]))
     for one in note["drawn"]:
         shown = Picture(**one["picture"])
         for form in FORMS:
@@ -183,7 +185,7 @@ def _again(note: Mapping[str, Any] | None, folder: Path) -> Made | None:
 
 
 class _Sources:
-    """Hashes of all that figures are drawn from: code, rows, looks, and the files of their stages."""
+    """Hashes of the data of figures: code, rows, colours, and the files of their stages."""
 
     def __init__(self, store: Store, records: Records) -> None:
         self.store, self.records = store, records
@@ -210,12 +212,12 @@ class _Sources:
 
 def _stamps(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
     """Name, size and time of the files that are there."""
-    found = []
+    stamps = []
     for path in paths:
         with contextlib.suppress(OSError):
             status = path.stat()
-            found.append((path.name, status.st_size, status.st_mtime_ns))
-    return found
+            stamps.append((path.name, status.st_size, status.st_mtime_ns))
+    return stamps
 
 
 @cache
@@ -227,7 +229,7 @@ def _code() -> str:
 
 
 @dataclass
-class Art:
+class FigureGroup:
     """The figures of one table or chapter, and `title: reason` for each that was left out."""
 
     pictures: list["Picture"] = field(default_factory=list)
@@ -238,17 +240,19 @@ class Art:
 class Pictures:
     """The figures of a whole report, in the order of its tables and chapters. paths: the files written."""
 
-    tables: list[Art]
-    chapters: list[Art]
+    tables: list[FigureGroup]
+    chapters: list[FigureGroup]
     paths: list[Path] = field(default_factory=list)
 
 
-def no_art(contents: Contents) -> Pictures:
+def no_figures(contents: Contents) -> Pictures:
     """A report without figures."""
-    return Pictures([Art() for _ in contents.tables], [Art() for _ in contents.chapters])
+    return Pictures([FigureGroup() for _ in contents.tables], [FigureGroup() for _ in contents.chapters])
 
 
-def make_art(store: Store, folder: Path, contents: Contents, meanwhile: Callable[[], object] | None = None) -> Pictures:
+def render_report_figures(
+    store: Store, folder: Path, contents: Contents, meanwhile: Callable[[], object] | None = None
+) -> Pictures:
     """Draws and saves all figures in a folder, but for those that are there already.
 
     meanwhile: something else to do in this process where others draw.
@@ -266,25 +270,25 @@ def make_art(store: Store, folder: Path, contents: Contents, meanwhile: Callable
         return Scene(table, findings.evidence, findings.records, store, palette)
 
     home = [scene_of(table) for table in contents.tables]
-    found = no_art(contents)
-    scenes: list[tuple[Scene | AwayScene | ShiftScene, Art]] = list(zip(home, found.tables, strict=True))
-    for chapter, art in zip(contents.chapters, found.chapters, strict=True):
+    pictures = no_figures(contents)
+    scenes: list[tuple[Scene | OodScene | ShiftScene, FigureGroup]] = list(zip(home, pictures.tables, strict=True))
+    for chapter, group in zip(contents.chapters, pictures.chapters, strict=True):
         scene = _chapter(chapter, home, scene_of)
         if scene:
-            scenes.append((scene, art))
-    jobs = [(job, art) for scene, art in scenes for job in jobs_of(scene)]
-    each = make([job for job, _ in jobs], folder, store, findings.records, meanwhile)
-    for (_, art), made in zip(jobs, each, strict=True):
-        art.pictures += made.pictures
-        art.missing += made.missing
-        found.paths += made.paths
-    return found
+            scenes.append((scene, group))
+    jobs = [(job, group) for scene, group in scenes for job in jobs_of(scene)]
+    each = render_jobs([job for job, _ in jobs], folder, store, findings.records, meanwhile)
+    for (_, group), made in zip(jobs, each, strict=True):
+        group.pictures += made.pictures
+        group.missing += made.missing
+        pictures.paths += made.paths
+    return pictures
 
 
 def _chapter(
     chapter: Chapter, home: Sequence["Scene"], scene_of: Callable[[Table], "Scene"]
-) -> "AwayScene | ShiftScene | None":
-    from .base import AwayScene, ShiftScene
+) -> "OodScene | ShiftScene | None":
+    from .base import OodScene, ShiftScene
 
     source = chapter.source
     if isinstance(source, Shifted):
@@ -293,5 +297,5 @@ def _chapter(
     if source is None:
         return None
     pairs = tuple(scene_of(table) for table in source.tables)
-    own = tuple(s for s in home if s.table.protocol == source.protocol and s.synthetic == source.synthetic)
-    return AwayScene(source, pairs, own, pairs[0].palette)
+    in_domain = tuple(s for s in home if s.table.protocol == source.protocol and s.synthetic == source.synthetic)
+    return OodScene(source, pairs, in_domain, pairs[0].palette)

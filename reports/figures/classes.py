@@ -1,4 +1,4 @@
-"""Class by class: PxAP and recall of the images of each class, which the pooled numbers hide."""
+"""PxAP and accuracy by class, which numbers pooled over all images hide."""
 
 import itertools
 import math
@@ -8,7 +8,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..drawing.base import CLASS_COLOURS, Drawn, NoFigureError, Scene, Stamped, by_backbone, new_figure, settle, slug
+from ..drawing.base import (
+    CLASS_COLOURS,
+    Drawn,
+    FigureData,
+    NoFigureError,
+    Scene,
+    by_backbone,
+    label_axes,
+    new_figure,
+    slug,
+)
 from ..tables.aggregate import Line, Table
 from ..tables.detail import class_values
 
@@ -45,7 +55,7 @@ def panels_of(table: Table, several: bool) -> list[Panel]:
     return [Panel(names[b], table, group) for b, group in groups.items()]
 
 
-def class_figure(scene: Stamped, title: str, panels: Sequence[Panel]) -> Any:
+def class_figure(scene: FigureData, title: str, panels: Sequence[Panel]) -> Any:
     """The figure of some rows of panels."""
     longest = max(len(p.lines) for p in panels)
     figure = new_figure(scene, title, (min(22.0, max(9.0, 2.5 + 1.1 * longest)), 0.7 + 2.9 * len(panels)))
@@ -53,7 +63,7 @@ def class_figure(scene: Stamped, title: str, panels: Sequence[Panel]) -> Any:
     for row, panel in zip(grid, panels, strict=True):
         for axes, (key, label) in zip(row, METRICS, strict=True):
             _bars(axes, panel, key)
-            settle(axes, "", label, panel.title)
+            label_axes(axes, "", label, panel.title)
             axes.set_ylim(0, 104)
         row[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
     return figure

@@ -1,4 +1,4 @@
-"""Training curves: classification and localisation need not peak at the same epoch."""
+"""Training curves: validation accuracy, PxAP of the validation masks and losses by epoch."""
 
 import json
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 from ...benchmark.core.protocols import named_protocol
 from ...benchmark.core.results_store import Store
-from ..drawing.base import Drawn, NoFigureError, Palette, Scene, new_figure, settle, slug
+from ..drawing.base import Drawn, NoFigureError, Palette, Scene, label_axes, new_figure, slug
 from ..rows.load import Row
 
 COLUMNS = 4
@@ -28,8 +28,8 @@ def draw(scene: Scene) -> list[Drawn]:
         top, bottom = panels[2 * row, column], panels[2 * row + 1, column]
         _quality(top, runs, history, scene.palette, named_protocol(scene.table.protocol))
         _losses(bottom, history)
-        settle(top, "", "validation [%]" if column == 0 else "", name)
-        settle(bottom, "epoch", "training loss" if column == 0 else "")
+        label_axes(top, "", "validation [%]" if column == 0 else "", name)
+        label_axes(bottom, "epoch", "training loss" if column == 0 else "")
     for spare in range(len(models), rows * columns):
         row, column = divmod(spare, columns)
         panels[2 * row, column].set_axis_off()
@@ -45,24 +45,24 @@ def draw(scene: Scene) -> list[Drawn]:
 
 def _models(scene: Scene) -> dict[str, tuple[list[Row], History]]:
     """Panel title -> the rows that read a training, and its history; one training a trained method and backbone."""
-    found: dict[str, tuple[list[Row], History]] = {}
-    seen: dict[str, str] = {}
+    trainings: dict[str, tuple[list[Row], History]] = {}
+    first_training: dict[str, str] = {}
     for row in sorted(scene.table.rows, key=lambda r: (r.backbone, str(r.fold), r.seed)):
         if not row.stage_train:
             continue
         labels = scene.records[row.stage_train]["labels"]
         options = f" ({labels['options']})" if labels.get("options") else ""
         place = f"{labels['method']}{options} · {row.backbone} · {row.settings if row.kind != 'score' else ''}"
-        if seen.setdefault(place, row.stage_train) != row.stage_train:
+        if first_training.setdefault(place, row.stage_train) != row.stage_train:
             continue
         title = f"{labels['method']}{options} · {row.backbone}\nfold {labels['fold']}, seed {labels['seed']}"
-        if title not in found:
+        if title not in trainings:
             history = read_history(scene.store, row.stage_train)
             if not history:
                 continue
-            found[title] = ([], history)
-        found[title][0].append(row)
-    return found
+            trainings[title] = ([], history)
+        trainings[title][0].append(row)
+    return trainings
 
 
 def read_history(store: Store, key: str) -> History:
@@ -98,9 +98,10 @@ def _quality(axes: Any, runs: list[Row], history: History, palette: Palette, pro
     epochs, values = _series(history, "val", "accuracy")
     axes.plot(epochs, values, color="#9A9A9A", linewidth=3.0, label="accuracy", solid_capstyle="round")
     _mark(axes, epochs, values, {r.epoch for r in runs if r.selection == "cl"}, "s", "#6A6A6A")
-    found = {key for entry in history for key in entry.get("valpx", {}) if key.startswith(f"{protocol}/")}
-    shown = {key for key in found if palette.knows(key.partition("/")[2])}  # a classifier follows maps nobody asked for
-    for key in sorted(shown or found):
+    curves = {key for entry in history for key in entry.get("valpx", {}) if key.startswith(f"{protocol}/")}
+    # The history of a classifier also follows explainers that this report has no row of.
+    shown = {key for key in curves if palette.knows(key.partition("/")[2])}
+    for key in sorted(shown or curves):
         name = key.partition("/")[2]
         look = palette.named(name)
         epochs, values = _series(history, "valpx", key, "pxap")

@@ -1,11 +1,11 @@
-"""Cost and quality: PxAP against what training took and against what scoring an image takes."""
+"""Cost and quality: PxAP against seconds of training and against milliseconds to score an image."""
 
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..drawing.base import Drawn, NoFigureError, Scene, by_backbone, new_figure, settle, slug, spread_of
+from ..drawing.base import Drawn, NoFigureError, Scene, by_backbone, label_axes, new_figure, slug, spread_of
 from ..tables.aggregate import BOUND, UNDEFINED, Line
 from ..tables.cost import MIXED, LineCost, amount, devices_of, line_cost, where
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MARKERS = "osD^vP<>"  # one a device, where there are several
-NOWHERE = "X"  # the marker, beside those of several devices, of what was trained on none
-STRIP = 0.15  # share of an axis kept for what costs nothing, which has no place on a logarithmic one
-FAR = 10.0  # what costs so many times less than the cheapest trained method would squeeze all others: to the strip
+UNTRAINED = "X"  # the marker of methods without training where several devices have theirs
+STRIP = 0.15  # share of the logarithmic axis given to a strip for a cost of 0, which has no logarithm
+FAR = 10.0  # a cost so many times below that of the cheapest trained method goes to the strip too
 GAP, STEP = 9.0, 0.52  # between a point and its label in px; between two places tried, in heights of a label
 
 
@@ -91,7 +91,7 @@ def draw(scene: Scene) -> list[Drawn]:
             points = _points(scene, group, costs, measure)
             places = _panel(axes, points, measure, markers)
             heading = " · ".join(t for t in (measure.word, backbone if backbone != "-" else "") if t)
-            settle(axes, measure.label, "PxAP [%]" if axes is row[0] else "", heading)
+            label_axes(axes, measure.label, "PxAP [%]" if axes is row[0] else "", heading)
             drawn.append((axes, points, places))
     _legend(figure, panels.flat, markers)
     figure.draw_without_rendering()  # labels are placed in px, so everything else has to stand where it will stay
@@ -125,7 +125,7 @@ def _how(lines: Sequence[Line], costs: Mapping[int, LineCost], measures: Sequenc
 def _markers(
     lines: Sequence[Line], costs: Mapping[int, LineCost], measures: Sequence[Measure]
 ) -> dict[tuple[str, ...], str]:
-    """A marker a device, or a set of them; what was measured nowhere takes the first."""
+    """A marker for each device or set of devices that a cost was measured on."""
     places = {costs[id(x)].devices(m.key) for x in lines for m in measures} - {()}
     return dict(zip(sorted(places), itertools.cycle(MARKERS), strict=False))
 
@@ -149,14 +149,14 @@ def _panel(
     """Draws the points and fronts; returns where each point stands on the x axis, by name."""
     places = _axis(axes, points, measure)
     for devices in markers:
-        # A front over several devices would compare what does not compare; what costs nothing costs that anywhere.
-        own = [p for p in points if len(devices) == 1 and (p.devices == devices or (p.x == 0 and not p.devices))]
-        steps = front(p for p in own if not p.bound)
+        # Times of several devices do not compare, so each device has its front; a cost of 0 belongs to every one.
+        comparable = [p for p in points if len(devices) == 1 and (p.devices == devices or (p.x == 0 and not p.devices))]
+        steps = front(p for p in comparable if not p.bound)
         if len(steps) > 1:
             x, y = [places[p.name] for p in steps], [p.y for p in steps]
             axes.step(x, y, where="post", color="#C4C4C4", linewidth=1.3, zorder=1, label="best for their cost")
     for p in points:
-        x, marker = places[p.name], markers.get(p.devices, NOWHERE if len(markers) > 1 else MARKERS[0])
+        x, marker = places[p.name], markers.get(p.devices, UNTRAINED if len(markers) > 1 else MARKERS[0])
         axes.plot([x, x], [p.low, p.high], color=p.color, linewidth=0.9, alpha=0.45, zorder=2)
         look = {"markersize": 6.5, "markeredgecolor": "white", "markeredgewidth": 0.6, "zorder": 4}
         axes.plot([x], [p.y], marker, color=p.color, gid=p.name, **look)
@@ -165,11 +165,11 @@ def _panel(
 
 def front(points: Iterable[Point]) -> list[Point]:
     """The points that no other beats at the same cost or less, the cheapest first."""
-    found: list[Point] = []
+    best: list[Point] = []
     for point in sorted(points, key=lambda p: (p.x, -p.y)):
-        if not found or point.y > found[-1].y:
-            found.append(point)
-    return found
+        if not best or point.y > best[-1].y:
+            best.append(point)
+    return best
 
 
 def _axis(axes: "Axes", points: Sequence[Point], measure: Measure) -> dict[str, float]:
@@ -209,7 +209,7 @@ def _legend(figure: "Figure", panels: Iterable["Axes"], markers: Mapping[tuple[s
     for axes in panels:
         entries |= {str(h.get_label()): h for h in axes.get_lines() if not str(h.get_label()).startswith("_")}
     if len(markers) > 1:
-        for devices, marker in (*markers.items(), ((), NOWHERE)):
+        for devices, marker in (*markers.items(), ((), UNTRAINED)):
             name = " + ".join(devices) + (f" {MIXED}" if len(devices) > 1 else "") or "trained nowhere"
             entries[name] = Line2D([], [], color="#555555", marker=marker, linestyle="none", markersize=6.5)
     if entries:

@@ -1,11 +1,11 @@
-"""Pooled precision-recall curves: how far a map can be trusted, threshold by threshold."""
+"""Pooled precision-recall curves of pixels; the area under one is its PxAP."""
 
 from typing import Any
 
 import numpy as np
 
 from ...benchmark.core.metrics import Curve, Histograms, curve
-from ..drawing.base import Drawn, Scene, by_backbone, legend_beside, new_figure, settle, slug
+from ..drawing.base import Drawn, Scene, by_backbone, label_axes, legend_beside, new_figure, slug
 from ..rows.load import StoredMaps
 from ..tables.aggregate import Line
 
@@ -30,7 +30,7 @@ def draw(scene: Scene) -> list[Drawn]:
                 axes.plot(100 * points.recall, 100 * points.precision, label=label, **look)
                 label = "_"  # later runs of the line share its entry
         _chance(axes, lines)
-        settle(axes, "recall [%]", "precision [%]", f"{backbone}" if backbone != "-" else "")
+        label_axes(axes, "recall [%]", "precision [%]", f"{backbone}" if backbone != "-" else "")
         axes.set(xlim=(0, 101), ylim=(0, 101))
         legend_beside(axes, "PxAP  method")
     for axes in list(panels):

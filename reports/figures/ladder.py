@@ -1,4 +1,4 @@
-"""Performance by shift: how quality falls from the images as they are to ever more changed ones.
+"""Quality under a shift of the test images: PxAP and accuracy by level of severity.
 
 Target stains are no levels of severity: they stand in the order of their measured change, as points without a line.
 """
@@ -13,9 +13,9 @@ from ..drawing.base import (
     NoFigureError,
     ShiftScene,
     by_backbone,
+    label_axes,
     legend_entries,
     new_figure,
-    settle,
     slug,
     spread_of,
 )
@@ -37,8 +37,8 @@ def draw(scene: ShiftScene) -> list[Drawn]:
     drawn = []
     for name, members in groups:
         lines = _lines(members)
-        for backbone, own in by_backbone(lines.values()).items() if lines else ():
-            places = [place for place, line in lines.items() if line in own]
+        for backbone, group in by_backbone(lines.values()).items() if lines else ():
+            places = [place for place, line in lines.items() if line in group]
             labels = [text for text in (name, backbone) if text not in ("", "-")]
             drawn.append(_figure(scene, members, places, lines, labels))
     if not drawn:
@@ -48,13 +48,13 @@ def draw(scene: ShiftScene) -> list[Drawn]:
 
 def _lines(ladders: Sequence[Ladder]) -> dict[Place, Line]:
     """The methods of the main selection scored on any level, by place; baselines with maps among them."""
-    found: dict[Place, Line] = {}
+    methods: dict[Place, Line] = {}
     for ladder in ladders:
         for level, table in ladder.levels.items():
             if level:
                 shown = set(map(id, table.shown))
-                found |= {p: line for p, line in ladder.lines(level).items() if id(line) in shown}
-    return dict(sorted(found.items()))
+                methods |= {p: line for p, line in ladder.lines(level).items() if id(line) in shown}
+    return dict(sorted(methods.items()))
 
 
 def _figure(
@@ -71,11 +71,11 @@ def _figure(
         pair = panels[2 * band : 2 * band + 2, column]
         for axes, (key, label) in zip(pair, METRICS, strict=True):
             for index, place in enumerate(places):
-                aside = DODGE * ((index + 0.5) / len(places) - 0.5)
+                offset = DODGE * ((index + 0.5) / len(places) - 0.5)
                 _draw_trace(
-                    axes, ladder, _Trace(place, key, scene.palette.look(lines[place]), len(places) <= FEW, aside)
+                    axes, ladder, _Trace(place, key, scene.palette.look(lines[place]), len(places) <= FEW, offset)
                 )
-            settle(axes, "", label if column == 0 else "", ladder.shift if key == "pxap" else "")
+            label_axes(axes, "", label if column == 0 else "", ladder.shift if key == "pxap" else "")
             axes.set_ylim(0, 104)
             axes.set_xticks(list(_places(ladder).values()))
         _level_axis(pair[1], ladder)
@@ -83,9 +83,13 @@ def _figure(
         band, column = divmod(spare, columns)
         for axes in panels[2 * band : 2 * band + 2, column]:
             axes.set_axis_off()
-    found = legend_entries(panels.flat)
+    entries = legend_entries(panels.flat)
     figure.legend(
-        list(found.values()), list(found), loc="outside lower left", ncols=min(6, max(1, len(found))), frameon=False
+        list(entries.values()),
+        list(entries),
+        loc="outside lower left",
+        ncols=min(6, max(1, len(entries))),
+        frameon=False,
     )
     how = _how(ladders)
     steps = dict.fromkeys(x.step for x in ladders)
@@ -95,23 +99,23 @@ def _figure(
 
 
 def _how(ladders: Sequence[Ladder]) -> str:
-    said = []
+    sentences = []
     if any(x.graded for x in ladders):
-        said.append(
+        sentences.append(
             "From left to right the test images are changed more, level by level; the number under each level is its "
             "place on the axis named below it."
         )
     for ladder in (x for x in ladders if not x.graded):
         order = "how much it changes the pixels, which stands under it" if _measured(ladder) else "its number"
-        said.append(
+        sentences.append(
             f"{ladder.shift}: one place a {ladder.step}, ordered by {order}; the numbers of the {ladder.step}s are no "
             "severity, so no line joins them. Points of several methods stand beside each other."
         )
-    said.append(
+    sentences.append(
         "0 is the images as they are. The masks never change, so the chance level (the constant map, where it is "
         f"drawn) does not either. Bars: 95% interval over patients or slides (left out for more than {FEW} methods)."
     )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
 def _measured(ladder: Ladder) -> bool:
@@ -136,18 +140,18 @@ class _Trace(NamedTuple):
     key: str
     look: Look
     bars: bool
-    aside: float
+    offset: float
 
 
 def _draw_trace(axes: Any, ladder: Ladder, trace: _Trace) -> None:
     """The values of a method; a line through them only where levels are severities."""
-    place, key, look, bars, aside = trace
+    place, key, look, bars, offset = trace
     points = []
     for level, x in _places(ladder).items():
         line = ladder.lines(level).get(place)
         if line:
             mean, low, high = spread_of(line, key)
-            points.append((x if ladder.graded else x + aside, mean, mean - low, high - mean))
+            points.append((x if ladder.graded else x + offset, mean, mean - low, high - mean))
     points = [p for p in points if not math.isnan(p[1])]
     if points:
         x, y, below, above = zip(*points, strict=True)

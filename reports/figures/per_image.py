@@ -1,11 +1,11 @@
-"""Image by image: pooled PxAP hides how unequal images are, and weighs one full of foreground like many others."""
+"""PxAP of each image: pooled PxAP hides how images differ and weighs those with much foreground more."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ..drawing.base import Drawn, NoFigureError, Scene, by_backbone, new_figure, settle, slug
+from ..drawing.base import Drawn, NoFigureError, Scene, by_backbone, label_axes, new_figure, slug
 from ..tables.aggregate import Line
 
 
@@ -21,7 +21,7 @@ def draw(scene: Scene) -> list[Drawn]:
     all_axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for axes, (backbone, group) in zip(all_axes, panels.items(), strict=True):
         _panel(axes, scene, group)
-        settle(axes, "", "PxAP of an image [%]", backbone)
+        label_axes(axes, "", "PxAP of an image [%]", backbone)
         axes.tick_params(axis="x", rotation=20 if longest > 6 else 0)
     how = (
         "Each dot is one image's own PxAP, the bar is the median of its class. The table pools all pixels instead, so "
@@ -37,10 +37,10 @@ def _panel(axes: Any, scene: Scene, lines: Sequence[Line]) -> None:
 
     parts = []
     for line in lines:
-        found, row = scene.evidence[line.evidence], line.first
+        maps, row = scene.evidence[line.evidence], line.first
         classes = scene.records[row.stage]["facts"]["classes"]
-        names = [classes[k] for k in found.labels]
-        parts.append(pd.DataFrame({"method": line.label, "PxAP": found.by_image, "class": names}))
+        names = [classes[k] for k in maps.labels]
+        parts.append(pd.DataFrame({"method": line.label, "PxAP": maps.by_image, "class": names}))
     frame = pd.concat(parts, ignore_index=True).dropna()
     order = [c for c in scene.records[lines[0].first.stage]["facts"]["classes"] if c in set(frame["class"])]
     look: dict[str, Any] = {"data": frame, "x": "method", "y": "PxAP", "hue": "class", "hue_order": order, "ax": axes}

@@ -1,4 +1,4 @@
-"""The maps themselves: a few test images, their masks, and what every method makes of them."""
+"""Score maps of a few test images beside their masks, a column a method."""
 
 import textwrap
 from dataclasses import replace
@@ -39,13 +39,13 @@ def draw(scene: Scene, images: int = MAX_IMAGES, first_only: bool = False) -> li
     groups = list(by_backbone(_ungated(scene)).items())
     many = sum(-(-len(lines) // METHODS_PER_FIGURE) for _, lines in groups) * len(_kinds(scene)) > MAX_FIGURES
     for backbone, lines in groups[:1] if first_only or many else groups:
-        found = [(line, maps) for line in lines if (maps := _maps(scene, line)) is not None]
+        line_maps = [(line, maps) for line in lines if (maps := _maps(scene, line)) is not None]
         for kind, classes in _kinds(scene).items():
-            examples = next((e for x, _ in found if (e := _examples(scene, x, classes, images)) is not None), None)
+            examples = next((e for x, _ in line_maps if (e := _examples(scene, x, classes, images)) is not None), None)
             if examples is None:
                 continue
-            width = -(-len(found) // -(-len(found) // METHODS_PER_FIGURE))
-            parts = [found[k : k + width] for k in range(0, len(found), width)]
+            width = -(-len(line_maps) // -(-len(line_maps) // METHODS_PER_FIGURE))
+            parts = [line_maps[k : k + width] for k in range(0, len(line_maps), width)]
             for number, part in enumerate(parts[:1] if first_only else parts, 1):
                 labels = [p for p in (kind, backbone, f"{number}" if len(parts) > 1 else "") if p not in ("", "-")]
                 drawn.append(_grid(scene, labels, examples, part))

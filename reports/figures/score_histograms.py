@@ -1,8 +1,8 @@
-"""Histograms of score values in foreground and background: what a map's values mean."""
+"""Histograms of score values in foreground and background."""
 
 import numpy as np
 
-from ..drawing.base import BACKGROUND, FOREGROUND, Drawn, Scene, new_figure, run_of, settle, slug
+from ..drawing.base import BACKGROUND, FOREGROUND, Drawn, Scene, label_axes, new_figure, run_of, slug
 
 BARS = 50
 FLOOR = 0.01  # percent: the lowest share shown on the logarithmic axis
@@ -31,7 +31,7 @@ def draw(scene: Scene) -> list[Drawn]:
         if line.first.tau_val == line.first.tau_val:
             axes.axvline(line.first.tau_val, color="#000000", linewidth=0.9, linestyle=":", label="tau_val")
         name = f"{line.label} · {line.first.backbone}" if several and line.first.backbone != "-" else line.label
-        settle(axes, "", "", name)
+        label_axes(axes, "", "", name)
         axes.set(xlim=(0, 1), yscale="log", ylim=(FLOOR, 130))
         axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
         axes.set_yticks([0.01, 0.1, 1, 10, 100], ["0.01", "0.1", "1", "10", "100"])

@@ -1,11 +1,11 @@
-"""What choosing the checkpoint costs: the epoch each selection took against the test PxAP it gave."""
+"""Checkpoint selection: test PxAP against the epoch that each selection chose."""
 
 import math
 from typing import Any
 
 import numpy as np
 
-from ..drawing.base import Drawn, NoFigureError, Scene, new_figure, settle, slug
+from ..drawing.base import Drawn, NoFigureError, Scene, label_axes, new_figure, slug
 from ..rows.load import Row
 
 SELECTIONS = (
@@ -30,7 +30,7 @@ def draw(scene: Scene) -> list[Drawn]:
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for axes, backbone in zip(panels.flat, backbones, strict=False):
         _panel(axes, [r for r in runs if r.backbone == backbone])
-        settle(axes, "epoch of the checkpoint", "test PxAP [%]", backbone)
+        label_axes(axes, "epoch of the checkpoint", "test PxAP [%]", backbone)
     for axes in list(panels.flat)[len(backbones) :]:
         axes.set_axis_off()
     handles, labels = panels.flat[0].get_legend_handles_labels()

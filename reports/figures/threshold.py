@@ -1,6 +1,6 @@
-"""Dice and mean IoU against the threshold: how much depends on choosing it well."""
+"""Dice and mean IoU against the threshold on the score map."""
 
-from ..drawing.base import Drawn, Scene, by_backbone, legend_beside, new_figure, run_of, settle, slug
+from ..drawing.base import Drawn, Scene, by_backbone, label_axes, legend_beside, new_figure, run_of, slug
 from .curves import pooled_curve
 
 METRICS = (("dice", "Dice [%]"), ("miou", "mean IoU of foreground and background [%]"))
@@ -23,7 +23,7 @@ def draw(scene: Scene) -> list[Drawn]:
                         height = values[round(tau * 1000)]
                         axes.plot(tau, height, "o", color=look.color, markerfacecolor=filled, markersize=5, zorder=5)
         for axes, (_, label) in zip(pair, METRICS, strict=True):
-            settle(axes, "threshold tau", label, backbone if backbone != "-" else "")
+            label_axes(axes, "threshold tau", label, backbone if backbone != "-" else "")
             axes.set(xlim=(-0.01, 1.01), ylim=(0, 101))
         legend_beside(pair[1])
     how = (

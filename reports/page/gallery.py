@@ -1,7 +1,7 @@
-"""The gallery of the page: example images and score maps, packed so that the browser can redraw and score them.
+"""Gallery of the page: example images and score maps, packed so that the browser can redraw and score them.
 
-Maps are not pictures here but numbers: the histogram bin (metrics.THRESHOLDS) of every pixel, so that "score >= tau"
-and the Dice of it are exact at every step of the slider. Images and masks stand once, whatever the number of maps.
+A map is stored as numbers, not as a picture: the histogram bin (metrics.THRESHOLDS) of every pixel, so that the region
+"score >= tau" and its Dice are exact at every step of the slider. Images and masks are stored once for all maps.
 """
 
 import itertools
@@ -27,7 +27,7 @@ HELD = 1000  # maps in memory while they wait for a place
 
 @dataclass(frozen=True)
 class Gallery:
-    """What the gallery shows.
+    """Content of the gallery.
 
     payload: JSON value read by gallery.js. cards: maps on the page; total: maps there are; left_out: sentences on the
     difference. size: characters of packed data.
@@ -61,7 +61,7 @@ class _UnusableError(Exception):
 
 @dataclass
 class _Pool:
-    """Texts that stand once on the page, whoever asks for them; `size` counts their characters."""
+    """Texts of the page without repetition, by index; `size` counts their characters."""
 
     texts: list[str] = field(default_factory=list)
     size: int = 0
@@ -134,12 +134,12 @@ def _packed(candidates: Sequence[_Candidate], room: Callable[[], int]) -> Iterat
             files: dict[Path, list[int]] = {}
             for k, c in enumerate(part):
                 files.setdefault(c.path, []).append(k)
-            found: dict[int, str] = {}
-            for packed in pool.map(_pack, [[part[k] for k in own] for own in files.values()]):
-                found.update(zip(files[packed.path], packed.texts, strict=True))
+            texts: dict[int, str] = {}
+            for packed in pool.map(_pack, [[part[k] for k in indices] for indices in files.values()]):
+                texts.update(zip(files[packed.path], packed.texts, strict=True))
             for k in range(len(part)):
-                taken += len(found[k])
-                yield found.pop(k)
+                taken += len(texts[k])
+                yield texts.pop(k)
             start += len(part)
 
 
@@ -154,9 +154,9 @@ def _pack(candidates: Sequence[_Candidate]) -> _Texts:
     """Maps of one file, read again if they are not held."""
     first, maps = candidates[0], [c.scores for c in candidates]
     if first.scores is None:
-        found = _arrays(first.path, "ids", "maps")
-        place = {name: k for k, name in enumerate(found["ids"].tolist())}
-        maps = [found["maps"][place[c.name]] for c in candidates]
+        arrays = _arrays(first.path, "ids", "maps")
+        place = {name: k for k, name in enumerate(arrays["ids"].tolist())}
+        maps = [arrays["maps"][place[c.name]] for c in candidates]
     return _Texts(first.path, [pack_map(one) for one in maps if one is not None])
 
 
@@ -175,15 +175,15 @@ class _Builder:
         self.reasons: dict[str, list[str]] = {}
 
     def build(self, tables: Sequence[Table]) -> Gallery:
-        """Takes the lines tier by tier, as long as there is room."""
+        """The gallery of some tables: lines are taken tier by tier, as long as there is room."""
         tiers: dict[tuple[int, bool], list[tuple[Line, bool]]] = {}
         for table in tables:
             shown = {line.first.stage for line in table.shown}
             for order, block in enumerate(table.blocks):
                 for line in block.lines:
-                    own = line.first.stage in shown
+                    main = line.first.stage in shown
                     if line.first.kind != "none" and not line.first.gated:  # a gated map is the same, or nothing
-                        tiers.setdefault((0 if own else order, line.first.ood), []).append((line, own))
+                        tiers.setdefault((0 if main else order, line.first.ood), []).append((line, main))
         for tier in sorted(tiers):
             self._place(sorted(self._candidates(tiers[tier]), key=lambda c: (c.rank, c.line)))
         payload = {
@@ -198,21 +198,21 @@ class _Builder:
         return self.maps.size + self.images.size + self.masks.size
 
     def _candidates(self, lines: Sequence[tuple[Line, bool]]) -> Iterator[_Candidate]:
-        for (line, own), found in zip(lines, _loaded(self.store, lines), strict=True):
+        for (line, main), loaded in zip(lines, _loaded(self.store, lines), strict=True):
             try:
-                stem, scene, maps, predicted = self._check(line.first, found)
+                stem, scene, maps, predicted = self._check(line.first, loaded)
             except _UnusableError as reason:
                 self.reasons.setdefault(str(reason), []).append(line.marked)
                 continue
             self.total += len(maps)
             if self._full:  # packing what cannot be shown would take minutes
                 continue
-            self._lines.append(_line_facts(line, own))
+            self._lines.append(_line_facts(line, main))
             path, held = _files(self.store, line.first)[0], max(1, HELD // len(lines))
             for name, one in maps.items():
                 row = scene.ids.index(name)
-                kept = one.copy() if row < held else None
-                yield _Candidate(row, len(self._lines) - 1, stem, path, name, kept, predicted.get(name))
+                scores = one.copy() if row < held else None
+                yield _Candidate(row, len(self._lines) - 1, stem, path, name, scores, predicted.get(name))
 
     def _place(self, candidates: Sequence[_Candidate]) -> None:
         """Adds cards until one would not fit; nothing is added after it, so that no gaps arise."""
@@ -253,12 +253,12 @@ class _Builder:
         if not stem:
             raise _UnusableError("no example images are stored")
         scene = self._scene(stem, len(row.classes))
-        found = loaded.sound(0)
-        maps = dict(zip(found["ids"].tolist(), found["maps"], strict=False))
+        arrays = loaded.sound(0)
+        maps = dict(zip(arrays["ids"].tolist(), arrays["maps"], strict=False))
         size = scene.masks.shape[1:]
-        known = len(maps) == len(found["maps"]) == len(found["ids"]) and set(maps) <= set(scene.ids)
-        known = known and found["maps"].shape[1:] == size
-        if not (known and within_0_and_1(found["maps"])):
+        known = len(maps) == len(arrays["maps"]) == len(arrays["ids"]) and set(maps) <= set(scene.ids)
+        known = known and arrays["maps"].shape[1:] == size
+        if not (known and within_0_and_1(arrays["maps"])):
             raise _UnusableError(f"{folder / 'examples.npz'} does not fit its images; remove {folder}")
         scores = loaded.sound(1)
         predicted: dict[str, int] = {}
@@ -269,12 +269,12 @@ class _Builder:
     def _scene(self, stem: str, classes: int) -> _Scene:
         if stem not in self._scenes:
             path = self.store.root / "examples" / f"{stem}.npz"
-            found = _arrays(path, "ids", "images", "masks", "labels")
-            images, masks, labels = found["images"], found["masks"], found["labels"]
-            n, same = len(found["ids"]), images.shape == (*masks.shape, 3) and masks.ndim == 3
+            arrays = _arrays(path, "ids", "images", "masks", "labels")
+            images, masks, labels = arrays["images"], arrays["masks"], arrays["labels"]
+            n, same = len(arrays["ids"]), images.shape == (*masks.shape, 3) and masks.ndim == 3
             if not (same and n == len(masks) == len(labels) > 0 and 0 <= labels.min() <= labels.max() < classes):
                 raise _UnusableError(f"{path} holds no sound images and masks; remove it")
-            ids, foreground = found["ids"].tolist(), masks == FOREGROUND
+            ids, foreground = arrays["ids"].tolist(), masks == FOREGROUND
             self._scenes[stem] = _Scene(ids, images, foreground, labels, masks == IGNORED)
         return self._scenes[stem]
 
@@ -297,23 +297,23 @@ class _Loaded(NamedTuple):
 
     def sound(self, index: int) -> dict[str, np.ndarray]:
         """The arrays of one file. Raises _UnusableError with its reason."""
-        found = self.files[index]
-        if isinstance(found, _UnusableError):
-            raise found
-        return found
+        arrays = self.files[index]
+        if isinstance(arrays, _UnusableError):
+            raise arrays
+        return arrays
 
 
 def _loaded(store: Store, lines: Sequence[tuple[Line, bool]]) -> Iterator[_Loaded]:
     """The arrays of the first run of some lines, read on all cores, a few lines ahead."""
 
     def load(line: Line) -> _Loaded:
-        found: list[dict[str, np.ndarray] | _UnusableError] = []
+        files: list[dict[str, np.ndarray] | _UnusableError] = []
         for path, names in zip(_files(store, line.first), (("ids", "maps"), ("ids", "logits")), strict=True):
             try:
-                found.append(_arrays(path, *names))
+                files.append(_arrays(path, *names))
             except _UnusableError as reason:
-                found.append(reason)
-        return _Loaded(tuple(found))
+                files.append(reason)
+        return _Loaded(tuple(files))
 
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
@@ -336,12 +336,12 @@ def _arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
         raise _UnusableError(f"{path} cannot be read ({problem})") from None
 
 
-def _line_facts(line: Line, own: bool) -> dict[str, Any]:
-    """What every card of a line says; thresholds as bins, None where undefined."""
+def _line_facts(line: Line, main: bool) -> dict[str, Any]:
+    """Facts on every card of a line; thresholds as bins, None where undefined."""
     r = line.first
     taus = {k: None if math.isnan(t) else round(t * STEPS) for k, t in (("val", r.tau_val), ("oracle", r.tau_oracle))}
     return {
-        "method": line.marked, "backbone": r.backbone, "selection": r.selection, "own": own, "protocol": r.protocol,
+        "method": line.marked, "backbone": r.backbone, "selection": r.selection, "own": main, "protocol": r.protocol,
         "train": r.train, "eval": r.eval, "synthetic": r.synthetic, "tau": taus, "run": f"fold {r.fold}, seed {r.seed}",
         "map": line.map, "classes": list(r.classes),
     }  # fmt: skip

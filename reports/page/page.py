@@ -1,4 +1,4 @@
-"""The HTML page: one file that needs no network, every text in it escaped."""
+"""HTML page of a report: one file that needs no network, every text in it escaped."""
 
 import base64
 import hashlib
@@ -30,7 +30,7 @@ class Card(NamedTuple):
 
 @dataclass(frozen=True)
 class Section:
-    """One in-domain table of the page with its figures. grids: what stands beside it, such as its cost."""
+    """One in-domain table of the page with its figures. grids: tables beside it, such as its cost."""
 
     anchor: str
     table: Table
@@ -40,7 +40,7 @@ class Section:
 
     @property
     def protocol_text(self) -> str:
-        """What the protocol means."""
+        """Description of the protocol."""
         return protocol_sentences(self.table.protocol)
 
     @property
@@ -49,7 +49,7 @@ class Section:
         return LABEL_TITLES
 
     def names(self, line: Line) -> list[str]:
-        """What names a line."""
+        """Values of the columns that name a line."""
         return label_values(line)
 
     @property
@@ -68,13 +68,13 @@ class ChapterSection:
 
     @property
     def protocol_text(self) -> str:
-        """What the protocol means; nothing for what belongs to no single one."""
+        """What the protocol means; empty for a chapter that belongs to no single protocol."""
         return protocol_sentences(self.chapter.protocol) if self.chapter.protocol else ""
 
 
 @dataclass(frozen=True)
 class Page:
-    """All that the page shows. made: when, as text; version: of this package."""
+    """Content of the page. made: date and time as text; version: of this package."""
 
     made: str
     version: str
@@ -95,8 +95,8 @@ class Page:
     @property
     def datasets(self) -> list[dict[str, Any]]:
         """Facts of every evaluation set."""
-        found: dict[tuple[str, bool], Row] = {(r.dataset, r.synthetic): r for r in self.findings.rows}
-        return [{"name": name, "synthetic": synthetic, "row": row} for (name, synthetic), row in found.items()]
+        row_of_set: dict[tuple[str, bool], Row] = {(r.dataset, r.synthetic): r for r in self.findings.rows}
+        return [{"name": name, "synthetic": synthetic, "row": row} for (name, synthetic), row in row_of_set.items()]
 
 
 def headline(table: Table) -> list[Card]:

@@ -11,10 +11,10 @@ from PIL import Image
 
 from wsolbench.benchmark.core.results_store import Store
 from wsolbench.reports.drawing import base, jobs
-from wsolbench.reports.drawing.base import COLOURS, AwayScene, Palette, Scene, ShiftScene, render, slug, spread_of
-from wsolbench.reports.drawing.jobs import FIGURES, draw_away, draw_figures, draw_shifted
-from wsolbench.reports.figures import away as away_figure
+from wsolbench.reports.drawing.base import COLOURS, OodScene, Palette, Scene, ShiftScene, render, slug, spread_of
+from wsolbench.reports.drawing.jobs import FIGURES, draw_figures, draw_ood, draw_shifted
 from wsolbench.reports.figures import classes, qualitative
+from wsolbench.reports.figures import ood as ood_figure
 from wsolbench.reports.figures.convergence import read_history
 from wsolbench.reports.figures.qualitative import outline
 from wsolbench.reports.figures.score_histograms import BARS, rebin
@@ -266,28 +266,28 @@ def far(wide, wide_found):
     palette = Palette(line for table in tables for line in table.lines)
     made = [Scene(t, wide_found.evidence, wide_found.records, wide, palette) for t in tables]
     own = len(tables) - len(away.tables)
-    return AwayScene(away, tuple(made[own:]), tuple(made[:own]), palette), ShiftScene(shifted, palette)
+    return OodScene(away, tuple(made[own:]), tuple(made[:own]), palette), ShiftScene(shifted, palette)
 
 
 @pytest.fixture(scope="module")
-def away_drawings(far):
-    return draw_away(far[0])
+def ood_drawings(far):
+    return draw_ood(far[0])
 
 
-def test_figures_of_other_sets(far, away_drawings):
-    assert away_drawings.missing == []
-    names = [d.name for d in away_drawings.drawn]
+def test_figures_of_other_sets(far, ood_drawings):
+    assert ood_drawings.missing == []
+    names = [d.name for d in ood_drawings.drawn]
     assert names[:2] == ["ood_fair_synthetic", "ood-classes_fair_synthetic"]
     assert len(names) == len(set(names)) == 2 + 2 * 3  # positives and normals (or two classes) of three pairs
     assert sum("_normals_" in n for n in names) == sum("_positives_" in n for n in names) == 2
-    assert all("SYNTHETIC DATA" in texts(d.figure) for d in away_drawings.drawn)
-    real = replace(far[0], away=replace(far[0].away, synthetic=False))
-    assert "SYNTHETIC" not in texts(away_figure.draw(real)[0].figure)
+    assert all("SYNTHETIC DATA" in texts(d.figure) for d in ood_drawings.drawn)
+    real = replace(far[0], ood=replace(far[0].ood, synthetic=False))
+    assert "SYNTHETIC" not in texts(ood_figure.draw(real)[0].figure)
 
 
-def test_points_of_other_sets_are_the_numbers_of_the_table(far, away_drawings):
+def test_points_of_other_sets_are_the_numbers_of_the_table(far, ood_drawings):
     scene = far[0]
-    figure = away_drawings.drawn[0].figure
+    figure = ood_drawings.drawn[0].figure
     axes = next(a for a in figure.axes if a.get_title(loc="left") == "trained on glas · resnet18")
     assert [t.get_text() for t in axes.get_xticklabels()] == ["glas", "camelyon16", "camelyon17:centre-2"]
     drawn = {c.get_label(): c for c in axes.containers}

@@ -20,7 +20,7 @@ def written(wide, tmp_path_factory):
     """A report of other sets, shifts, gated lines and several seeds, without figures; its findings and its texts."""
     out = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("FIGURES", "AWAY_FIGURES", "SHIFT_FIGURES"):
+        for name in ("FIGURES", "OOD_FIGURES", "SHIFT_FIGURES"):
             patch.setattr(jobs, name, {}, raising=False)
         build_report(wide, out)
     names = ("report.md", "report.tex", "index.html", "lines.csv")

@@ -29,7 +29,7 @@ def test_report_is_that_of_the_golden_files(write_results, recipe, tmp_path):
     targets = (lymph(), *ladder("glas", "stain", (0.02, 0.1), "standard deviation of the HED shift"))
     store = write_results(tmp_path / "results", recipe(images=8, targets=targets, protocols=("fair",)))
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("FIGURES", "AWAY_FIGURES", "SHIFT_FIGURES"):
+        for name in ("FIGURES", "OOD_FIGURES", "SHIFT_FIGURES"):
             patch.setattr(jobs, name, {}, raising=False)
         build_report(store, tmp_path, ("md", "tex", "csv"))
     made = {name: (tmp_path / name).read_text(encoding="utf-8") for name in NAMES}

@@ -155,7 +155,7 @@ def test_hostile_text_is_shown_not_run(tmp_path, write_results, recipe, monkeypa
 
 def test_page_of_other_sets_holds_the_numbers_of_their_tables(wide, wide_found, tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "FIGURES", {})
-    monkeypatch.setattr(jobs, "AWAY_FIGURES", {"away": "In domain and out"})
+    monkeypatch.setattr(jobs, "OOD_FIGURES", {"ood": "In domain and out"})
     monkeypatch.setattr(jobs, "SHIFT_FIGURES", {})
     build_report(wide, tmp_path, ["html", "md", "tex", "csv"])
     page = Page((tmp_path / "index.html").read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ import pytest
 
 from wsolbench.benchmark.core.files import read_npz, write_npz
 from wsolbench.reports.drawing import jobs, render
-from wsolbench.reports.drawing.render import make_art
+from wsolbench.reports.drawing.render import render_report_figures
 from wsolbench.reports.page import gallery
 from wsolbench.reports.rows import measures, packing
 from wsolbench.reports.rows.cache import read_kept, write_kept
@@ -124,18 +124,18 @@ def few_figures(monkeypatch):
 
 def test_figures_are_drawn_again_only_where_something_changed(small, tmp_path, few_figures, monkeypatch):
     contents = Contents(collect(small))
-    first = make_art(small, tmp_path, contents)
+    first = render_report_figures(small, tmp_path, contents)
     drawn: list[str] = []
-    make = render._make
-    monkeypatch.setattr(render, "_make", lambda job, folder: drawn.append(job.module) or make(job, folder))
-    again = make_art(small, tmp_path, Contents(collect(small)))
+    make = render._render_job
+    monkeypatch.setattr(render, "_render_job", lambda job, folder: drawn.append(job.module) or make(job, folder))
+    again = render_report_figures(small, tmp_path, Contents(collect(small)))
     assert drawn == []
     assert again == first
     (tmp_path / f"{first.tables[0].pictures[0].name}.pdf").unlink()
-    assert make_art(small, tmp_path, contents) == first
+    assert render_report_figures(small, tmp_path, contents) == first
     assert drawn == ["selection"]
     rows = [replace(r, pxap=r.pxap / 2) for r in contents.findings.rows]
-    other = make_art(small, tmp_path, Contents(replace(contents.findings, rows=rows)))
+    other = render_report_figures(small, tmp_path, Contents(replace(contents.findings, rows=rows)))
     assert drawn == ["selection", "selection", "threshold"]
     assert other.tables[0].pictures[0].source != first.tables[0].pictures[0].source
 
@@ -162,7 +162,7 @@ class Job:
         return Drawings([Drawn(self.name, "", str(os.getpid() != parent), "", figure)])
 
 def all_of(folder, *jobs):
-    return [p for made in render._all(jobs, folder, lambda: meant.append(folder.name)) for p in made.pictures]
+    return [p for made in render._render_all(jobs, folder, lambda: meant.append(folder.name)) for p in made.pictures]
 
 def left_alone():
     os.kill(parent, signal.SIGKILL)
@@ -203,10 +203,10 @@ def test_a_file_no_longer_readable_costs_its_figures_alone(small, tmp_path, few_
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     again = collect(small)
     assert plain(again) == plain(found)
-    art = make_art(small, tmp_path / "out", Contents(again)).tables[0]
-    assert [p.name.split("_")[0] for p in art.pictures] == ["selection"]
-    assert len(art.missing) == 1
-    assert "scores.npz is missing or damaged" in art.missing[0]
+    figures = render_report_figures(small, tmp_path / "out", Contents(again)).tables[0]
+    assert [p.name.split("_")[0] for p in figures.pictures] == ["selection"]
+    assert len(figures.missing) == 1
+    assert "scores.npz is missing or damaged" in figures.missing[0]
     notes = read_kept(small.cache_dir / render.NOTES, "")
     assert [len(note["drawn"]) for note in notes.values()] == [1]  # what was lost may be there the next time
 

@@ -285,7 +285,7 @@ def test_without_costs_there_is_a_sentence_and_no_picture(results, found, monkey
 
 # -- the report --------------------------------------------------------------------------------------------------------
 def test_the_report_holds_costs_and_escapes_names(small, tmp_path, monkeypatch):
-    for name in ("FIGURES", "AWAY_FIGURES", "SHIFT_FIGURES"):
+    for name in ("FIGURES", "OOD_FIGURES", "SHIFT_FIGURES"):
         monkeypatch.setattr(drawing, name, {"cost": "Cost and quality"} if name == "FIGURES" else {})
     records = timed(small.records(), lambda r: {"environment": {"device": HOSTILE}, "times": {HOSTILE: 1.0}})
     for key, record in records.items():

@@ -1,19 +1,19 @@
-"""In domain and out: what every method keeps of its quality on sets it was not trained for."""
+"""Out-of-domain quality: PxAP and accuracy of every method on its training set and on the other evaluation sets."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..drawing.base import (
-    AwayScene,
     Drawn,
     NoFigureError,
+    OodScene,
     Palette,
     by_backbone,
+    label_axes,
     legend_beside,
     legend_entries,
     new_figure,
-    settle,
     slug,
     spread_of,
 )
@@ -24,7 +24,7 @@ FEW_SETS, FEW_METHODS = 4, 8
 METRICS = (("pxap", "PxAP [%]"), ("accuracy", "accuracy [%]"))
 
 
-def draw(scene: AwayScene) -> list[Drawn]:
+def draw(scene: OodScene) -> list[Drawn]:
     """Two panels a training set and backbone: its evaluation sets by method. Raises NoFigureError without methods."""
     rows: list[tuple[str, list[Table], list[Place]]] = []
     for train in dict.fromkeys(pair.table.train for pair in scene.pairs):
@@ -38,14 +38,14 @@ def draw(scene: AwayScene) -> list[Drawn]:
         raise NoFigureError("no trained method was scored on other sets")
     widest = max(len(tables) for _, tables, _ in rows)
     columns = 2 if widest <= FEW_SETS else 1  # side by side, or one above the other where there are many sets
-    title = f"In domain and out · protocol {scene.away.protocol}"
+    title = f"In domain and out · protocol {scene.ood.protocol}"
     size = (1.6 + columns * max(3.6, 1.15 * widest), 0.6 + 3.3 * len(rows) * len(METRICS) / columns)
     figure = new_figure(scene, title, size)
     panels = figure.subplots(len(rows) * len(METRICS) // columns, columns, squeeze=False)
     for row, (name, tables, places) in zip(panels.reshape(len(rows), len(METRICS)), rows, strict=True):
         for axes, (key, label) in zip(row, METRICS, strict=True):
             _panel(axes, tables, places, key, scene.palette)
-            settle(axes, "", label, name)
+            label_axes(axes, "", label, name)
             axes.set_ylim(0, 104)
         legend_beside(row[columns - 1], entries=legend_entries(row))
     how = (
@@ -58,18 +58,18 @@ def draw(scene: AwayScene) -> list[Drawn]:
 
 
 def _panel(axes: Any, tables: Sequence[Table], places: Sequence[Place], key: str, palette: Palette) -> None:
-    found: list[Mapping[Place, Line]] = [{place_of(line): line for line in table.lines} for table in tables]
+    lines_by_set: list[Mapping[Place, Line]] = [{place_of(line): line for line in table.lines} for table in tables]
     step = 0.72 / max(1, len(places))
     for index, place in enumerate(places):
         points = []
-        for x, lines in enumerate(found):
+        for x, lines in enumerate(lines_by_set):
             if place in lines:
                 mean, low, high = spread_of(lines[place], key)
                 points.append((x + (index - (len(places) - 1) / 2) * step, mean, mean - low, high - mean))
         points = [p for p in points if not math.isnan(p[1])]
         if not points:
             continue
-        line = next(lines[place] for lines in found if place in lines)
+        line = next(lines[place] for lines in lines_by_set if place in lines)
         x, y, below, above = zip(*points, strict=True)
         look, crowded = palette.look(line), len(places) > FEW_METHODS
         if not crowded:

@@ -1,14 +1,14 @@
-"""Maps on other sets: the same methods, images they were never made for."""
+"""Score maps of example images of the out-of-domain sets, drawn as those in domain are."""
 
 from dataclasses import replace
 
-from ..drawing.base import AwayScene, Drawn, NoFigureError
+from ..drawing.base import Drawn, NoFigureError, OodScene
 from .qualitative import draw as draw_maps
 
 IMAGES, MAX_PAIRS = 4, 5
 
 
-def draw(scene: AwayScene) -> list[Drawn]:
+def draw(scene: OodScene) -> list[Drawn]:
     """Figures of maps of the first pairs of sets, with the first backbone and dozen methods.
 
     Raises NoFigureError if no example images are stored. The gallery of the page holds the others.
