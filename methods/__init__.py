@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from ..benchmark.core.registry import Registry
+from .needs import Need
 
 
 def _package_explainers() -> list[str]:
@@ -29,5 +30,7 @@ def _has_explainer(source: str) -> bool:
     return "target_layers" in source and ("BaseCAM" in source or "def forward(" in source)
 
 
-METHODS = Registry("method", __name__, Path(__file__).parent, "wsolbench.methods", _package_explainers)
+METHODS = Registry(
+    "method", __name__, Path(__file__).parent, "wsolbench.methods", _package_explainers, calls={"Need": Need}
+)  # fmt: skip
 register = METHODS.register

@@ -28,10 +28,11 @@ from torch import Tensor, nn
 from ..benchmark.core.errors import BenchError
 from . import METHODS, register
 from .evidence import Evidence, EvidenceSettings, Explainable, is_explainable
+from .needs import Need
 
 __all__ = [
     "METHODS", "Batch", "BatchShard", "Evidence", "EvidenceSettings", "Explainable", "FullPass", "LossFunction",
-    "Method", "Options", "Prediction", "TrainContext", "Update", "is_explainable", "register",
+    "Method", "Need", "Options", "Prediction", "TrainContext", "Update", "is_explainable", "register",
 ]  # fmt: skip
 
 
@@ -53,7 +54,7 @@ class Batch:
     images: (B, 3, H, W) float, normalised by the statistics of the backbone's weights (`backbone.statistics`).
     labels: (B,) int64 class indices. indices: (B,) int64 rows of the training set.
     maps: (B, H, W) float in [0, 1], teacher maps cropped and flipped like the images; None without a teacher, and with
-        several.
+        several an object that raises BenchError, saying so, whatever is done with it.
     teachers: the maps of every teacher by its name: the method's, as in needs=("maps:cam", "maps:layercam"), or the one
         given to it, as in needs=("maps@first:cam", "maps@second:cam").
     masks: (B, H, W) bool ground truth of a method declared supervision="pixel" or "partial"; for any other an object

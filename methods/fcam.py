@@ -1,7 +1,13 @@
 """F-CAM: full-resolution maps from a decoder on a frozen classifier, with a dense CRF and a size barrier."""
 
 from .base import register
-from .parts.recipes import FROZEN_ENCODER_QUICK, FROZEN_ENCODER_SMOKE, TWO_STEP_CHOICES, TWO_STEP_OPTIONS
+from .parts.recipes import (
+    FROZEN_ENCODER_QUICK,
+    FROZEN_ENCODER_SMOKE,
+    TWO_STEP_CHOICES,
+    TWO_STEP_OPTIONS,
+    TWO_STEP_RENAMED,
+)
 from .twostep import TwoStep
 
 
@@ -16,6 +22,7 @@ from .twostep import TwoStep
     class_specific=False,
     options={**TWO_STEP_OPTIONS, "negatives": "skip", "lambda_crf": 2e-9, "lambda_size": 0.1},
     choices=TWO_STEP_CHOICES,
+    renamed=TWO_STEP_RENAMED,
     variant="teacher",
     recipes={
         "smoke": FROZEN_ENCODER_SMOKE,
@@ -24,16 +31,18 @@ from .twostep import TwoStep
             "*": {
                 "epochs": 50, "lr": 1e-2, "step_epochs": 15, "gamma": 0.1, "batch_size": 32, "weight_decay": 1e-4,
                 "momentum": 0.9, "optimizer": "sgd", "lr_floor": 1e-6,
-                "source": "published commands for natural images (SGD, lr, batch, 50 epochs, seeds, CRF, barrier); "
-                "our choice: the steps of the schedule",
+                "source": "published commands for natural images (SGD, lr, batch, 50 epochs, pseudo-labels, CRF, "
+                "barrier); our choice: the steps of the schedule",
             },
             "glas": {
                 "epochs": 1000, "step_epochs": 250,
-                "source": "F-CAM's seeds, CRF, barrier and lr; our choice: NEGEV's schedule on GlaS, as F-CAM has none",
+                "source": "F-CAM's pseudo-labels, CRF, barrier and lr; our choice: NEGEV's schedule on "
+                "GlaS, as F-CAM has none",
             },
             "camelyon16": {
                 "epochs": 20, "step_epochs": 5,
-                "source": "F-CAM's seeds, CRF, barrier and lr; our choice: the surveys' schedule, as F-CAM has none",
+                "source": "F-CAM's pseudo-labels, CRF, barrier and lr; our choice: the surveys' schedule, "
+                "as F-CAM has none",
             },
         }
     },

@@ -9,6 +9,7 @@ from .parts.recipes import (
     SURVEY_SGD,
     TWO_STEP_CHOICES,
     TWO_STEP_OPTIONS,
+    TWO_STEP_RENAMED,
 )
 from .twostep import TwoStep
 
@@ -26,6 +27,7 @@ from .twostep import TwoStep
         **TWO_STEP_OPTIONS, "teacher": "cam", "sampler": "prob", "foreground": 10, "background": 10, "dilation": 1,
     },
     choices=TWO_STEP_CHOICES,
+    renamed=TWO_STEP_RENAMED,
     variant="teacher",
     recipes={
         "smoke": FROZEN_ENCODER_SMOKE,
@@ -37,7 +39,7 @@ from .twostep import TwoStep
             },
             "glas": {
                 **GLAS_SCHEDULE, "lr": 0.1,
-                "source": "published command for ResNet50 and CAM seeds, which asks for 1+1 seeds of 3x3 px and by a "
+                "source": "published command for ResNet50 and CAM, which asks for 1+1 pseudo-labels of 3x3 px and by a "
                 "slip of the code draws 10+10 single pixels, our default; our choice: background weights 1 - m as "
                 "described (flat_background=true draws them as that code does), and the same lr on other backbones",
             },

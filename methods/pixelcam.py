@@ -10,8 +10,8 @@ from .backbones.adapter import Backbone
 from .base import Batch, Options, Prediction, TrainContext, register
 from .classifier import Classifier
 from .parts.decoder import linear_head, resize
-from .parts.losses import seed_losses
-from .parts.pseudo_labels import SeedRule
+from .parts.losses import pseudo_label_losses
+from .parts.pseudo_labels import PseudoLabelRule
 from .parts.recipes import CAMELYON16_SCHEDULE, DEIT_ONE_RATE, GLAS_SCHEDULE, SURVEY_HEADS
 from .parts.teachers import has_head, student_head, warm_start
 
@@ -75,7 +75,7 @@ class PixelCam(Classifier):
         self.pixel_head = linear_head(self.backbone.dims[-1])
         self.keeps_head = options.head == "teacher"
         self.lambda_pixel, self.low_res, self.frozen = options.lambda_pixel, options.low_res, options.freeze
-        self.rule = SeedRule(
+        self.rule = PseudoLabelRule(
             options.sampler, options.foreground, options.background, options.area, options.erosion, options.dilation,
             options.flat_background, options.negatives,
         )  # fmt: skip
@@ -116,7 +116,7 @@ class PixelCam(Classifier):
             maps = resize(maps[:, None].float(), logits.shape[-2:])[:, 0]
         else:
             logits = resize(logits, maps.shape[-2:])
-        pixel, negative = seed_losses(logits, maps, self.rule, batch.labels, context)
+        pixel, negative = pseudo_label_losses(logits, maps, self.rule, batch.labels, context)
         terms = {"image": image, "pixel": pixel}
         if negative is not None:
             terms["negative"] = negative

@@ -1,21 +1,18 @@
 """What a method declares about itself, as literals in its `@register(...)`, readable without importing torch."""
 
 import dataclasses
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..benchmark.core.errors import BenchError, did_you_mean
 from ..benchmark.core.registry import Entry
 from . import METHODS
+from .needs import ROLES, need_text, parse_need, twins
 
 ABILITIES = ("grid", "pyramid", "tokens", "attention", "batchnorm")
 SUPERVISIONS = ("none", "image", "partial", "pixel")  # the later, the stronger
 MASKED = ("partial", "pixel")  # of these, what sees masks of training images
 SAMPLINGS = ("shuffle", "class", "group")
-ROLES = ("checkpoint", "init", "maps", "source")
-CLASSES, SETS = ("true", "pred"), ("train", "target")  # of teacher maps
 
 
 class Recipe(NamedTuple):
@@ -24,53 +21,6 @@ class Recipe(NamedTuple):
     train: dict[str, Any]
     options: dict[str, Any]
     source: str
-
-
-class Need(NamedTuple):
-    """A stage a method builds on. name: tells it from others of its role; the method's own where none is given.
-
-    classes: of teacher maps the class they are of, an image's `true` label or the one that is predicted, `pred`. on:
-    the images they are of, those of `train` or of the `target` of an adapter.
-    """
-
-    role: str
-    method: str
-    name: str
-    classes: str = "true"
-    on: str = "train"
-
-
-def parse_need(text: str) -> Need:
-    """`role:method` or `role@name:method`; a method's name may hold a colon itself.
-
-    Behind a role may stand how its maps are made, as in `maps(pred):cam` or `maps(pred,target)@first:cam`. Raises
-    BenchError for a word that says nothing of maps.
-    """
-    head, _, method = text.partition(":")
-    role, _, name = head.partition("@")
-    role, bracket, words = role.partition("(")
-    classes, on = "true", "train"
-    for word in (w.strip() for w in words.removesuffix(")").split(",") if bracket):
-        if word in CLASSES:
-            classes = word
-        elif word in SETS:
-            on = word
-        else:
-            raise BenchError(f"'{word}' in needs '{text}' is none of {', '.join((*CLASSES, *SETS))}.")
-    return Need(role, method, name or method, classes, on)
-
-
-def twins(needs: Iterable[Need]) -> str:
-    """What is wrong with needs of which two of one role have one name, as the end of a sentence; or nothing."""
-    counts = Counter((need.role, need.name) for need in needs)
-    doubled = [place for place, count in counts.items() if count > 1]
-    if not doubled:
-        return ""
-    role, name = doubled[0]
-    return (
-        f"needs two stages '{role}:{name}' that nothing tells apart. Name them in `needs`, as "
-        f"'{role}@first:{name}' and '{role}@second:…'."
-    )
 
 
 @dataclass(frozen=True)
@@ -83,14 +33,16 @@ class MethodSpec:
     supervision: what training sees: `none`, `image` labels, `pixel` masks (an upper bound, marked in every table), or
         `partial`, the masks of as many images as its option `labelled` says (marked as well).
     backbone: abilities it needs of its backbone (ABILITIES); empty for a baseline that looks at the image alone.
-    needs: stages it builds on, as `role:method` with the roles `checkpoint` (explain this model), `init` (start from
-        its weights), `maps` (learn from its maps of the training set) and, for adapters, `source` (the model that is
-        adapted). `maps(pred):cam` are maps of the predicted class, and `maps(pred,target):cam` those of the target of
-        an adapter; `{option}` stands for an option's value. Several of one role are told apart by the method's name, or
-        by a name of their own, as in `maps@first:cam`. A user names another model to explain or to adapt behind an @.
+    needs: stages it builds on, as `role:method` or Need("role", "method", …) with the roles `checkpoint` (explain this
+        model), `init` (start from its weights), `maps` (learn from its maps of the training set) and, for adapters,
+        `source` (the model that is adapted). `maps(pred):cam` are maps of the predicted class, and
+        `maps(pred,target):cam` those of the target of an adapter; `{option}` stands for an option's value. Several of
+        one role are told apart by the method's name, or by a name of their own, as in `maps@first:cam`. A user names
+        another model to explain or to adapt behind an @.
     class_specific: whether its map depends on the class asked for.
     options: its own settings and their defaults; the type of the default is the type of the setting.
     choices: allowed values of an option.
+    renamed: option -> its name in earlier versions, under which it still stands in stage keys and may be set.
     variant: the option that `name:value` sets, as in `pixelcam:deepmil`.
     recipes: preset -> place -> settings. A place is "*", a dataset, "*/BACKBONE" or DATASET/BACKBONE; the later of
         these wins. Settings are training settings and perhaps "options" (values of `options` for this place) and
@@ -121,6 +73,7 @@ class MethodSpec:
     class_specific: bool = True
     options: dict[str, Any] = field(default_factory=dict)
     choices: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
     variant: str = ""
     recipes: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     selects: tuple[str, ...] = ()
@@ -152,7 +105,8 @@ class MethodSpec:
 
     def identity(self, options: dict[str, Any] | None = None) -> dict[str, Any]:
         """What of the method enters a stage key: name, version, options and, for a user's file, its content."""
-        found = {"name": self.name, "version": self.version, "options": dict(options or self.options)}
+        options = {self.renamed.get(key, key): value for key, value in (options or self.options).items()}
+        found = {"name": self.name, "version": self.version, "options": options}
         return {**found, "source": self.source_hash} if self.source_hash else found
 
 
@@ -181,7 +135,7 @@ def spec_from_entry(entry: Entry) -> MethodSpec:
             )
     spec = MethodSpec(
         entry.name,
-        **entry.facts,
+        **{**entry.facts, "needs": _needs_of(entry)},
         trains=entry.shape == "class",
         summary=entry.summary,
         origin=entry.origin,
@@ -208,22 +162,32 @@ def spec_from_entry(entry: Entry) -> MethodSpec:
     _check_maps(spec)
     _check_adapter(spec)
     _check_partial(spec)
+    _check_renamed(spec)
     return spec
 
 
+def _needs_of(entry: Entry) -> tuple[str, ...]:
+    """The needs of an entry as texts, whichever way they are written. Raises BenchError for a malformed one."""
+    what, given = f"{entry.module}: method '{entry.name}'", entry.facts.get("needs", ())
+    if isinstance(given, str) or not isinstance(given, tuple | list) or hasattr(given, "_fields"):
+        raise BenchError(f'{what}: needs={given!r} must be a tuple of needs, as in needs=("maps:layercam",).')
+    try:
+        needs = tuple(need_text(need) for need in given)
+        for need in needs:
+            parse_need(need)
+    except BenchError as problem:
+        raise BenchError(f"{what} {problem}") from None
+    return needs
+
+
 def _check_need(text: str, spec: MethodSpec) -> None:
-    """Raises BenchError for a need that says less or more than a role and a method, perhaps with a name."""
-    what, (head, colon, method) = f"{spec.module}: method '{spec.name}'", text.partition(":")
-    role, at, name = head.partition("@")
-    if not colon or not method or (at and not name) or "@" in name:
-        raise BenchError(
-            f"{what} needs '{text}', which is not ROLE:METHOD or ROLE@NAME:METHOD, as in 'maps:layercam' or "
-            "'maps@first:cam'."
-        )
+    """Raises BenchError where a function needs several models."""
+    role = parse_need(text).role
     same = [need for need in spec.needs if parse_need(need).role == role]
     if not spec.trains and len(same) > 1:
         raise BenchError(
-            f"{what} is a function and needs {' and '.join(same)}: it reads one model. Write a class to use several."
+            f"{spec.module}: method '{spec.name}' is a function and needs {' and '.join(same)}: it reads one model. "
+            "Write a class to use several."
         )
 
 
@@ -299,3 +263,13 @@ def _check_partial(spec: MethodSpec) -> None:
                 f"{what}: it needs the option '{option}', a whole number, as in options={{\"{option}\": 8}}: see "
                 "*Masks of some images* in docs/methods.md."
             )
+
+
+def _check_renamed(spec: MethodSpec) -> None:
+    """Raises BenchError for earlier names of options that are none, or that two options share."""
+    what = f"{spec.module}: method '{spec.name}'"
+    for new, old in spec.renamed.items():
+        if new not in spec.options:
+            raise BenchError(f"{what}: renamed names the option '{new}', which it does not have.")
+        if old in spec.options or list(spec.renamed.values()).count(old) > 1:
+            raise BenchError(f"{what}: '{old}', the earlier name of the option '{new}', belongs to another option too.")

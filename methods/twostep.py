@@ -1,6 +1,6 @@
 """Two-step localisation: a decoder on a frozen classifier learns from pixels of a teacher's maps.
 
-The configurable family of F-CAM, NEGEV and their relatives: teacher x seed sampler x decoder x regularisers.
+The configurable family of F-CAM, NEGEV and their relatives: teacher x pixel sampler x decoder x regularisers.
 """
 
 import math
@@ -18,13 +18,20 @@ from .classifier import Classifier
 from .parts.barrier import check_barrier, size_barrier, temperature_at
 from .parts.crf import PUBLISHED_PAIRS, dense_crf, draw_partners, joint_crf
 from .parts.decoder import PyramidDecoder, linear_head, pixel_head, resize
-from .parts.losses import seed_losses
-from .parts.pseudo_labels import SeedRule
-from .parts.recipes import FROZEN_ENCODER_QUICK, FROZEN_ENCODER_SMOKE, SURVEY_SGD, TWO_STEP_CHOICES, TWO_STEP_OPTIONS
+from .parts.losses import pseudo_label_losses
+from .parts.pseudo_labels import PseudoLabelRule
+from .parts.recipes import (
+    FROZEN_ENCODER_QUICK,
+    FROZEN_ENCODER_SMOKE,
+    SURVEY_SGD,
+    TWO_STEP_CHOICES,
+    TWO_STEP_OPTIONS,
+    TWO_STEP_RENAMED,
+)
 from .parts.teachers import student_head, teacher_model, warm_start
 
 DECODERS = ("unet", "linear")
-TERMS = ("seed", "negative", "crf", "joint", "size")
+TERMS = ("pseudo", "negative", "crf", "joint", "size")
 REGULARISERS = TERMS[2:]
 SCALES = {"crf": PUBLISHED_PAIRS, "joint": 4 * PUBLISHED_PAIRS}  # what turns a mean over pairs into the published sum
 
@@ -40,6 +47,7 @@ SCALES = {"crf": PUBLISHED_PAIRS, "joint": 4 * PUBLISHED_PAIRS}  # what turns a 
     class_specific=False,
     options=TWO_STEP_OPTIONS,
     choices=TWO_STEP_CHOICES,
+    renamed=TWO_STEP_RENAMED,
     variant="teacher",
     recipes={
         "smoke": FROZEN_ENCODER_SMOKE,
@@ -58,7 +66,7 @@ SCALES = {"crf": PUBLISHED_PAIRS, "joint": 4 * PUBLISHED_PAIRS}  # what turns a 
 class TwoStep(Classifier):
     """Two-step: a pixel decoder on the teacher's frozen classifier, trained on pixels drawn from its maps.
 
-    loss = lambda_seed * partial CE(drawn pixels) + lambda_negative * CE(background, all pixels of images without
+    loss = lambda_pseudo * partial CE(drawn pixels) + lambda_negative * CE(background, all pixels of images without
     region; `negatives=dense`) + lambda_crf * dense CRF + lambda_joint * joint CRF + lambda_size * size barrier, each
     the mean over its own pixels or images; a weight of 0 leaves the term out. Pixels are drawn anew at every step at
     image size. The regularisers see the images with a region of interest: what the others hold is known, and the size
@@ -76,7 +84,7 @@ class TwoStep(Classifier):
         self._check(options)
         self.weights = {name: getattr(options, f"lambda_{name}") for name in TERMS}
         unused = options.negatives == "dense" and not self.weights["negative"]
-        self.rule = SeedRule(
+        self.rule = PseudoLabelRule(
             options.sampler, options.foreground, options.background, options.area, options.erosion, options.dilation,
             options.flat_background, "skip" if unused else options.negatives,
         )  # fmt: skip
@@ -98,8 +106,8 @@ class TwoStep(Classifier):
         for weight in (f"lambda_{term}" for term in TERMS):
             if not 0 <= getattr(options, weight) < math.inf:
                 raise BenchError(f"{name}: option {weight}={getattr(options, weight)} must be a number of at least 0.")
-        if not options.lambda_seed:
-            raise BenchError(f"{name}: without seeds (lambda_seed=0) nothing tells where the foreground is.")
+        if not options.lambda_pseudo:
+            raise BenchError(f"{name}: without pseudo-labels (lambda_pseudo=0) nothing tells where the foreground is.")
         if options.crf_size < 1:
             raise BenchError(f"{name}: option crf_size={options.crf_size} must be at least 1.")
         check_barrier(options.elb_start, options.elb_max, options.elb_mu)
@@ -150,7 +158,7 @@ class TwoStep(Classifier):
         return levels[-1], resize(self.pixel_head(levels[-1]), images.shape[-2:])
 
     def loss(self, batch: Batch, context: TrainContext) -> dict[str, Tensor]:
-        """`total` and the unweighted terms that are on: seed, negative, crf, joint, size, image.
+        """`total` and the unweighted terms that are on: pseudo, negative, crf, joint, size, image.
 
         Raises RuntimeError without teacher maps.
         """
@@ -160,8 +168,8 @@ class TwoStep(Classifier):
         maps = batch.maps.float()
         if maps.shape[-2:] != logits.shape[-2:]:
             maps = resize(maps[:, None], logits.shape[-2:])[:, 0]
-        seed, negative = seed_losses(logits, maps, self.rule, batch.labels, context)
-        terms = {"seed": seed}
+        pseudo, negative = pseudo_label_losses(logits, maps, self.rule, batch.labels, context)
+        terms = {"pseudo": pseudo}
         if negative is not None:
             terms["negative"] = negative
         if on := [term for term in REGULARISERS if self.weights[term]]:

@@ -34,7 +34,7 @@ ROOMS = (
 INNER = {
     "methods": (
         ("methods.backbones",),
-        ("methods.spec", "methods.evidence", "methods.base", "methods.adapter"),
+        ("methods.needs", "methods.spec", "methods.evidence", "methods.base", "methods.adapter"),
         ("methods.parts",),
         ("methods.factory",),
     ),
@@ -48,6 +48,7 @@ INNER = {
     ),
 }
 TOGETHER = {
+    "methods.needs",
     "methods.spec",
     "methods.evidence",
     "methods.base",

@@ -50,7 +50,7 @@ def _mixes(batch: Batch, classes: int) -> dict[str, Batch]:
         cases[f"class {label} only"] = take_images(batch, (batch.labels == label).nonzero()[:, 0])
     if batch.teachers:
         flat = {name: torch.zeros_like(maps) for name, maps in batch.teachers.items()}
-        alone = None if batch.maps is None else torch.zeros_like(batch.maps)
+        alone = torch.zeros_like(batch.maps) if isinstance(batch.maps, Tensor) else batch.maps
         cases["constant teacher maps"] = replace(batch, maps=alone, teachers=flat)
     return cases
 

@@ -32,8 +32,7 @@ class Withheld:
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         self._deny(self.what)
 
-    @staticmethod
-    def _deny(what: str) -> NoReturn:
+    def _deny(self, what: str) -> NoReturn:
         refuse(what)
 
     __getitem__ = __iter__ = __len__ = __bool__ = __array__ = __float__ = __int__ = __index__ = __call__ = _refuse
@@ -49,9 +48,11 @@ class Withheld:
         self._deny(f"{self.what}.{name}")
 
     @classmethod
-    def __torch_function__(cls, *_: Any, **__: Any) -> NoReturn:
-        """What torch calls when it meets this among its arguments."""
-        cls._deny(cls.what)
+    def __torch_function__(cls, _function: Any, _types: Any, given: Sequence[Any] = (), named: Any = None) -> NoReturn:
+        """What torch calls when it meets this among its arguments, or in a list of them."""
+        every = [*given, *(named or {}).values()]
+        every += [part for one in every if isinstance(one, list | tuple) for part in one]
+        next(one for one in every if isinstance(one, cls))._refuse()
 
     def __repr__(self) -> str:
         return f"<{self.what}, withheld>"
@@ -62,7 +63,7 @@ class Withheld:
     def __deepcopy__(self, memo: Any) -> "Withheld":
         return self
 
-    def __reduce__(self) -> str:
+    def __reduce__(self) -> str | tuple[Any, ...]:
         return self.constant
 
 
@@ -71,8 +72,7 @@ class WithheldLabels(Withheld):
 
     what, constant = "batch.target.labels", "WITHHELD_LABELS"
 
-    @staticmethod
-    def _deny(what: str) -> NoReturn:
+    def _deny(self, what: str) -> NoReturn:
         refuse_label(what)
 
 

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from .errors import BenchError, did_you_mean
@@ -41,10 +42,15 @@ class Registry:
     """Names to implementations, from a package folder, from entry points, and from single files of users."""
 
     def __init__(
-        self, kind: str, package: str, folder: Path, group: str, more_names: Callable[[], list[str]] = list
-    ) -> None:
-        """more_names: names that an entry such as `gradcam:*` stands for, to be suggested for a mistyped one."""
+        self, kind: str, package: str, folder: Path, group: str, more_names: Callable[[], list[str]] = list,
+        *, calls: Mapping[str, Callable[..., Any]] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
+        """more_names: names that an entry such as `gradcam:*` stands for, to be suggested for a mistyped one.
+
+        calls: what decorators may call, with literals, by name.
+        """
         self.kind, self.package, self.folder, self.group, self._more_names = kind, package, folder, group, more_names
+        self._calls = calls
         self._entries: dict[str, Entry] = {}
         self._objects: dict[str, Any] = {}
         self._origin = ("built-in", "")
@@ -89,13 +95,16 @@ class Registry:
         for path in sorted(self.folder.glob("*.py")):
             module = f"{self.package}.{path.stem}"
             try:
-                self._add(scan_source(path.read_text(encoding="utf-8"), module, "built-in", self.folder))
+                self._add(self._read(path, module, "built-in"))
             except (
                 SyntaxError,
                 ValueError,
             ) as problem:  # ValueError: not UTF-8; half-written, it must stop nobody else
                 log.warning("%s file %s does not parse: %s", self.kind, path, problem)
                 self._entries.setdefault(path.stem, Entry(path.stem, "built-in", module, error=str(problem)))
+
+    def _read(self, path: Path, module: str, origin: str) -> list[Entry]:
+        return scan_source(path.read_text(encoding="utf-8"), module, origin, self.folder, self._calls)
 
     def _add(self, found: list[Entry]) -> None:
         """Takes over what one file declares, all of it or nothing."""
@@ -138,7 +147,7 @@ class Registry:
         if not path.is_file():
             raise BenchError(f"There is no file {path}. Give the name of a {self.kind} or the path of a Python file.")
         try:
-            found = scan_source(path.read_text(encoding="utf-8"), str(path), "file", self.folder)
+            found = self._read(path, str(path), "file")
         except SyntaxError as problem:
             raise BenchError(f"{path}, line {problem.lineno}: not valid Python ({problem.msg}).") from problem
         except (OSError, ValueError) as problem:
@@ -204,16 +213,20 @@ class Registry:
         return self._objects[entry.name]
 
 
-def scan_source(text: str, module: str, origin: str, folder: Path | None = None) -> list[Entry]:
+def scan_source(
+    text: str, module: str, origin: str, folder: Path | None = None,
+    calls: Mapping[str, Callable[..., Any]] = MappingProxyType({}),
+) -> list[Entry]:  # fmt: skip
     """The entries a source text declares with top-level `@register("name", …)` decorators; nothing is executed.
 
-    folder: of the registry's package, whose files may hold literals that the decorators name.
+    folder: of the registry's package, whose files may hold literals that the decorators name. calls: what they may call
+    with literals, by name.
     """
     if "register(" not in text:
         return []
     digest = hashlib.sha256(text.encode()).hexdigest()[:16] if origin == "file" else ""
     tree = ast.parse(text)
-    found, known = [], _constants(tree, folder)
+    found, known = [], {**_constants(tree, folder), **{name: _Callable(call) for name, call in calls.items()}}
     for node in tree.body:
         if not isinstance(node, ast.ClassDef | ast.FunctionDef):
             continue
@@ -224,6 +237,8 @@ def scan_source(text: str, module: str, origin: str, folder: Path | None = None)
             try:
                 name = _literal(call.args[0], known)
                 facts = {k.arg: _literal(k.value, known) for k in call.keywords if k.arg}
+            except _CallError as problem:
+                name, error = name or node.name, f"line {call.lineno}: {problem}"
             except (ValueError, TypeError):  # TypeError: a set or dict of what cannot be hashed
                 name = name or node.name
                 error = f"line {call.lineno}: the arguments of @register must be literals, or names of literals"
@@ -233,13 +248,37 @@ def scan_source(text: str, module: str, origin: str, folder: Path | None = None)
     return found
 
 
+class _CallError(ValueError):
+    """A call in a decorator whose arguments are not those of what it calls."""
+
+
+@dataclass(frozen=True)
+class _Callable:
+    """What a decorator may call."""
+
+    call: Callable[..., Any]
+
+
+def _called(node: ast.Call, known: Mapping[str, Any]) -> Any:
+    """The value of a call with literals of what a decorator may call."""
+    name = _called_name(node.func)
+    made = known.get(name)
+    if not isinstance(made, _Callable) or any(k.arg is None for k in node.keywords):
+        raise ValueError(name)
+    keywords = {k.arg: _literal(k.value, known) for k in node.keywords if k.arg}
+    try:
+        return made.call(*(_literal(part, known) for part in node.args), **keywords)
+    except TypeError as problem:
+        raise _CallError(f"{ast.unparse(node)}: {problem}") from None
+
+
 def _literal(node: ast.expr, known: Mapping[str, Any]) -> Any:
     """The value of a literal that may name other literals and unpack them into a dictionary.
 
     Raises ValueError or TypeError for anything else.
     """
     if isinstance(node, ast.Name):
-        if node.id not in known:
+        if node.id not in known or isinstance(known[node.id], _Callable):
             raise ValueError(node.id)
         return copy.deepcopy(known[node.id])
     if isinstance(node, ast.Tuple | ast.List):
@@ -250,7 +289,7 @@ def _literal(node: ast.expr, known: Mapping[str, Any]) -> Any:
         for key, value in zip(node.keys, node.values, strict=True):
             merged.update(_literal(value, known) if key is None else {_literal(key, known): _literal(value, known)})
         return merged
-    return ast.literal_eval(node)
+    return _called(node, known) if isinstance(node, ast.Call) else ast.literal_eval(node)
 
 
 def _constants(tree: ast.Module, folder: Path | None, deep: bool = True) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from .epoch_order import SHUFFLED, Sampling, epoch_order, generator_of, group_nu
 from .image_cache import ImageSplit
 from .pixel_store import StoredRows
 from .prefetch import ahead, staged, upload
+from .several_maps import SeveralMaps
 
 UPLOAD = 1024  # images copied to a GPU at once
 
@@ -230,10 +231,19 @@ class DeviceSet:
         taught = {
             name: crop_maps(maps[raw.places], first, self.config).clamp_(0, 1) for name, maps in self.maps.items()
         }
-        alone = next(iter(taught.values())) if len(taught) == 1 else None
+        alone = SeveralMaps(list(taught)) if len(taught) > 1 else next(iter(taught.values()), None)
         views = tuple(augment(raw.pixels, drawn, self.config, self.statistics) for drawn in raw.drawn)
         labels, groups = self.labels[raw.places], None if self.groups is None else self.groups[raw.places]
-        batch = Batch(views[0], labels, raw.places, alone, cast("Tensor", masks), ignored, taught, groups=groups)
+        batch = Batch(
+            views[0],
+            labels,
+            raw.places,
+            cast("Tensor | None", alone),
+            cast("Tensor", masks),
+            ignored,
+            taught,
+            groups=groups,
+        )
         batch = replace(batch, views=views) if len(views) > 1 else batch
         if raw.masks is not None:
             batch.has_mask = torch.ones_like(labels, dtype=torch.bool)

@@ -1,5 +1,6 @@
 """From what the user typed to methods with settled options: names, variants, files, and the needs between methods."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -7,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ...methods import METHODS
-from ...methods.spec import MethodSpec, Need, method_spec, parse_need, twins
+from ...methods.needs import Need, parse_need, twins
+from ...methods.spec import MethodSpec, method_spec
 from ..core.errors import BenchError, did_you_mean
 from .config import convert
 
+log = logging.getLogger(__name__)
 READS = ("checkpoint", "source")  # roles of the model that an explainer reads or an adapter adapts
 
 
@@ -41,6 +44,7 @@ class MethodRef:
         """
         name = self.spec.name.removesuffix(":*")
         wanted = self.spec.recipe(preset, dataset, backbone).options
+        wanted = {_present_name(self.spec, name, k): v for k, v in wanted.items()}
         fresh = {k: _option(self.spec, name, k, v) for k, v in wanted.items() if k not in self.chosen}
         base = self.base and self.base.at(preset, dataset, backbone)
         if not fresh and base is self.base:
@@ -141,9 +145,12 @@ class Resolver:
             for key, value in self._overrides[section].items():
                 if key.startswith("train."):
                     train[key.removeprefix("train.")] = value
-                else:
-                    options[key] = _option(spec, base, key, value)
-                    chosen.add(key)
+                    continue
+                own = _present_name(spec, base, key)
+                if own != key and own in self._overrides[section]:
+                    raise BenchError(f"{section}.{key} is the earlier name of {section}.{own}: set one of them.")
+                options[own] = _option(spec, base, own, value)
+                chosen.add(own)
         if variant and name != spec.name:
             if not spec.variant:
                 raise BenchError(f"Method '{base}' has no variants, so '{name}' means nothing; write '{base}'.")
@@ -195,6 +202,14 @@ def _reads_none(ref: MethodRef, behind: str) -> str:
 def is_file(name: str) -> bool:
     """Whether a typed method is a path rather than a name."""
     return name.endswith(".py") or "/" in name or "\\" in name
+
+
+def _present_name(spec: MethodSpec, base: str, key: str) -> str:
+    """The name of an option that was given by an earlier one, with a warning; any other name as it is."""
+    own = next((new for new, old in spec.renamed.items() if old == key), key)
+    if own != key:
+        log.warning("%s.%s is now called %s.%s; the earlier name still works.", base, key, base, own)
+    return own
 
 
 def _option(spec: MethodSpec, base: str, key: str, value: Any) -> Any:

@@ -11,7 +11,8 @@ from typing import Any, TypeVar, cast
 from ...methods.backbones.normalisation import IMAGENET, Origin, Statistics, normalisation_notice, origin_of
 from ...methods.backbones.strides import takes_preset_stride
 from ...methods.backbones.weights import offline_notice, weights_identity
-from ...methods.spec import SUPERVISIONS, Need
+from ...methods.needs import Need
+from ...methods.spec import SUPERVISIONS
 from ..core.errors import BenchError, did_you_mean
 from ..core.files import key_of
 from ..core.metrics import VERSION as METRICS_VERSION

@@ -7,37 +7,39 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..base import TrainContext
-from .pseudo_labels import BACKGROUND, IGNORE, SeedRule, draw_seeds
+from .pseudo_labels import BACKGROUND, IGNORE, PseudoLabelRule, sample_pseudo_labels
 
 
-class SeedLosses(NamedTuple):
+class PseudoLabelLosses(NamedTuple):
     """What drawn pixels cost, and what images without region cost where all their pixels are background, else None."""
 
-    seed: Tensor
+    pseudo: Tensor
     negative: Tensor | None
 
 
-def seed_losses(logits: Tensor, maps: Tensor, rule: SeedRule, labels: Tensor, context: TrainContext) -> SeedLosses:
+def pseudo_label_losses(
+    logits: Tensor, maps: Tensor, rule: PseudoLabelRule, labels: Tensor, context: TrainContext
+) -> PseudoLabelLosses:
     """Draws pixels from teacher maps (B, h, w) and scores pixel logits (B, 2, h, w) on them.
 
     Under `rule.negatives` "dense" the images without region have a mean of their own over all their pixels, as in that
     of the drawn pixels they would drown the few of the others; None where every class has a region.
     """
     positive = context.has_region(labels)
-    seeds = draw_seeds(maps, rule, context.generator, positive, context.drawn)
-    seed = partial_cross_entropy(logits, seeds, context)
+    drawn = sample_pseudo_labels(maps, rule, context.generator, positive, context.drawn)
+    pseudo = partial_cross_entropy(logits, drawn, context)
     dense = rule.negatives == "dense" and not all(context.region_classes)
-    return SeedLosses(seed, background_cross_entropy(logits, ~positive, context) if dense else None)
+    return PseudoLabelLosses(pseudo, background_cross_entropy(logits, ~positive, context) if dense else None)
 
 
-def partial_cross_entropy(logits: Tensor, seeds: Tensor, context: TrainContext | None = None) -> Tensor:
-    """Cross-entropy averaged over the labelled pixels of the batch; logits (B, C, h, w), seeds (B, h, w), -100 ignored.
+def partial_cross_entropy(logits: Tensor, labels: Tensor, context: TrainContext | None = None) -> Tensor:
+    """Cross-entropy averaged over the labelled pixels of the batch; logits (B, C, h, w), labels (B, h, w), -100: none.
 
     Computed in float32. A batch without labelled pixels gives 0, with a gradient of 0, not NaN. context: in training,
     for a batch that several processes share.
     """
-    total = F.cross_entropy(*by_pixel(logits, seeds), ignore_index=IGNORE, reduction="sum")
-    count = (seeds != IGNORE).sum()
+    total = F.cross_entropy(*by_pixel(logits, labels), ignore_index=IGNORE, reduction="sum")
+    count = (labels != IGNORE).sum()
     return total / (count.clamp(min=1) if context is None else context.denominator(count))
 
 

@@ -16,7 +16,7 @@ LEVELS = 256
 
 
 @dataclass(frozen=True)
-class SeedRule:
+class PseudoLabelRule:
     """How pixels are drawn from a map in [0, 1].
 
     sampler: `otsu`: foreground uniform in the eroded region above Otsu's threshold, background uniform in the lowest
@@ -54,9 +54,9 @@ class SeedRule:
 Rows = Callable[[Callable[[int], Tensor], int], Tensor]  # as TrainContext.drawn
 
 
-def draw_seeds(
+def sample_pseudo_labels(
     maps: Tensor,
-    rule: SeedRule,
+    rule: PseudoLabelRule,
     generator: torch.Generator,
     positive: Tensor | None = None,
     drawn: Rows = lambda draw, count: draw(count),
@@ -82,11 +82,11 @@ def draw_seeds(
 
     front = _widen(_draw(front_weights * telling, rule.foreground, race).view(shape), rule.dilation)
     back = _widen(_draw(back_weights, rule.background, race).view(shape), rule.dilation)
-    seeds = torch.full(shape, IGNORE, dtype=torch.int64, device=maps.device)
-    return seeds.masked_fill(front & ~back, FOREGROUND).masked_fill(back & ~front, BACKGROUND)
+    labels = torch.full(shape, IGNORE, dtype=torch.int64, device=maps.device)
+    return labels.masked_fill(front & ~back, FOREGROUND).masked_fill(back & ~front, BACKGROUND)
 
 
-def _weights(flat: Tensor, shape: torch.Size, rule: SeedRule) -> tuple[Tensor, Tensor]:
+def _weights(flat: Tensor, shape: torch.Size, rule: PseudoLabelRule) -> tuple[Tensor, Tensor]:
     """Weights (B, h*w) to draw foreground and background with."""
     back = torch.ones_like(flat) if rule.flat_background or rule.sampler == "otsu" else 1 - flat
     if rule.sampler != "prob":

@@ -21,10 +21,11 @@ FROZEN_ENCODER_QUICK = {
 TWO_STEP_OPTIONS = {  # of the plain member of the family; the others change some
     "teacher": "layercam", "sampler": "otsu", "foreground": 1, "background": 1, "area": 0.1, "erosion": 11,
     "dilation": 3, "flat_background": False, "negatives": "dense", "decoder": "unet", "freeze": True,
-    "lambda_seed": 1.0, "lambda_negative": 1.0, "lambda_crf": 0.0, "crf_size": 56, "lambda_joint": 0.0,
+    "lambda_pseudo": 1.0, "lambda_negative": 1.0, "lambda_crf": 0.0, "crf_size": 56, "lambda_joint": 0.0,
     "lambda_size": 0.0, "elb_start": 1.0, "elb_max": 10.0, "elb_mu": 1.01,
     "head": "teacher", "gated": False, "width": 128, "dropout": 0.1,
 }  # fmt: skip
+TWO_STEP_RENAMED = {"lambda_pseudo": "lambda_seed"}
 TWO_STEP_CHOICES = {
     "sampler": ("otsu", "prob", "prob_area"), "negatives": ("skip", "background", "dense"),
     "decoder": ("unet", "linear"), "head": ("teacher", "gap", "attention"),

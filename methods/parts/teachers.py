@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from ...benchmark.core.errors import BenchError
 from .. import METHODS
 from ..base import Method, Options, is_explainable
-from ..spec import MethodSpec, method_spec, parse_need
+from ..needs import parse_need
+from ..spec import MethodSpec, method_spec
 from .heads import make_head
 
 log = logging.getLogger(__name__)

@@ -51,6 +51,7 @@ SPEC_BY_OTHER_WAYS = {
     "recipes": "by the settings they give", "choices": "by the option chosen", "trains": "by the stages",
     "source_hash": "by itself, for files of users", "views": "by the version", "sampling": "by the version",
     "groups": "by the version", "adapts": "by its source and target", "source_images": "by the version",
+    "rounds": "by the round, which stands in place of the option", "renamed": "by the option's earlier name",
 }  # fmt: skip
 SPEC_SHOWN = {"family", "citation", "published", "summary", "origin", "module"}
 

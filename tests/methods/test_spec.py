@@ -4,6 +4,7 @@ import pytest
 
 from wsolbench.benchmark.core.errors import BenchError
 from wsolbench.benchmark.core.registry import Entry
+from wsolbench.benchmark.planning.method_refs import Resolver
 from wsolbench.methods.spec import spec_from_entry
 
 
@@ -43,3 +44,43 @@ def test_a_need_that_is_not_a_role_and_a_method_is_refused(need):
 def test_a_function_reads_one_model():
     with pytest.raises(BenchError, match="it reads one model"):
         spec_from_entry(entry("function", needs=("checkpoint:classifier", "checkpoint:deepmil")))
+
+
+# -- options with an earlier name -------------------------------------------------------------------------------------
+def test_an_earlier_name_of_an_option_works_and_is_told(caplog):
+    for name in ("twostep", "negev", "fcam"):
+        caplog.clear()
+        new = Resolver({name: {"lambda_pseudo": "0.5"}}).ref(name)
+        assert not caplog.text
+        old = Resolver({name: {"lambda_seed": "0.5"}}).ref(name)
+        assert f"{name}.lambda_seed is now called {name}.lambda_pseudo" in caplog.text
+        assert old == new
+        assert old.options["lambda_pseudo"] == 0.5
+        assert old.changed == "lambda_pseudo=0.5"
+
+
+def test_an_earlier_name_stands_in_keys():
+    options = Resolver({}).ref("negev").identity()["options"]
+    assert options["lambda_seed"] == 1.0
+    assert "lambda_pseudo" not in options
+
+
+def test_both_names_at_once_are_refused():
+    with pytest.raises(BenchError, match=r"negev.lambda_seed is the earlier name of negev.lambda_pseudo: set one"):
+        Resolver({"negev": {"lambda_seed": "1", "lambda_pseudo": "2"}}).ref("negev")
+
+
+def test_a_mistyped_option_is_told_the_present_name():
+    with pytest.raises(BenchError, match=r"no option 'lambda_psuedo'.*lambda_pseudo"):
+        Resolver({"negev": {"lambda_psuedo": "1"}}).ref("negev")
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [({"renamed": {"new": "old"}}, "names the option 'new', which it does not have"),
+     ({"options": {"new": 1, "old": 2}, "renamed": {"new": "old"}}, "belongs to another option too"),
+     ({"options": {"a": 1, "b": 2}, "renamed": {"a": "old", "b": "old"}}, "belongs to another option too")],
+)  # fmt: skip
+def test_renamings_that_make_no_sense_are_refused(facts, words):
+    with pytest.raises(BenchError, match=words):
+        spec_from_entry(Entry("x", "file", "x.py", facts=facts))

@@ -11,7 +11,7 @@ from wsolbench.benchmark.planning.config import PRESETS, TrainConfig
 from wsolbench.methods.backbones.adapter import create_backbone
 from wsolbench.methods.base import METHODS, Options, is_explainable
 from wsolbench.methods.parts.losses import partial_cross_entropy
-from wsolbench.methods.parts.pseudo_labels import SeedRule, draw_seeds
+from wsolbench.methods.parts.pseudo_labels import PseudoLabelRule, sample_pseudo_labels
 from wsolbench.methods.spec import method_spec
 
 TRAINED = ("classifier", "deepmil", "pixelcam", "unet")
@@ -254,7 +254,7 @@ def test_frozen_encoder_is_logistic_regression(make):
     images, maps = batch.images.double(), batch.maps[:, ::8, ::8]
     with torch.no_grad():
         grid = method.features(images)
-    seeds = draw_seeds(maps, SeedRule("prob", 60, 60), torch.Generator().manual_seed(0))
+    seeds = sample_pseudo_labels(maps, PseudoLabelRule("prob", 60, 60), torch.Generator().manual_seed(0))
 
     # a little weight decay in both, as random labels of few pixels may be separable: sum of losses + |w1 - w0|^2 / 20
     optimizer = torch.optim.LBFGS(method.pixel_head.parameters(), lr=1, max_iter=800, tolerance_grad=1e-9,

@@ -155,7 +155,7 @@ def pixel_costs(method, batch):
 
 @pytest.mark.parametrize("negatives", ["skip", "background", "dense"])
 def test_images_without_region(make, negatives):
-    method = started(make, "twostep", negatives=negatives, lambda_negative=0.5, lambda_seed=2.0, **ALL)[0]
+    method = started(make, "twostep", negatives=negatives, lambda_negative=0.5, lambda_pseudo=2.0, **ALL)[0]
     batch = small(make)
     losses, costs = method.loss(batch, make.context(regions=HALF)), pixel_costs(method, batch)
     assert set(losses) == {"total", "seed", *(["negative"] if negatives == "dense" else [])}
@@ -299,7 +299,7 @@ def test_training_works_under_bfloat16(make):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [({"teacher": "darkness"}, "its teacher 'darkness' has none"), ({"decoder": "fpn"}, "decoder='fpn' must be"),
-     ({"lambda_crf": -1.0}, "lambda_crf=-1.0 must be"), ({"lambda_seed": 0.0}, "nothing tells where"),
+     ({"lambda_crf": -1.0}, "lambda_crf=-1.0 must be"), ({"lambda_pseudo": 0.0}, "nothing tells where"),
      ({"crf_size": 0}, "crf_size=0"), ({"elb_mu": 0.5}, "log-barrier needs"), ({"erosion": 2}, "odd numbers"),
      ({"teacher": "layercamm"}, "Did you mean")],
 )  # fmt: skip

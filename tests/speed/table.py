@@ -28,7 +28,7 @@ SCRIPTS = {
     "bandwidth": "bandwidth.py",
     "matrix": "matrix_ratio.py",
     "startup": "startup_ratio.py",
-    "seeds": "seeds_ratio.py",
+    "pseudo": "pseudo_labels_ratio.py",
     "cache": "cache_ratio.py",
     "memory": "memory_ratio.py",
     "share": "share_ratio.py",

@@ -6,7 +6,15 @@ from skimage.filters import threshold_otsu
 
 from wsolbench.benchmark.core.errors import BenchError
 from wsolbench.methods.parts.losses import partial_cross_entropy
-from wsolbench.methods.parts.pseudo_labels import SAMPLERS, SeedRule, _draw, _weights, draw_seeds, lowest, otsu
+from wsolbench.methods.parts.pseudo_labels import (
+    SAMPLERS,
+    PseudoLabelRule,
+    _draw,
+    _weights,
+    lowest,
+    otsu,
+    sample_pseudo_labels,
+)
 
 
 def generator(seed=0):
@@ -36,7 +44,7 @@ def test_otsu_region_is_eroded_as_by_scipy():
     rng = np.random.default_rng(1)
     maps = torch.from_numpy(rng.random((1, 40, 40))).float()
     maps[0, 8:30, 5:33] = 0.95
-    front, _ = _weights(maps.flatten(1), maps.shape, SeedRule("otsu", erosion=5))
+    front, _ = _weights(maps.flatten(1), maps.shape, PseudoLabelRule("otsu", erosion=5))
     levels = np.floor(maps[0].numpy() * 255)
     wanted = binary_erosion(levels > threshold_otsu(levels.astype(np.uint8)), np.ones((5, 5)), border_value=1)
     assert wanted.any()
@@ -46,7 +54,7 @@ def test_otsu_region_is_eroded_as_by_scipy():
 def test_a_region_that_erosion_deletes_is_used_as_it_is():
     maps = torch.zeros(1, 20, 20)
     maps[0, 4:6, 4:6] = 1
-    seeds = draw_seeds(maps, SeedRule("otsu", 4, 0), generator())
+    seeds = sample_pseudo_labels(maps, PseudoLabelRule("otsu", 4, 0), generator())
     assert (seeds[0] == 1).nonzero().tolist() == [[4, 4], [4, 5], [5, 4], [5, 5]]
 
 
@@ -54,7 +62,7 @@ def test_a_region_that_erosion_deletes_is_used_as_it_is():
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_numbers_and_places_of_drawn_pixels(sampler):
     maps = blob().repeat(6, 1, 1)
-    seeds = draw_seeds(maps, SeedRule(sampler, 7, 9, area=0.3, erosion=3), generator())
+    seeds = sample_pseudo_labels(maps, PseudoLabelRule(sampler, 7, 9, area=0.3, erosion=3), generator())
     assert seeds.dtype == torch.int64
     assert set(seeds.unique().tolist()) == {-100, 0, 1}
     if sampler != "prob":  # there the two may meet
@@ -88,19 +96,19 @@ def test_lowest_takes_whole_ties_so_that_no_corner_is_favoured():
 def test_background_weights_as_described_spare_the_region_and_flat_ones_do_not():
     maps = torch.zeros(2000, 8, 8)
     maps[:, :, :4] = 1.0  # half of the image is certain foreground
-    described, flat = (SeedRule("prob", 0, 5, flat_background=flag) for flag in (False, True))
-    assert (draw_seeds(maps, described, generator())[:, :, :4] == 0).sum().item() == 0
-    share = (draw_seeds(maps, flat, generator())[:, :, :4] == 0).sum().item() / (2000 * 5)
+    described, flat = (PseudoLabelRule("prob", 0, 5, flat_background=flag) for flag in (False, True))
+    assert (sample_pseudo_labels(maps, described, generator())[:, :, :4] == 0).sum().item() == 0
+    share = (sample_pseudo_labels(maps, flat, generator())[:, :, :4] == 0).sum().item() / (2000 * 5)
     assert share == pytest.approx(0.5, abs=0.02)
 
 
 def test_drawn_pixels_are_widened_and_conflicts_ignored():
     maps = torch.zeros(1, 9, 9)
     maps[0, 4, 4] = 1
-    seeds = draw_seeds(maps, SeedRule("prob", 1, 80, dilation=3), generator())[0]
+    seeds = sample_pseudo_labels(maps, PseudoLabelRule("prob", 1, 80, dilation=3), generator())[0]
     assert (seeds[3:6, 3:6] == -100).all()  # foreground's square is all claimed by background too
     assert not (seeds == 1).any()
-    alone = draw_seeds(maps, SeedRule("prob", 1, 0, dilation=3), generator())[0]
+    alone = sample_pseudo_labels(maps, PseudoLabelRule("prob", 1, 0, dilation=3), generator())[0]
     assert (alone == 1).sum().item() == 9
     assert (alone[3:6, 3:6] == 1).all()
 
@@ -108,14 +116,16 @@ def test_drawn_pixels_are_widened_and_conflicts_ignored():
 def test_constant_maps_give_no_pixels():
     for value in (0.0, 0.4, 1.0):
         for sampler in SAMPLERS:
-            assert (draw_seeds(torch.full((2, 8, 8), value), SeedRule(sampler), generator()) == -100).all()
+            assert (
+                sample_pseudo_labels(torch.full((2, 8, 8), value), PseudoLabelRule(sampler), generator()) == -100
+            ).all()
 
 
 @pytest.mark.parametrize(("negatives", "background"), [("skip", 0), ("background", 5), ("dense", 0)])
 def test_images_without_region(negatives, background):
     maps = torch.cat([blob(), blob(), torch.zeros(1, 32, 32)])
     positive = torch.tensor([True, False, False])
-    seeds = draw_seeds(maps, SeedRule(negatives=negatives), generator(), positive)
+    seeds = sample_pseudo_labels(maps, PseudoLabelRule(negatives=negatives), generator(), positive)
     assert (seeds[0] == 1).sum().item() == 5
     for image in seeds[1:]:
         assert not (image == 1).any()
@@ -124,7 +134,7 @@ def test_images_without_region(negatives, background):
 
 def test_background_of_a_negative_image_comes_from_everywhere():
     maps = blob().repeat(500, 1, 1)
-    seeds = draw_seeds(maps, SeedRule(area=0.1), generator(), torch.zeros(500, dtype=torch.bool))
+    seeds = sample_pseudo_labels(maps, PseudoLabelRule(area=0.1), generator(), torch.zeros(500, dtype=torch.bool))
     share = (seeds[:, 8:24, 8:24] == 0).sum().item() / (500 * 5)
     assert share == pytest.approx(0.25, abs=0.05)
 
@@ -132,10 +142,10 @@ def test_background_of_a_negative_image_comes_from_everywhere():
 def test_the_generator_alone_decides():
     maps = blob().repeat(3, 1, 1)
     torch.manual_seed(1)
-    first = draw_seeds(maps, SeedRule(), generator(4))
+    first = sample_pseudo_labels(maps, PseudoLabelRule(), generator(4))
     torch.manual_seed(2)
-    assert torch.equal(draw_seeds(maps, SeedRule(), generator(4)), first)
-    assert not torch.equal(draw_seeds(maps, SeedRule(), generator(5)), first)
+    assert torch.equal(sample_pseudo_labels(maps, PseudoLabelRule(), generator(4)), first)
+    assert not torch.equal(sample_pseudo_labels(maps, PseudoLabelRule(), generator(5)), first)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +154,7 @@ def test_the_generator_alone_decides():
 )
 def test_rules_that_make_no_sense_are_refused(wrong):
     with pytest.raises(BenchError, match="Pseudo-labels"):
-        SeedRule(**wrong)
+        PseudoLabelRule(**wrong)
 
 
 # -- partial cross-entropy ------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 The step is what the harness does with a batch: loss (the drawing is part of it), backward pass and update.
 
-usage: python tests/speed/seeds_ratio.py [--methods pixelcam,fcam,negev] [--backbone resnet18] [--size 224] [--json]
+usage: python tests/speed/pseudo_labels_ratio.py [--methods pixelcam,fcam,negev] [--backbone resnet18] [--size 224]
+           [--json]
 """
 
 import argparse
@@ -19,7 +20,7 @@ from wsolbench.benchmark.planning.method_refs import Resolver
 from wsolbench.benchmark.scoring.build import build_method
 from wsolbench.benchmark.training.trainer import make_optimizer
 from wsolbench.methods.base import Batch, TrainContext
-from wsolbench.methods.parts.pseudo_labels import draw_seeds
+from wsolbench.methods.parts.pseudo_labels import sample_pseudo_labels
 
 
 def sides(name: str, options: argparse.Namespace, device: torch.device) -> dict[str, Callable[[], object]]:
@@ -44,7 +45,10 @@ def sides(name: str, options: argparse.Namespace, device: torch.device) -> dict[
         method.loss(batch, context)["total"].backward()
         optimizer.step()
 
-    return {"step": step, "seeds": lambda: draw_seeds(seen, method.rule, context.generator, batch.labels == 1)}
+    return {
+        "step": step,
+        "drawing": lambda: sample_pseudo_labels(seen, method.rule, context.generator, batch.labels == 1),
+    }
 
 
 def main() -> None:
@@ -65,7 +69,7 @@ def main() -> None:
         row = Row(
             what=f"drawing pixels for {name}",
             peer="the whole training step (share)",
-            ratio=seconds["seeds"] / seconds["step"],
+            ratio=seconds["drawing"] / seconds["step"],
             reach="<= 0.05",
             seconds=seconds,
             conditions={
