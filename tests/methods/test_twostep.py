@@ -119,7 +119,7 @@ def test_the_decoder_has_one_learning_rate_on_every_backbone(make, freeze):
 def test_unfrozen_it_trains_the_classifier_along(make):
     method, _ = started(make, "twostep", freeze=False, dropout=0.0)
     losses, found = gradients(method, small(make), make.context())
-    torch.testing.assert_close(losses["total"], losses["seed"] + losses["image"])
+    torch.testing.assert_close(losses["total"], losses["pseudo"] + losses["image"])
     wanted = F.cross_entropy(method.classify(method.features(small(make).images)), small(make).labels)
     torch.testing.assert_close(losses["image"], wanted)
     assert set(found) == {n for n, _ in method.named_parameters()}
@@ -139,9 +139,9 @@ def test_constant_maps_and_one_class_give_zero_not_nan(make, name):
 
 def test_maps_of_another_size_are_resized_and_none_is_an_error(make):
     method, batch = started(make, "twostep", **ALL)[0], small(make)
-    whole = method.loss(batch, make.context())["seed"]
+    whole = method.loss(batch, make.context())["pseudo"]
     batch.maps = batch.maps[:, ::4, ::4]
-    torch.testing.assert_close(method.loss(batch, make.context())["seed"], whole)
+    torch.testing.assert_close(method.loss(batch, make.context())["pseudo"], whole)
     batch.maps = None
     with pytest.raises(RuntimeError, match="twostep learns from teacher maps, and the batch has none"):
         method.loss(batch, make.context())
@@ -158,10 +158,10 @@ def test_images_without_region(make, negatives):
     method = started(make, "twostep", negatives=negatives, lambda_negative=0.5, lambda_pseudo=2.0, **ALL)[0]
     batch = small(make)
     losses, costs = method.loss(batch, make.context(regions=HALF)), pixel_costs(method, batch)
-    assert set(losses) == {"total", "seed", *(["negative"] if negatives == "dense" else [])}
+    assert set(losses) == {"total", "pseudo", *(["negative"] if negatives == "dense" else [])}
     # positives and negatives have as many pixels each, and `background` draws every pixel of both
     wanted = costs.mean() if negatives == "background" else costs[1::2].mean()
-    torch.testing.assert_close(losses["seed"], wanted)
+    torch.testing.assert_close(losses["pseudo"], wanted)
     total = 2 * wanted
     if negatives == "dense":
         torch.testing.assert_close(losses["negative"], costs[::2].mean())
@@ -185,9 +185,9 @@ def test_a_batch_of_negatives_alone_is_cross_entropy_to_background(make, regular
 
 def test_the_negative_term_is_off_where_every_class_has_a_region(make):
     method = started(make, "negev")[0]
-    assert set(method.loss(small(make), make.context())) == {"total", "seed"}
+    assert set(method.loss(small(make), make.context())) == {"total", "pseudo"}
     off = started(make, "negev", lambda_negative=0.0)[0]
-    assert set(off.loss(small(make), make.context(regions=HALF))) == {"total", "seed"}
+    assert set(off.loss(small(make), make.context(regions=HALF))) == {"total", "pseudo"}
 
 
 def test_regularisers_are_weighted_as_published(make):
@@ -203,7 +203,7 @@ def test_regularisers_are_weighted_as_published(make):
         joint_crf(soft, batch.images, torch.tensor([2, 3, 0, 1]), 12, statistics=method.backbone.statistics),
     )
     torch.testing.assert_close(losses["size"], size_barrier(soft, 2.0 * 1.5**2))
-    total = losses["seed"] + PUBLISHED_PAIRS * (3e-9 * losses["crf"] + 4e-9 * losses["joint"]) + 0.2 * losses["size"]
+    total = losses["pseudo"] + PUBLISHED_PAIRS * (3e-9 * losses["crf"] + 4e-9 * losses["joint"]) + 0.2 * losses["size"]
     torch.testing.assert_close(losses["total"], total)
 
 
@@ -237,7 +237,7 @@ def test_fcam_and_negev_are_recipes_of_twostep(make, name):
     wanted, slopes = gradients(named, small(make), make.context(regions=HALF))
     losses, found = gradients(mixed, small(make), make.context(regions=HALF))
     assert {n: v.item() for n, v in losses.items()} == {n: v.item() for n, v in wanted.items()}
-    assert set(losses) == {"total", "seed", *(["crf", "size"] if name == "fcam" else ["negative"])}
+    assert set(losses) == {"total", "pseudo", *(["crf", "size"] if name == "fcam" else ["negative"])}
     assert all(torch.equal(found[n], g) for n, g in slopes.items())
 
 
@@ -261,7 +261,7 @@ def test_one_linear_layer_on_the_grid_is_a_frozen_pixelcam_at_image_size(make):
     context = make.context(regions=HALF)
     wanted = one.loss(small(make), make.context(regions=HALF))
     found = two.loss(small(make), context)
-    assert found["seed"].item() == wanted["pixel"].item() > 0
+    assert found["pseudo"].item() == wanted["pixel"].item() > 0
     assert found["negative"].item() == wanted["negative"].item() > 0
 
 
@@ -292,7 +292,7 @@ def test_training_works_under_bfloat16(make):
         losses = method.loss(small(make), make.context())
     losses["total"].backward()
     assert all(torch.isfinite(v) for v in losses.values())
-    assert all(losses[n].dtype == torch.float32 for n in ("seed", "crf", "joint", "size"))
+    assert all(losses[n].dtype == torch.float32 for n in ("pseudo", "crf", "joint", "size"))
 
 
 # -- what is refused ------------------------------------------------------------------------------------------------
