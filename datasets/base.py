@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from ..benchmark.core.errors import BenchError
 from . import DATASETS, register
-from .masks.rules import MaskPixels, MaskRule, read_mask
+from .masks.reader import MaskPixels, MaskRule, read_mask
 from .parts.identity import one_spelling
 
 __all__ = ["DATASETS", "Dataset", "DatasetCard", "Item", "Manifest", "register"]

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ..benchmark.core.errors import BenchError
 from .base import Dataset, DatasetCard, Item, Manifest, check_manifest, register, shared_groups
-from .masks.rules import MaskPixels
+from .masks.reader import MaskPixels
 from .parts.camelyon_files import MASK_RULE, ItemMaker, check_masks, check_share, find_root, scan
 from .parts.camelyon_lists import PARTS, FoldRows, Lists, PatchName, find_lists
 from .parts.folds import choose_pixel_val, divide_groups

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ..benchmark.core.errors import BenchError
 from .base import Dataset, DatasetCard, Item, Manifest, check_manifest, register
-from .masks.rules import MaskPixels
+from .masks.reader import MaskPixels
 from .parts.camelyon_files import LAYOUT, MASK_RULE, ItemMaker, check_masks, check_share, find_root, scan
 from .parts.camelyon_lists import Patch, PatchName, find_lists, read_part
 from .parts.marker import Marker, read_marker

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..benchmark.core.errors import BenchError, did_you_mean
 from .base import SPLITS, Dataset, DatasetCard, Item, Manifest, check_manifest
-from .masks.rules import declared_rule
+from .masks.reader import declared_rule
 from .parts.csv_table import GAPS, MASK_SETTINGS, TableRow, checked, read_table, whole
 from .parts.folds import PIXEL_VAL_PER_CLASS, choose_pixel_val
 

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 
 from ..benchmark.core.errors import BenchError
 from .base import Dataset, DatasetCard, Item, Manifest, check_manifest, register, shared_groups
-from .masks.rules import MaskRule
+from .masks.reader import MaskRule
 from .parts.folds import choose_pixel_val, deal_images, divide_groups
 from .parts.marker import Marker, read_marker
 

@@ -14,7 +14,7 @@ from ..benchmark.core.files import file_sha256, key_of, write_json
 from . import DATASETS
 from .base import SPLITS, Dataset, Item, Manifest
 from .masks.decode import decode_image, image_size
-from .masks.rules import MaskPixels, mask_size
+from .masks.reader import MaskPixels, mask_size
 
 log = logging.getLogger(__name__)
 INDEX_VERSION = 1

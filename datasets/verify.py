@@ -10,7 +10,7 @@ from ..benchmark.core.errors import BenchError
 from ..benchmark.core.files import read_json, write_json
 from .base import SPLITS, Dataset, Item, Manifest
 from .masks.decode import image_size
-from .masks.rules import MaskPixels, mask_size
+from .masks.reader import MaskPixels, mask_size
 from .masks.sets import SizedMask, mask_notes, sized_mask
 from .open import BadFile, FileFacts, bad_files_error, manifest_identity, scan_files
 from .parts.leaks import find_leaks

@@ -56,7 +56,7 @@ def score(
     numbers use the threshold that is best on these very masks and are no result. Whatever could be read in two ways
     is refused, or told below the numbers.
     """
-    from ...datasets.masks.rules import make_rule
+    from ...datasets.masks.reader import make_rule
     from ..core.errors import plain
     from ..core.files import jsonable
     from ..scoring.external_maps import ScoreRequest, score_folders

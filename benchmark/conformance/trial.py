@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...methods.base import Batch, Evidence, EvidenceSettings, Method, TrainContext, is_explainable
+from ...methods.factory import statistics_of
 from ..core.timing import Stopwatch
 from ..data.image_cache import DecodeRequest
 from ..data.train_loader import DeviceSet, TrainingSet
@@ -21,7 +22,7 @@ from ..planning.eval_sets import EvalSet
 from ..planning.method_refs import MethodRef, Resolver
 from ..planning.planner import Planner
 from ..planning.stage import Experiment, Plan, ScoreStage, TrainStage
-from ..scoring.build import build_method, load_function, options, statistics_of
+from ..scoring.build import build_method, load_function, options
 from ..stages.context import StageContext, load_model, needs_elsewhere, needs_of, place_of
 from ..stages.labelled_set import labelled_set
 from ..stages.train_stage import ParentModels, parent_states, starting_model, training_set_of, validation, whole_sets_of

@@ -18,7 +18,7 @@ from joblib import cpu_count
 
 from ...datasets.base import Dataset, Item
 from ...datasets.masks.decode import decode_squashed
-from ...datasets.masks.rules import FOREGROUND, IGNORED, READER_VERSION, MaskRule
+from ...datasets.masks.reader import FOREGROUND, IGNORED, READER_VERSION, MaskRule
 from ...datasets.masks.sizes import reduce_mask
 from ..core.errors import BenchError
 from ..core.files import canonical_json, key_of

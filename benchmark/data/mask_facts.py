@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ...datasets.masks.rules import MaskFacts
+from ...datasets.masks.reader import MaskFacts
 from ..core.files import atomic_path
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...datasets.masks.rules import FOREGROUND, IGNORED
+from ...datasets.masks.reader import FOREGROUND, IGNORED
 from ...methods.backbones.normalisation import Statistics
 from ...methods.base import Batch
 from ..core.mask_guard import WITHHELD, WITHHELD_LABELS

@@ -10,7 +10,7 @@ import torch
 
 from ...datasets.base import Dataset, Item
 from ...datasets.masks.decode import image_size
-from ...datasets.masks.rules import FOREGROUND, IGNORED, MaskFacts, MaskPixels, MaskRule
+from ...datasets.masks.reader import FOREGROUND, IGNORED, MaskFacts, MaskPixels, MaskRule
 from ...datasets.masks.sets import SizedMask, Surveyed, check_masks, sized_mask, survey, vanished
 from ...datasets.masks.sizes import reduce_mask
 from ...datasets.open import open_dataset

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ...methods.backbones.normalisation import Statistics
 from ...methods.base import Evidence, EvidenceSettings, Method, Prediction, is_explainable
+from ...methods.factory import statistics_of
 from ..core.errors import BenchError
 from ..core.seeds import seed_for
 from ..core.timing import Stopwatch
 from ..planning.method_refs import MethodRef
-from .build import load_function, options, statistics_of
+from .build import load_function, options
 from .method_sandbox import check_stage, method_call, modes_unchanged
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from ...datasets.masks.arrays import is_array_file, read_array
 from ...datasets.masks.decode import decode_grey
 from ...datasets.masks.files import stored_values
-from ...datasets.masks.rules import MaskPixels, MaskRule
-from ...datasets.masks.rules import read_mask as read_any_mask
+from ...datasets.masks.reader import MaskPixels, MaskRule
+from ...datasets.masks.reader import read_mask as read_any_mask
 from ...datasets.parts.csv_table import GAPS, whole
 from ...datasets.parts.identity import one_spelling
 from ..core.errors import BenchError, did_you_mean

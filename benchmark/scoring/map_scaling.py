@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...datasets.masks.rules import FOREGROUND, IGNORED
+from ...datasets.masks.reader import FOREGROUND, IGNORED
 from ..core.errors import BenchError
 from ..core.seeds import seed_for
 from ..data.prefetch import upload

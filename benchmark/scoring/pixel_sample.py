@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...datasets.masks.rules import FOREGROUND, IGNORED
+from ...datasets.masks.reader import FOREGROUND, IGNORED
 from ..core.metrics import BINS, THRESHOLDS, Histograms, pxap
 from ..core.seeds import seed_for
 from ..data.prefetch import upload

@@ -12,6 +12,7 @@ from ...methods.backbones.loading import load_weights
 from ...methods.backbones.normalisation import IMAGENET
 from ...methods.backbones.weights import PINS
 from ...methods.base import Method, TrainContext
+from ...methods.factory import compile_backbone
 from ...methods.spec import MASKED
 from ..core.device import forget_peak, peak_memory_mb
 from ..core.errors import BenchError
@@ -27,7 +28,7 @@ from ..planning.config import TrainConfig
 from ..planning.method_refs import MethodRef, Resolver
 from ..planning.stage import Experiment, TrainStage
 from ..scoring.adaptive_batch import OutOfMemoryRetry
-from ..scoring.build import build_adapter, build_method, compile_backbone
+from ..scoring.build import build_adapter, build_method
 from ..scoring.inference import Task
 from ..scoring.map_extractor import MapRequest
 from ..training.checkpoints import Snapshots

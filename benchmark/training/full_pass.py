@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ...methods.base import FullPass, Method, is_explainable
+from ...methods.factory import statistics_of
 from ..core.errors import BenchError
 from ..core.timing import Stopwatch
 from ..data.eval_loader import EvalBatch, EvalLoader
 from ..data.image_cache import ImageSplit
 from ..distributed.process_group import ProcessGroup
 from ..scoring.adaptive_batch import AdaptiveBatch
-from ..scoring.build import statistics_of
 from ..scoring.map_extractor import unreadable
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from ...benchmark.core.errors import BenchError
 from ..base import Manifest
-from .rules import FOREGROUND, IGNORED, LISTED, MaskFacts, MaskPixels, MaskRule, listed
+from .reader import FOREGROUND, IGNORED, LISTED, MaskFacts, MaskPixels, MaskRule, listed
 from .sizes import reduce_mask
 
 _THOUGH = "though their class has a region"

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from .rules import FOREGROUND, IGNORED
+from .reader import FOREGROUND, IGNORED
 
 NEAREST = Image.Resampling.NEAREST
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ...benchmark.core.errors import BenchError
 from ..base import Item, missing_files
-from ..masks.rules import MaskPixels, MaskRule
+from ..masks.reader import MaskPixels, MaskRule
 from .camelyon_lists import Patch, PatchName, check_patches, mask_beside
 
 LAYOUT = "w-512xh-512"

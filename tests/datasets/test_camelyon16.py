@@ -16,7 +16,7 @@ from wsolbench.datasets import base, camelyon16
 from wsolbench.datasets.base import SPLITS, missing_files, shared_groups
 from wsolbench.datasets.camelyon16 import Camelyon16
 from wsolbench.datasets.info import foreground_shares, sized_masks
-from wsolbench.datasets.masks.rules import read_mask
+from wsolbench.datasets.masks.reader import read_mask
 from wsolbench.datasets.open import open_dataset
 from wsolbench.datasets.parts.camelyon_files import MASK_RULE
 from wsolbench.datasets.parts.camelyon_lists import LABELS, MASKS, PatchName, mask_beside, write_part

@@ -19,7 +19,7 @@ from wsolbench.benchmark.core.results_store import Store
 from wsolbench.benchmark.scoring.map_files import read_map
 from wsolbench.benchmark.scoring.map_files import read_mask as score_mask
 from wsolbench.datasets.masks.decode import decode_image, image_size
-from wsolbench.datasets.masks.rules import read_mask
+from wsolbench.datasets.masks.reader import read_mask
 from wsolbench.datasets.parts.camelyon_lists import read_labels
 from wsolbench.datasets.parts.marker import read_marker
 

@@ -34,12 +34,13 @@ from wsolbench.benchmark.data.image_cache import DecodeRequest, ImageCache, Imag
 from wsolbench.benchmark.data.train_loader import TrainingSet
 from wsolbench.benchmark.planning.config import RunConfig, TrainConfig
 from wsolbench.benchmark.planning.method_refs import Resolver
-from wsolbench.benchmark.scoring.build import build_method, statistics_of
+from wsolbench.benchmark.scoring.build import build_method
 from wsolbench.benchmark.training.checkpoints import EpochCursor
 from wsolbench.benchmark.training.trainer import Training, Validation, make_optimizer, run_epoch
 from wsolbench.datasets.base import Dataset, DatasetCard, Item, Manifest
 from wsolbench.datasets.open import content_hashes
 from wsolbench.methods.base import TrainContext
+from wsolbench.methods.factory import statistics_of
 
 SIZE, BATCH = 256, 32
 SHAPES = {"bmp": (522, 775), "png": (512, 512)}  # an image of GlaS, a patch of Camelyon16

@@ -26,11 +26,12 @@ from wsolbench.benchmark.data.pixel_store import PixelStore, StoredRows
 from wsolbench.benchmark.data.train_loader import TrainingSet
 from wsolbench.benchmark.planning.config import RunConfig, TrainConfig
 from wsolbench.benchmark.planning.method_refs import Resolver
-from wsolbench.benchmark.scoring.build import build_method, compile_backbone, statistics_of
+from wsolbench.benchmark.scoring.build import build_method
 from wsolbench.benchmark.training.checkpoints import EpochCursor
 from wsolbench.benchmark.training.trainer import Training, Validation, autocast, make_optimizer, run_epoch
 from wsolbench.datasets.base import Item
 from wsolbench.methods.base import Batch, Method, TrainContext
+from wsolbench.methods.factory import compile_backbone, statistics_of
 from wsolbench.methods.parts.pseudo_labels import IGNORE
 
 BATCHES = 3

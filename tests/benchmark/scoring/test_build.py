@@ -7,8 +7,9 @@ import torch
 
 from wsolbench.benchmark.planning.config import TrainConfig
 from wsolbench.benchmark.planning.method_refs import Resolver
-from wsolbench.benchmark.scoring.build import build_method, compile_backbone
+from wsolbench.benchmark.scoring.build import build_method
 from wsolbench.methods.classifier import Classifier
+from wsolbench.methods.factory import compile_backbone
 
 
 def build(name="classifier"):

@@ -14,7 +14,7 @@ from wsolbench.benchmark.core.errors import BenchError
 from wsolbench.benchmark.scoring.external_maps import ScoreRequest, score_folders
 from wsolbench.benchmark.scoring.map_files import read_labels, read_map
 from wsolbench.benchmark.scoring.map_pairs import find_files, pair_files
-from wsolbench.datasets.masks.rules import make_rule
+from wsolbench.datasets.masks.reader import make_rule
 
 SIDE = 12
 

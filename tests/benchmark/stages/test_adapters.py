@@ -17,12 +17,13 @@ from wsolbench.benchmark.core.errors import BenchError, LabelAccessError, MaskAc
 from wsolbench.benchmark.core.files import read_npz
 from wsolbench.benchmark.data.augment import normalise
 from wsolbench.benchmark.distributed.process_group import SINGLE_PROCESS
-from wsolbench.benchmark.scoring.build import build_method, statistics_of
+from wsolbench.benchmark.scoring.build import build_method
 from wsolbench.benchmark.stages.context import StageContext, checkpoint, load_model
 from wsolbench.benchmark.stages.train_stage import _training, starting_model, training_set_of
 from wsolbench.benchmark.training.micro_batches import split_batch
 from wsolbench.methods import METHODS
 from wsolbench.methods.evidence import Evidence
+from wsolbench.methods.factory import statistics_of
 from wsolbench.methods.layercam import layercam
 from wsolbench.reports.rows.load import load_rows
 

@@ -163,7 +163,8 @@ def test_the_second_round_starts_from_the_model_of_the_first(learned):
 def test_images_that_the_model_is_least_sure_of_are_selected(learned):
     """The closed form: entropies of the stored model's logits on the images as evaluation has them."""
     from wsolbench.benchmark.data.eval_loader import EvalLoader
-    from wsolbench.benchmark.scoring.build import build_method, statistics_of
+    from wsolbench.benchmark.scoring.build import build_method
+    from wsolbench.methods.factory import statistics_of
 
     world, plan, ctx = learned
     stage = trainings(plan)[1]

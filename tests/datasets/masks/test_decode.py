@@ -8,7 +8,7 @@ from PIL import Image, PngImagePlugin
 
 from wsolbench.benchmark.core.errors import BenchError
 from wsolbench.datasets.masks.decode import decode_grey, decode_image, decode_squashed, image_size, resize_image
-from wsolbench.datasets.masks.rules import read_mask
+from wsolbench.datasets.masks.reader import read_mask
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (20, 30, 3), np.uint8)

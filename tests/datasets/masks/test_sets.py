@@ -7,7 +7,7 @@ from PIL import Image
 from wsolbench.benchmark.core.errors import BenchError
 from wsolbench.datasets.csv_manifest import CsvDataset
 from wsolbench.datasets.info import describe
-from wsolbench.datasets.masks.rules import MaskRule, make_rule, read_mask
+from wsolbench.datasets.masks.reader import MaskRule, make_rule, read_mask
 from wsolbench.datasets.masks.sets import Surveyed, check_masks, sized_mask, survey, vanished
 from wsolbench.datasets.verify import verify
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from wsolbench.benchmark.core.errors import BenchError
 from wsolbench.datasets.masks.doubts import between_neighbours
-from wsolbench.datasets.masks.rules import MaskRule, make_rule, mask_size, read_mask
+from wsolbench.datasets.masks.reader import MaskRule, make_rule, mask_size, read_mask
 
 SIDE = 48
 ROWS, COLUMNS = np.mgrid[:SIDE, :SIDE]
