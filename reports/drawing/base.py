@@ -14,7 +14,7 @@ from ...benchmark.core.results_store import Store
 from ..rows.load import StoredMaps
 from ..statistics.spreads import spread_over_groups
 from ..tables.aggregate import SYNTHETIC, USUAL, Line, Table
-from ..tables.ood import Away
+from ..tables.ood import OodTables
 from ..tables.shifts import Shifted
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class Scene:
 class OodScene:
     """Data of the out-of-domain figures: a scene for each pair of sets, and the in-domain scenes of the protocol."""
 
-    ood: Away
+    ood: OodTables
     pairs: tuple[Scene, ...]
     home: tuple[Scene, ...]
     palette: Palette

@@ -29,7 +29,7 @@ from ..rows.cache import read_kept, write_kept
 from ..tables.aggregate import Table
 from ..tables.contents import Chapter, Contents
 from ..tables.cost import Records, stages_behind
-from ..tables.ood import Away
+from ..tables.ood import OodTables
 from ..tables.shifts import Shifted
 
 if TYPE_CHECKING:
@@ -260,10 +260,10 @@ def render_report_figures(
     from .base import Palette, Scene
     from .jobs import jobs_of
 
-    findings, away = contents.findings, [c.source for c in contents.chapters if isinstance(c.source, Away)]
+    findings, ood = contents.findings, [c.source for c in contents.chapters if isinstance(c.source, OodTables)]
     shifted = [t for c in contents.chapters if isinstance(c.source, Shifted) for x in c.source.ladders
                for t in x.levels.values()]  # fmt: skip
-    every = [*contents.tables, *(t for one in away for t in one.tables), *shifted]
+    every = [*contents.tables, *(t for one in ood for t in one.tables), *shifted]
     palette = Palette(line for table in every for line in table.lines)
 
     def scene_of(table: Table) -> Scene:

@@ -9,10 +9,10 @@ from .aggregate import Table, build_tables
 from .cost import cost_grids
 from .detail import class_grid, detail_grid
 from .grid import Grid
-from .ood import Away, build_away
+from .ood import OodTables, build_ood
 from .published_comparison import build_beside
 from .shifts import Shifted, build_shifted
-from .unfinished_shown import unfinished_grid, with_unfinished
+from .unfinished_tables import unfinished_grid, with_unfinished
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Chapter:
     synthetic: bool
     protocol: str
     grids: tuple[Grid, ...]
-    source: Away | Shifted | None = None
+    source: OodTables | Shifted | None = None
 
 
 class Contents:
@@ -57,20 +57,20 @@ class Contents:
     def chapters(self) -> list[Chapter]:
         """What follows the in-domain tables."""
         rows, settings = self.findings.rows, self.findings.settings
-        away, shifted = build_away(rows, settings), build_shifted(rows, settings)
-        chapters = [_away(k, one) for k, one in enumerate(away, 1)]
+        ood, shifted = build_ood(rows, settings), build_shifted(rows, settings)
+        chapters = [_ood_chapter(k, one) for k, one in enumerate(ood, 1)]
         chapters += [
             Chapter(f"shifted-{k}", f"Shifted {one.sets}", one.synthetic, one.protocol, (one.grid,), one)
             for k, one in enumerate(shifted, 1)
         ]
-        everywhere: Sequence[Table] = [*self.tables, *(t for one in away for t in one.tables)]
+        everywhere: Sequence[Table] = [*self.tables, *(t for one in ood for t in one.tables)]
         if unfinished := unfinished_grid(self.findings.unfinished):
             chapters.append(Chapter("unfinished", unfinished.title, False, "", (unfinished,)))
         beside = build_beside(everywhere, self.findings.records)
         return [*chapters, Chapter("published", beside.title, False, "", (beside,))]
 
 
-def _away(number: int, away: Away) -> Chapter:
-    by_class = class_grid(away.tables, "Out of domain, class by class")
-    grids = (away.grid, by_class) if by_class else (away.grid,)
-    return Chapter(f"ood-{number}", "Out of domain", away.synthetic, away.protocol, grids, away)
+def _ood_chapter(number: int, ood: OodTables) -> Chapter:
+    by_class = class_grid(ood.tables, "Out of domain, class by class")
+    grids = (ood.grid, by_class) if by_class else (ood.grid,)
+    return Chapter(f"ood-{number}", "Out of domain", ood.synthetic, ood.protocol, grids, ood)

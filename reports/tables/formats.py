@@ -19,9 +19,9 @@ from .aggregate import Block, Line, Table, build_tables
 from .cells import Column
 from .escape import fit, latex_cell, latex_escape, latex_name, markdown_cell, markdown_escape, pipes, printable
 from .grid_text import terminal_grid
-from .ood import build_away
+from .ood import build_ood
 from .shifts import build_shifted
-from .unfinished_shown import terminal_unfinished
+from .unfinished_tables import terminal_unfinished
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -165,7 +165,7 @@ def terminal_table(rows: Sequence[Row], width: int = 120, unfinished: Sequence[U
     if not rows:
         return f"No finished row yet.\n\n{said}".rstrip()
     out = [_terminal_one(table, width) for table in build_tables(rows)]
-    out += [terminal_grid(away.grid, width) for away in build_away(rows)]
+    out += [terminal_grid(ood.grid, width) for ood in build_ood(rows)]
     out += [terminal_grid(shifted.grid, width) for shifted in build_shifted(rows)]
     return "\n\n".join([*out, *([said] if said else [])])
 

@@ -46,7 +46,7 @@ def collapsed(rows: Sequence[Row]) -> bool:
 
 
 @dataclass(frozen=True)
-class Away:
+class OodTables:
     """Out-of-domain tables of one protocol: a table a pair of sets, and the grid that holds them side by side."""
 
     protocol: str
@@ -55,8 +55,8 @@ class Away:
     grid: Grid
 
 
-def build_away(rows: Iterable[Row], settings: Settings | None = None) -> list[Away]:
-    """All rows on other data sets (no shift), one `Away` a protocol; synthetic and real data never share one."""
+def build_ood(rows: Iterable[Row], settings: Settings | None = None) -> list[OodTables]:
+    """All rows on other data sets (no shift), one `OodTables` a protocol; synthetic and real data never share one."""
     rows = list(rows)
     home = {r.train: r.foreground for r in rows if not r.ood}
     found: dict[tuple[str, bool], list[Table]] = defaultdict(list)
@@ -65,7 +65,7 @@ def build_away(rows: Iterable[Row], settings: Settings | None = None) -> list[Aw
     out = []
     for (protocol, synthetic), tables in sorted(found.items()):
         ordered = tuple(sorted(tables, key=lambda t: (t.train, t.eval)))
-        out.append(Away(protocol, synthetic, ordered, _grid(protocol, synthetic, ordered, home)))
+        out.append(OodTables(protocol, synthetic, ordered, _grid(protocol, synthetic, ordered, home)))
     return out
 
 

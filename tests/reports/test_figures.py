@@ -21,7 +21,7 @@ from wsolbench.reports.figures.score_histograms import BARS, rebin
 from wsolbench.reports.rows.load import collect
 from wsolbench.reports.statistics.spreads import spread_over_groups
 from wsolbench.reports.tables.aggregate import build_tables
-from wsolbench.reports.tables.ood import build_away
+from wsolbench.reports.tables.ood import build_ood
 from wsolbench.reports.tables.shifts import build_shifted
 
 
@@ -261,7 +261,7 @@ def test_images_of_one_class_alone_have_foreground(results, found):
 @pytest.fixture(scope="module")
 def far(wide, wide_found):
     """Scenes of the wide folder: in domain, other sets, shifted."""
-    away, shifted = build_away(wide_found.rows)[0], build_shifted(wide_found.rows)[0]
+    away, shifted = build_ood(wide_found.rows)[0], build_shifted(wide_found.rows)[0]
     tables = [*build_tables(wide_found.rows), *away.tables]
     palette = Palette(line for table in tables for line in table.lines)
     made = [Scene(t, wide_found.evidence, wide_found.records, wide, palette) for t in tables]

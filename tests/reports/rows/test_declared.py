@@ -8,7 +8,7 @@ from wsolbench.reports.rows.declared import SEEN, normalisation_notes, seen_note
 from wsolbench.reports.rows.weights import fed
 from wsolbench.reports.tables.aggregate import build_tables
 from wsolbench.reports.tables.formats import latex_table, markdown_table, terminal_table
-from wsolbench.reports.tables.ood import build_away
+from wsolbench.reports.tables.ood import build_ood
 from wsolbench.reports.tables.shifts import build_shifted
 
 HALF, IMAGENET = "mean 0.5 0.5 0.5, std 0.5 0.5 0.5", "mean 0.485 0.456 0.406, std 0.229 0.224 0.225"
@@ -49,8 +49,8 @@ def test_a_line_that_was_seen_is_marked_and_never_the_best(rows):
 
 
 def test_a_pair_of_sets_that_was_seen_is_marked_as_a_column(rows):
-    (away,) = build_away(seen(rows, "camelyon16", ("camelyon16",)))
-    (plain,) = build_away(rows)
+    (away,) = build_ood(seen(rows, "camelyon16", ("camelyon16",)))
+    (plain,) = build_ood(rows)
     marked = [g.title for g in away.grid.groups if SEEN in g.title]
     assert marked
     assert all(title.endswith(f"→ camelyon16 {SEEN}") for title in marked)

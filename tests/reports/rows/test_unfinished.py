@@ -15,7 +15,7 @@ from wsolbench.reports.rows.load import collect
 from wsolbench.reports.rows.unfinished import load_unfinished, unfinished_of
 from wsolbench.reports.tables.contents import Contents
 from wsolbench.reports.tables.formats import latex_table, markdown_table, rows_csv, terminal_table
-from wsolbench.reports.tables.unfinished_shown import unfinished_grid
+from wsolbench.reports.tables.unfinished_tables import unfinished_grid
 
 LABELS = {"method": "negev", "options": "", "backbone": "resnet18", "train": "glas", "fold": "0", "seed": 1}
 NAN_LOSS = {

@@ -9,7 +9,7 @@ from wsolbench.reports.tables.aggregate import Cell
 from wsolbench.reports.tables.formats import terminal_table
 from wsolbench.reports.tables.grid import Grid, GridBlock, GridLine, Group, Head, mark_best
 from wsolbench.reports.tables.grid_text import latex_grid, markdown_grid, terminal_grid
-from wsolbench.reports.tables.ood import build_away
+from wsolbench.reports.tables.ood import build_ood
 from wsolbench.reports.tables.shifts import build_shifted
 
 HOSTILE = '<script>alert(1)</script>|*x*_y_&[a](b)\n# z${}~^\\%"'
@@ -17,7 +17,7 @@ HOSTILE = '<script>alert(1)</script>|*x*_y_&[a](b)\n# z${}~^\\%"'
 
 @pytest.fixture(scope="module")
 def grids(wide_found):
-    return [build_away(wide_found.rows)[0].grid, build_shifted(wide_found.rows)[0].grid]
+    return [build_ood(wide_found.rows)[0].grid, build_shifted(wide_found.rows)[0].grid]
 
 
 def numbers(grid):
@@ -95,7 +95,7 @@ def test_terminal_is_compact_and_keeps_to_its_width(wide_found):
     assert "Checkpoint loc" not in part
     assert "SYNTHETIC DATA" in part
     assert part.count("drop") >= 3
-    grid = build_away(wide_found.rows)[0].grid
+    grid = build_ood(wide_found.rows)[0].grid
     line = next(x for x in part.splitlines() if x.startswith("pixelcam"))
     own = next(x for x in grid.blocks[1].lines if x.names[0] == "pixelcam")
     assert line.split()[2:5] == [own.cells[k].value for k in (0, 1, 2)]
@@ -104,7 +104,7 @@ def test_terminal_is_compact_and_keeps_to_its_width(wide_found):
 
 def test_nothing_prints_nan_and_hostile_names_stay_text(wide_found):
     evil = [replace(r, method=HOSTILE, dataset=HOSTILE, eval=HOSTILE) for r in wide_found.rows if r.pair][:4]
-    grid = build_away(evil)[0].grid
+    grid = build_ood(evil)[0].grid
     text, tex, plain = markdown_grid(grid), latex_grid(grid, "1"), terminal_grid(grid, 120)
     assert "<script" not in text
     assert "\n# z" not in text + tex + plain

@@ -11,7 +11,7 @@ from wsolbench.reports.tables.aggregate import build_tables
 from wsolbench.reports.tables.detail import class_grid
 from wsolbench.reports.tables.grid import place_of
 from wsolbench.reports.tables.grid_text import latex_grid, markdown_grid, terminal_grid
-from wsolbench.reports.tables.ood import build_away
+from wsolbench.reports.tables.ood import build_ood
 from wsolbench.reports.tables.shifts import build_shifted
 
 
@@ -22,7 +22,7 @@ def rows(wide_found):
 
 @pytest.fixture(scope="module")
 def away(rows):
-    return build_away(rows)[0]
+    return build_ood(rows)[0]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_every_row_stands_in_exactly_one_kind_of_table(rows, away, shifted):
     other = [r.stage for t in away.tables for r in t.rows]
     changed = [r.stage for x in shifted.ladders for level, t in x.levels.items() if level for r in t.rows]
     assert sorted([*at_home, *other, *changed]) == sorted(r.stage for r in rows)
-    assert len(build_away(rows)) == len(build_shifted(rows)) == 1
+    assert len(build_ood(rows)) == len(build_shifted(rows)) == 1
 
 
 def test_pairs_of_sets(away):
@@ -104,7 +104,7 @@ def test_chance_of_every_set_stands_first(rows, away):
 
 def test_chance_that_differs_between_folds_is_a_span(rows):
     some = pick(rows, train="glas", eval="camelyon16", method="cam", selection="cl")
-    grid = build_away([some[0], replace(some[1], chance=some[0].chance + 5)])[0].grid
+    grid = build_ood([some[0], replace(some[1], chance=some[0].chance + 5)])[0].grid
     assert cell(grid, "glas → camelyon16", "PxAP", "chance", "chance").text == (
         f"{some[0].chance:.1f} to {some[0].chance + 5:.1f}"
     )
@@ -131,16 +131,16 @@ def test_notes_say_what_a_mask_marks_on_both_sides(rows, away):
         replace(r, label_map="normal as benign, tumor as malignant", train_foreground="every crypt")
         for r in rows if r.pair and r.train == "glas"
     ]  # fmt: skip
-    notes = " ".join(build_away(told)[0].grid.footnotes)
+    notes = " ".join(build_ood(told)[0].grid.footnotes)
     assert "glas → camelyon16: classes are matched, normal as benign, tumor as malignant." in notes
     assert "a mask of glas marks every crypt" in notes
     same = [replace(r, foreground="every gland", train_foreground="every gland") for r in told]
-    assert "marks" not in " ".join(build_away(same)[0].grid.footnotes)
+    assert "marks" not in " ".join(build_ood(same)[0].grid.footnotes)
 
 
 def test_without_a_row_at_home_there_is_no_drop(rows):
     orphans = with_drops([replace(r, drop_pxap=math.nan, drop_accuracy=math.nan) for r in rows if r.pair])
-    grid = build_away(orphans)[0].grid
+    grid = build_ood(orphans)[0].grid
     assert cell(grid, "glas → camelyon16", "drop PxAP", "layercam").text == "n/a"
     assert cell(grid, "glas → camelyon16", "PxAP", "layercam").text != "n/a"
 
@@ -148,7 +148,7 @@ def test_without_a_row_at_home_there_is_no_drop(rows):
 def test_protocols_and_synthetic_data_stay_apart(rows):
     pairs = [r for r in rows if r.pair]
     mixed = [*pairs, *(replace(r, protocol="paper") for r in pairs), *(replace(r, synthetic=False) for r in pairs)]
-    found = build_away(mixed)
+    found = build_ood(mixed)
     assert [(a.protocol, a.synthetic) for a in found] == [("fair", False), ("fair", True), ("paper", True)]
     assert [("SYNTHETIC DATA" in a.grid.stamped_caption) for a in found] == [False, True, True]
 
@@ -260,7 +260,7 @@ def test_constant_maps_are_counted_set_by_set(wide_found):
         replace(r, degenerate=flat.get(r.eval, 0)) if (r.method, r.train) == ("cam", "glas") else r
         for r in wide_found.rows
     ]
-    (away,) = [a for a in build_away(rows) if "glas → camelyon16" in {t.sets for t in a.tables}]
+    (away,) = [a for a in build_ood(rows) if "glas → camelyon16" in {t.sets for t in a.tables}]
     images = next(r.images for r in rows if r.eval == "camelyon16" and r.train == "glas")
     assert f"cam: 3 of {images} maps are constant on camelyon16." in away.grid.footnotes
     (shifted,) = [s for s in build_shifted(rows) if s.dataset == "glas"]
@@ -290,7 +290,7 @@ def test_a_collapsed_threshold_is_flagged_and_never_bold(wide_found):
         replace(r, pxap=99.0, dice_tau_val=2.1, dice_oracle=55.0) if (r.eval, r.train, r.method) == there else r
         for r in wide_found.rows
     ]
-    (away,) = build_away(rows)
+    (away,) = build_ood(rows)
     found = cell(away.grid, "glas → camelyon16", "Dice", "pixelcam")
     assert found.text.startswith("2.1 ¶")
     assert not found.best
@@ -299,12 +299,12 @@ def test_a_collapsed_threshold_is_flagged_and_never_bold(wide_found):
     assert "¶ collapse" in terminal_grid(away.grid, 150)
     assert r"2.1\,\P{}" in latex_grid(away.grid, "1")
     mild = [replace(r, dice_tau_val=40.0) if (r.eval, r.train, r.method) == there else r for r in rows]
-    assert "¶" not in cell(build_away(mild)[0].grid, "glas → camelyon16", "Dice", "pixelcam").text
+    assert "¶" not in cell(build_ood(mild)[0].grid, "glas → camelyon16", "Dice", "pixelcam").text
 
 
 def test_nothing_at_chance_is_bold_elsewhere(wide_found):
     rows = [replace(r, chance=100.0, chance_dice=100.0, majority=100.0) for r in wide_found.rows]
-    grid = build_away(rows)[0].grid
+    grid = build_ood(rows)[0].grid
     bold = {head.title for block in grid.blocks for line in block.lines
             for c, head in zip(line.cells, grid.heads, strict=True) if c.best}  # fmt: skip
     assert not bold & {"PxAP", "Dice", "Accuracy"}
