@@ -142,13 +142,13 @@ class Dataset(ABC):
 
     def expand_folds(self, asked: Sequence[str]) -> list[str]:
         """Fold names from what the user typed; a scheme's name stands for all its folds."""
-        found: list[str] = []
+        names: list[str] = []
         for name in asked:
             matches = [f for f in self.folds if f == name or f.rpartition("-")[0] == name]
             if not matches:
                 raise BenchError(f"Dataset {self.card.name} has no fold '{name}'. Known: {', '.join(self.folds)}.")
-            found += [m for m in matches if m not in found]
-        return found
+            names += [m for m in matches if m not in names]
+        return names
 
 
 def check_manifest(manifest: Manifest) -> Manifest:
@@ -207,9 +207,9 @@ def missing_files(files: Sequence[Path]) -> list[Path]:
     Large folders are listed instead of asking file by file: one call for a thousand names, which matters on network
     disks. A name that no listing holds is still asked for, as disks may ignore case.
     """
-    asked = Counter(os.path.dirname(p) for p in files)  # noqa: PTH120 - Path.parent takes three times as long
+    folders = Counter(os.path.dirname(p) for p in files)  # noqa: PTH120 - Path.parent takes three times as long
     listed: set[str] = set()
-    for folder, n in asked.items():
+    for folder, n in folders.items():
         if n < LIST_FROM:
             continue
         try:

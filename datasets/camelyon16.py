@@ -167,10 +167,10 @@ def _grouped_notes(rows: FoldRows, marker: Marker | None) -> list[str]:
 def _check_counts(manifest: Manifest) -> None:
     expected: Mapping[str, int] = FOLD_4_COUNTS if manifest.fold == "4" else FOLD_COUNTS
     for split, each in expected.items():
-        found = Counter(i.label for i in manifest.split(split))
-        if (found[0], found[1]) != (each, each):
+        counts = Counter(i.label for i in manifest.split(split))
+        if (counts[0], counts[1]) != (each, each):
             raise BenchError(
-                f"{HOME}, fold {manifest.fold}: {split} has {found[0]:,} normal and {found[1]:,} tumour patches "
+                f"{HOME}, fold {manifest.fold}: {split} has {counts[0]:,} normal and {counts[1]:,} tumour patches "
                 f"instead of {each:,} and {each:,}. These are not the published lists: copy them again, or use "
                 "--folds grouped for patches of your own."
             )

@@ -123,10 +123,10 @@ def found_rows(root: Path, wanted: Sequence[int]) -> tuple[list[Patch], list[str
 
 def patient(name: PatchName) -> str:
     """`patient_017` of a patch. Raises BenchError for a slide that is not called patient_XXX_node_Y."""
-    found = _SLIDE.fullmatch(name.slide_id)
-    if not found:
+    match = _SLIDE.fullmatch(name.slide_id)
+    if not match:
         raise BenchError(f"{name.image_name}: slide '{name.slide_id}' is not patient_XXX_node_Y, as in Camelyon17.")
-    return f"patient_{found[1]}"
+    return f"patient_{match[1]}"
 
 
 def centre(name: PatchName) -> int:

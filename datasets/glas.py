@@ -109,12 +109,12 @@ def find_folder(data_root: Path) -> Path:
         *(base / name for base in (data_root, data_root / "GLAS", data_root / "glas") for name in names),
     ]
     # by inode: links, and GLAS and glas on a disk that ignores case, are one copy
-    found = {(p.stat().st_dev, p.stat().st_ino): p for p in reversed(places) if (p / GRADES).is_file()}
-    if len(found) > 1:
-        both = "\n  ".join(str(p) for p in found.values())
+    folders = {(p.stat().st_dev, p.stat().st_ino): p for p in reversed(places) if (p / GRADES).is_file()}
+    if len(folders) > 1:
+        both = "\n  ".join(str(p) for p in folders.values())
         raise BenchError(f"Several copies of glas are in {data_root}:\n  {both}\nPoint --data-root at one of them.")
-    if found:
-        return next(iter(found.values()))
+    if folders:
+        return next(iter(folders.values()))
     bare = [p for p in places[1:] if p.is_dir()]
     if bare:
         raise BenchError(f"{bare[0]} has no {GRADES}: the download is incomplete. Unpack the archive again.")
@@ -161,11 +161,11 @@ def _order(name: str) -> tuple[int, int]:
 def _check_images(folder: Path, rows: Sequence[Graded], marker: Marker | None) -> None:
     """The names in Grade.csv must be exactly those of the real dataset, or as many as the marker of a copy says."""
     if marker:
-        found = Counter("test" if r.official_test else "train" for r in rows)
-        if (found["train"], found["test"]) != (marker.train, marker.test):
+        counts = Counter("test" if r.official_test else "train" for r in rows)
+        if (counts["train"], counts["test"]) != (marker.train, marker.test):
             raise BenchError(
-                f"{folder / GRADES} lists {found['train']} + {found['test']} images, its marker says {marker.train} + "
-                f"{marker.test}. Remove {folder} and run `bench data synth` again."
+                f"{folder / GRADES} lists {counts['train']} + {counts['test']} images, its marker says "
+                f"{marker.train} + {marker.test}. Remove {folder} and run `bench data synth` again."
             )
         return
     expected = {f"{part}_{k}" for part, n in IMAGES.items() for k in range(1, n + 1)}
@@ -229,9 +229,9 @@ def _split_notes(
 def _check_fold(manifest: Manifest) -> None:
     expected = FOLD_4_COUNTS if manifest.fold == "4" else FOLD_COUNTS
     for split, counts in expected.items():
-        found = Counter(i.label for i in manifest.split(split))
-        if (found[0], found[1]) != counts:
+        by_label = Counter(i.label for i in manifest.split(split))
+        if (by_label[0], by_label[1]) != counts:
             raise BenchError(
-                f"glas, fold {manifest.fold}: {split} has {found[0]} benign and {found[1]} malignant images instead of "
-                f"{counts[0]} and {counts[1]}. {GRADES} was changed: unpack the archive again."
+                f"glas, fold {manifest.fold}: {split} has {by_label[0]} benign and {by_label[1]} malignant images "
+                f"instead of {counts[0]} and {counts[1]}. {GRADES} was changed: unpack the archive again."
             )

@@ -71,10 +71,10 @@ def sized_masks(dataset: Dataset, manifest: Manifest, size: int = SCORE_SIZE) ->
 
     masked = [i for i in manifest.items if i.mask is not None]
     with ThreadPoolExecutor(4) as pool:
-        found = dict(zip((i.id for i in masked), pool.map(read, masked), strict=True))
-    if bad := [f for f in found.values() if isinstance(f, BadFile)]:
+        masks = dict(zip((i.id for i in masked), pool.map(read, masked), strict=True))
+    if bad := [f for f in masks.values() if isinstance(f, BadFile)]:
         raise bad_files_error(f"{manifest.card.name}, fold {manifest.fold}", bad, len(masked))
-    return {name: mask for name, mask in found.items() if isinstance(mask, SizedMask)}
+    return {name: mask for name, mask in masks.items() if isinstance(mask, SizedMask)}
 
 
 def foreground_shares(manifest: Manifest, masks: Mapping[str, SizedMask], size: int = SCORE_SIZE) -> dict[str, float]:

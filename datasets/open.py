@@ -91,13 +91,13 @@ def scan_files(
     fresh: dict[str, list[Any]] = {}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         looked_up = pool.map(lambda p: _look_up(p, measures[p], index), measures)
-        for path, (status, found) in zip(measures, looked_up, strict=True):
-            if isinstance(found, BadFile):
-                bad.append(found)
+        for path, (status, measured) in zip(measures, looked_up, strict=True):
+            if isinstance(measured, BadFile):
+                bad.append(measured)
                 continue
-            facts[path] = found
+            facts[path] = measured
             if str(path.absolute()) not in index or index[str(path.absolute())][:2] != status:
-                fresh[str(path.absolute())] = [*status, *found]
+                fresh[str(path.absolute())] = [*status, *measured]
     if fresh:
         write_json(cache_file, {"version": INDEX_VERSION, "files": {**_read_index(cache_file), **fresh}})
     return facts, bad
@@ -150,15 +150,15 @@ def manifest_identity(
 def _read_index(cache_file: Path) -> dict[str, list[Any]]:
     """The index; a missing or damaged one, or one of another version, is empty, for it can always be made again."""
     try:
-        found = json.loads(cache_file.read_text(encoding="utf-8"))
+        index = json.loads(cache_file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    version = found.get("version") if isinstance(found, dict) else None
+    version = index.get("version") if isinstance(index, dict) else None
     if isinstance(version, int | str) and version != INDEX_VERSION:
         _tell_old(cache_file, version)
-    if version != INDEX_VERSION or not isinstance(found.get("files"), dict):
+    if version != INDEX_VERSION or not isinstance(index.get("files"), dict):
         return {}
-    return {path: entry for path, entry in found["files"].items() if isinstance(entry, list) and len(entry) == 5}
+    return {path: entry for path, entry in index["files"].items() if isinstance(entry, list) and len(entry) == 5}
 
 
 @functools.cache

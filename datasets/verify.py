@@ -123,21 +123,21 @@ def _earlier(report_file: Path) -> tuple[dict[str, Any] | None, str]:
     if not report_file.is_file():
         return None, ""
     try:
-        found = read_json(report_file)
-        if found.get("schema") == SCHEMA:
-            return dict(found["sha256"]), ""
-        return None, f"{report_file}: old schema ({found.get('schema', 'none')}), ignored and written anew"
+        report = read_json(report_file)
+        if report.get("schema") == SCHEMA:
+            return dict(report["sha256"]), ""
+        return None, f"{report_file}: old schema ({report.get('schema', 'none')}), ignored and written anew"
     except (BenchError, RecursionError, KeyError, TypeError, ValueError, AttributeError):
         return None, f"{report_file}: damaged, ignored and written anew"
 
 
 def count_images(manifest: Manifest) -> dict[str, dict[str, int]]:
     """Images by split (`valpx` included) and class name."""
-    found = {}
+    counts = {}
     for split in (*SPLITS, "valpx"):
         labels = Counter(i.label for i in manifest.split(split))
-        found[split] = {name: labels[k] for k, name in enumerate(manifest.card.classes)}
-    return found
+        counts[split] = {name: labels[k] for k, name in enumerate(manifest.card.classes)}
+    return counts
 
 
 def _sha(facts: Mapping[Path, FileFacts], path: Path) -> str | None:

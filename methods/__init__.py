@@ -13,10 +13,10 @@ def _package_explainers() -> list[str]:
 
     What it exports beside them (layers, hooks, guided backpropagation) takes no target layers, or is no BaseCAM.
     """
-    found = importlib.util.find_spec("pytorch_grad_cam")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("pytorch_grad_cam")
+    if spec is None or spec.origin is None:
         return []
-    package = Path(found.origin)
+    package = Path(spec.origin)
     lines = re.findall(r"^from pytorch_grad_cam\.(\w+) import (.+)$", _text(package), re.MULTILINE)
     explaining = [names for module, names in lines if _has_explainer(_text(package.parent / f"{module}.py"))]
     return [f"gradcam:{name}" for names in explaining for name in re.findall(r"\b[A-Z]\w+", names)]

@@ -45,10 +45,10 @@ class Adapter(Method):
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits (B, K) of normalised images (B, 3, H, W), with gradients."""
-        found = self.source.predict(images).logits
-        if found is None:
+        logits = self.source.predict(images).logits
+        if logits is None:
             raise TypeError(f"'{self.source.registered_name}' predicts no logits")
-        return found
+        return logits
 
     def param_groups(self, lr: float, head_scale: float) -> list[dict[str, Any]]:
         """The groups of the source, of what trains; parameters the adapter adds learn at lr * head_scale."""

@@ -117,18 +117,18 @@ class BatchShard:
     def take(self, whole: Tensor) -> Tensor:
         """The rows of these images, from rows of the whole batch (one or equally many an image, in order)."""
         each = len(whole) // self.total
-        found = [whole[s.start * each : s.stop * each] for s in self.own]
-        return found[0] if len(found) == 1 else torch.cat(found)
+        pieces = [whole[s.start * each : s.stop * each] for s in self.own]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def whole(self, rows: Tensor) -> Tensor:
         """Rows of the whole batch (one or equally many an image, in order), of which `rows` are here; no gradient."""
         each, taken = len(rows) // self.count, 0
-        found = rows.new_zeros((self.total * each, *rows.shape[1:]))
+        complete = rows.new_zeros((self.total * each, *rows.shape[1:]))
         for place in self.own:
             count = (place.stop - place.start) * each
-            found[place.start * each : place.stop * each] = rows[taken : taken + count]
+            complete[place.start * each : place.stop * each] = rows[taken : taken + count]
             taken += count
-        return self.add(found)
+        return self.add(complete)
 
 
 @dataclass

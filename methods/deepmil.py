@@ -61,5 +61,5 @@ class DeepMil(Classifier):
         grid = self.features(images)
         logits = self.classify(grid)
         planes = self.head.attention(grid) if self.map == "attention" else self.head.evidence(grid)
-        asked = logits.argmax(1) if classes is None else classes
-        return Prediction(logits, planes[torch.arange(len(planes), device=planes.device), asked])
+        class_of = logits.argmax(1) if classes is None else classes
+        return Prediction(logits, planes[torch.arange(len(planes), device=planes.device), class_of])

@@ -210,8 +210,8 @@ class Evidence:
         with self._pass.part(f"taps{self.about}"):
             taps = {index: graph.taps[index] for index in self._levels}
             score = self._own_class(graph.logits).sum()
-            found = torch.autograd.grad(score, list(taps.values()), retain_graph=True)
-        self._taps |= {index: (taps[index].detach(), found[k]) for k, index in enumerate(taps)}
+            gradients = torch.autograd.grad(score, list(taps.values()), retain_graph=True)
+        self._taps |= {index: (taps[index].detach(), gradients[k]) for k, index in enumerate(taps)}
 
     def _tap_alone(self, index: int) -> tuple[Tensor, Tensor]:
         """Activations and gradients of a level nobody announced, by a forward and backward pass from that level on."""

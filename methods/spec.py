@@ -95,19 +95,19 @@ class MethodSpec:
     def recipe(self, preset: str, dataset: str, backbone: str) -> Recipe:
         """The settings of a preset for a dataset and backbone, the more particular place winning."""
         places = self.recipes.get(preset, {})
-        found: dict[str, Any] = {}
+        train: dict[str, Any] = {}
         options: dict[str, Any] = {}
         for place in ("*", dataset, f"*/{backbone}", f"{dataset}/{backbone}"):
             settings = places.get(place, {})
             options.update(settings.get("options", {}))
-            found.update({k: v for k, v in settings.items() if k != "options"})
-        return Recipe({k: v for k, v in found.items() if k != "source"}, options, found.get("source", ""))
+            train.update({k: v for k, v in settings.items() if k != "options"})
+        return Recipe({k: v for k, v in train.items() if k != "source"}, options, train.get("source", ""))
 
     def identity(self, options: dict[str, Any] | None = None) -> dict[str, Any]:
         """What of the method enters a stage key: name, version, options and, for a user's file, its content."""
         options = {self.renamed.get(key, key): value for key, value in (options or self.options).items()}
-        found = {"name": self.name, "version": self.version, "options": options}
-        return {**found, "source": self.source_hash} if self.source_hash else found
+        identity = {"name": self.name, "version": self.version, "options": options}
+        return {**identity, "source": self.source_hash} if self.source_hash else identity
 
 
 def method_spec(name: str) -> MethodSpec:

@@ -189,15 +189,15 @@ class TwoStep(Classifier):
         weight = context.weight_of(len(labels))
         if not len(labels):
             return {name: logits.sum() * 0 for name in on}
-        planes, known, found = logits.float().softmax(1), self.backbone.statistics, {}
+        planes, known, terms = logits.float().softmax(1), self.backbone.statistics, {}
         if "crf" in on:
-            found["crf"] = dense_crf(planes, images, self.crf_size, statistics=known)
+            terms["crf"] = dense_crf(planes, images, self.crf_size, statistics=known)
         if "joint" in on:
             partners = draw_partners(labels, context.generator)
-            found["joint"] = joint_crf(planes, images, partners, self.crf_size, statistics=known)
+            terms["joint"] = joint_crf(planes, images, partners, self.crf_size, statistics=known)
         if "size" in on:
-            found["size"] = size_barrier(planes, temperature_at(context.epoch, *self.schedule))
-        return found if weight is None else {name: value * weight for name, value in found.items()}
+            terms["size"] = size_barrier(planes, temperature_at(context.epoch, *self.schedule))
+        return terms if weight is None else {name: value * weight for name, value in terms.items()}
 
     def predict(self, images: Tensor, classes: Tensor | None = None) -> Prediction:
         """Logits of the classifier, and the probability of foreground, (B, H, W), whatever class is asked for."""

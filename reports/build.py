@@ -67,8 +67,8 @@ def _write(store: Store, out: Path, formats: Sequence[str], contents: Contents) 
         write_text(out / file, make())
         paths.append(out / file)
         if name == "csv":
-            found = contents.findings
-            write_text(out / "lines.csv", lines_csv(tables_of(found.rows, found.settings)))
+            findings = contents.findings
+            write_text(out / "lines.csv", lines_csv(tables_of(findings.rows, findings.settings)))
             paths.append(out / "lines.csv")
     return paths
 
@@ -107,8 +107,8 @@ def _markdown_figures(drawn: FigureGroup, synthetic: bool) -> list[str]:
 
 
 def _csv(contents: Contents) -> str:
-    found = contents.findings
-    return rows_csv(costed_frame(found.runs, found.records), found.unfinished)
+    findings = contents.findings
+    return rows_csv(costed_frame(findings.runs, findings.records), findings.unfinished)
 
 
 def _latex(contents: Contents) -> str:

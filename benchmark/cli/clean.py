@@ -44,25 +44,25 @@ def clean(results: Path, plans: tuple[Path, ...], keep_failed: bool, yes: bool, 
     if not results.is_dir():
         raise BenchError(f"There is no results folder {results}. Name it with --results.")
     keys = _keys(plans, results) if plans else None
-    found, notes = find_removable(results, keys, keep_failed)
-    total = sum(f.size for f in found)
+    removable, notes = find_removable(results, keys, keep_failed)
+    total = sum(f.size for f in removable)
     agreed = yes
     if not as_json:
-        _show(found, notes, total)
-        if found and not yes and sys.stdin.isatty():
+        _show(removable, notes, total)
+        if removable and not yes and sys.stdin.isatty():
             agreed = click.confirm("Remove all of this?", default=False)
-    if agreed and found:  # a command may have begun while the question stood: only what is still nobody's
+    if agreed and removable:  # a command may have begun while the question stood: only what is still nobody's
         still = {f.path for f in find_removable(results, keys, keep_failed)[0]}
-        found = [f for f in found if f.path in still]
-    gone = remove(results, found) if agreed and found else []
+        removable = [f for f in removable if f.path in still]
+    gone = remove(results, removable) if agreed and removable else []
     freed = sum(f.size for f in gone)
     if as_json:
-        rows = [{**dataclasses.asdict(f), "path": str(f.path)} for f in found]
+        rows = [{**dataclasses.asdict(f), "path": str(f.path)} for f in removable]
         value: dict[str, Any] = {"found": rows, "bytes": total, "removed": len(gone), "freed": freed, "notes": notes}
         click.echo(json.dumps(value, indent=1))
     elif gone:
-        click.echo(f"Removed {len(gone)} of {len(found)}, {gib(freed)}.")
-    elif found:
+        click.echo(f"Removed {len(gone)} of {len(removable)}, {gib(freed)}.")
+    elif removable:
         click.echo("Nothing was removed: add --yes.")
 
 
@@ -71,11 +71,11 @@ def _keys(plans: tuple[Path, ...], results: Path) -> set[str]:
     from ..planning.planner import Planner
     from .run import make_request
 
-    found: set[str] = set()
+    stage_keys: set[str] = set()
     for config in plans:
         request = make_request({"results": results}, (), config)
-        found |= set(Planner(request).build().stages)
-    return found
+        stage_keys |= set(Planner(request).build().stages)
+    return stage_keys
 
 
 def _show(found: list["Removable"], notes: list[str], total: int) -> None:

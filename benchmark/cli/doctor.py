@@ -25,9 +25,9 @@ def doctor(data_root: Path, results: Path, device: str, as_json: bool) -> None:
     from ..maintenance.doctor import examine
     from ..maintenance.findings import LEVELS
 
-    found, section = [], ""
+    findings, section = [], ""
     for finding in examine(data_root, results, device):
-        found.append(finding)
+        findings.append(finding)
         if as_json:
             continue
         if finding.section != section:
@@ -37,11 +37,11 @@ def doctor(data_root: Path, results: Path, device: str, as_json: bool) -> None:
         click.echo(f"  {mark} {finding.text}")
         if finding.advice:
             click.echo(f"           → {finding.advice}")
-    counts = {level: sum(f.level == level for f in found) for level in LEVELS}
+    counts = {level: sum(f.level == level for f in findings) for level in LEVELS}
     if as_json:
-        value = {"ok": not counts["problem"], "counts": counts, "findings": [dataclasses.asdict(f) for f in found]}
+        value = {"ok": not counts["problem"], "counts": counts, "findings": [dataclasses.asdict(f) for f in findings]}
         click.echo(json.dumps(value, indent=1))
     else:
-        said = ", ".join(f"{n} {level}s" if n != 1 else f"1 {level}" for level, n in counts.items() if level != "ok")
-        click.echo(f"\n{said}.")
+        summary = ", ".join(f"{n} {level}s" if n != 1 else f"1 {level}" for level, n in counts.items() if level != "ok")
+        click.echo(f"\n{summary}.")
     sys.exit(1 if counts["problem"] else 0)

@@ -55,15 +55,15 @@ def _value(value: Any) -> Any:
 
 def _meanings(text: str) -> dict[str, str]:
     """`name: what it means` of a docstring, continued on indented lines."""
-    found: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     name = ""
     for line in text.splitlines():
         match = re.match(r"    (\w+): (.*)", line)
         if match:
             name = match[1]
-            found[name] = match[2]
+            meanings[name] = match[2]
         elif name and line.startswith("        "):
-            found[name] += " " + line.strip()
+            meanings[name] += " " + line.strip()
         else:
             name = ""
-    return {k: v.rstrip(".") for k, v in found.items()}
+    return {k: v.rstrip(".") for k, v in meanings.items()}

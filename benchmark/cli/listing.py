@@ -43,11 +43,11 @@ def list_(what: str | None, pattern: str | None, results: str, as_json: bool) ->
     }
     if pattern:
         makers["backbones"] = partial(_measured_backbones, pattern)
-    found = {name: makers[name]() for name in ([what] if what else WHAT)}
+    sections = {name: makers[name]() for name in ([what] if what else WHAT)}
     if as_json:
-        click.echo(json.dumps(found[what] if what else found, indent=1))
+        click.echo(json.dumps(sections[what] if what else sections, indent=1))
         return
-    for name, rows in found.items():
+    for name, rows in sections.items():
         click.secho(name.capitalize(), bold=True)
         width = max((len(r["name"]) for r in rows), default=0)
         for row in rows:

@@ -107,12 +107,12 @@ def run(settings: tuple[str, ...], config: Path | None, dry_run: bool, as_json: 
 
     outcome = do_plan(plan, planner, store, quiet=as_json)
     keep(planner.weights_seen, store)
-    found = collect(store, plan.rows)
-    if lines := heal_scores(plan, store, {r.stage for r in found.rows}):
+    findings = collect(store, plan.rows)
+    if lines := heal_scores(plan, store, {r.stage for r in findings.rows}):
         for line in lines:
             click.echo(f"WARNING: {line}", err=True)
-        outcome, found = do_plan(plan, planner, store, quiet=as_json), collect(store, plan.rows)
-    show_rows(plan, store, found, as_json)
+        outcome, findings = do_plan(plan, planner, store, quiet=as_json), collect(store, plan.rows)
+    show_rows(plan, store, findings, as_json)
     if as_json:
         say_problems(plan, outcome, request.run.results)  # to stderr, the rows alone are on stdout
     else:
@@ -121,7 +121,7 @@ def run(settings: tuple[str, ...], config: Path | None, dry_run: bool, as_json: 
 
 
 def _tell_notes(planner: "Planner") -> None:
-    """What was decided for the user, on stderr beside the progress.
+    """Notices of what was decided for the user, on stderr beside the progress.
 
     How the files of each dataset were read, what is to be known of its splits, what images are normalised by.
     """
@@ -322,7 +322,7 @@ def _say_outcome(plan: "Plan", outcome: "PlanOutcome", results: Path) -> None:
 
 
 def say_problems(plan: "Plan", outcome: "PlanOutcome", results: Path) -> None:
-    """What failed and why, what waits for it, and where to look."""
+    """Failures with their reasons, what waits for them, and where to look."""
 
     if outcome.full:
         click.echo(f"STOPPED: {outcome.full}", err=True)

@@ -27,32 +27,32 @@ def status(results: Path, as_json: bool) -> None:
     from ..core.results_store import Store
     from ..maintenance.doctor_places import held
 
-    found = read_stored(Store(results))
+    stored = read_stored(Store(results))
     folders = {p.name for p in (results / "runs").glob("*") if p.is_dir()}
-    begun = sorted(folders - set(found.records) - set(found.failures) - set(found.ignored))
+    begun = sorted(folders - set(stored.records) - set(stored.failures) - set(stored.ignored))
     running = [key for key in begun if held(results / "locks" / f"{key}.lock")]
     begun = [key for key in begun if key not in running]
     if as_json:
-        click.echo(json.dumps({**_value(results, found, begun), "running": running}, indent=1))
+        click.echo(json.dumps({**_value(results, stored, begun), "running": running}, indent=1))
         return
     if not folders:
         _say(f"Nothing is stored in {results} yet. `bench run` fills it.")
         return
-    counts = Counter(str(r.get("kind")) for r in found.records.values())
+    counts = Counter(str(r.get("kind")) for r in stored.records.values())
     names = {"train": "training", "maps": "teacher map set", "score": "score"}
     parts = [many(counts[k], name) for k, name in names.items()]
     _say(f"{results}: finished {', '.join(parts)}")
-    for key, record in found.records.items():
+    for key, record in stored.records.items():
         if record.get("kind") == "train":
             _say(f"  {key}  {_title(record)}  {record.get('seconds') or 0:.0f} s")
-    for key, failure in found.failures.items():
+    for key, failure in stored.failures.items():
         what = f"{failure.get('kind')} {_title(failure)}: {failure.get('error', '')}"
         _say(f"{_outcome(failure).upper()} {key}  {what}", "red")
     for key in running:
         _say(f"running {key}: a `bench run` is at work on it (`bench doctor` says which process)", "green")
     for key in begun:
         _say(f"interrupted {key}: the same `bench run` continues it", "yellow")
-    for key, why in found.ignored.items():
+    for key, why in stored.ignored.items():
         _say(f"ignored {key}: {why}; the same `bench run` does it again", "yellow")
 
 
@@ -83,7 +83,7 @@ def _labels(note: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _title(note: Mapping[str, Any]) -> str:
-    """What a stage is: `classifier · resnet18 · glas fold 0 seed 0`; of what its record lacks, a question mark."""
+    """Title of a stored stage: `classifier · resnet18 · glas fold 0 seed 0`; a question mark for what is not known."""
     labels = {k: _labels(note).get(k, "?") for k in ("method", "backbone", "train", "fold", "seed")}
     return "{method} · {backbone} · {train} fold {fold} seed {seed}".format(**labels)
 

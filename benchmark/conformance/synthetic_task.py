@@ -16,7 +16,7 @@ STAIN = (0.75, 0.95, 1.0)  # of the target: what its colours are multiplied by
 
 
 def target_of(csv_path: Path) -> Path:
-    """Where the target of a task lies."""
+    """Path of the target of a task."""
     return csv_path.parent / "target" / csv_path.name
 
 

@@ -69,7 +69,7 @@ class Bench:
         return torch.device("cpu")
 
     def context(self, method: Method | None = None) -> TrainContext:
-        """What training would hand to the method. method: the one whose passes over whole sets it gives."""
+        """Context as training hands it to the method. method: the one whose passes over whole sets it gives."""
         card = self.planner.open_datasets[self.score_stage.inputs.experiment.dataset].dataset.card
         stage = self.train_stage
         parents = parent_states(stage, self.ctx) if stage else {}
@@ -173,10 +173,10 @@ class Bench:
 def own_maps(method: Method, images: Tensor, classes: Tensor | None) -> Tensor:
     """The maps (B, h, w) a trained method makes itself. Raises SkippedError if it makes none."""
     with torch.no_grad():
-        found = method.predict(images, classes).maps
-    if found is None:
+        maps = method.predict(images, classes).maps
+    if maps is None:
         raise SkippedError("the method makes no maps")
-    return found
+    return maps
 
 
 def exercise(bench: Bench) -> None:
@@ -213,8 +213,8 @@ def prepare(name: str, folder: Path, backbone: str) -> Bench:
         every += [*((place_of(stage), n) for n in needs_of(stage, ctx)), *needs_elsewhere(stage, ctx)]
     for place, need in every:
         decoded.setdefault((place.dataset, place.fold), []).append((place, need))
-    for found in decoded.values():
-        ctx.images(found[0][0]).prepare(list(dict.fromkeys(need for _, need in found)))
+    for requests in decoded.values():
+        ctx.images(requests[0][0]).prepare(list(dict.fromkeys(need for _, need in requests)))
     target = train or score
     parents = replace_rows(
         plan, list(target.parents.values()) if train else [k for k in [score.parents.get("checkpoint")] if k]

@@ -58,7 +58,7 @@ def peak_memory_mb(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class GpuFacts:
-    """What torch and the driver say. cuda_build: CUDA version torch was built for, empty for a CPU build.
+    """Facts of torch and the driver. cuda_build: CUDA version torch was built for, empty for a CPU build.
 
     smi: whether nvidia-smi is there; driver, driver_cuda: their versions, empty without a driver; listed: lines of
     `nvidia-smi -L`. capabilities: (major, minor) of each GPU torch sees; archs: those torch was built for, as sm_90.
@@ -95,13 +95,13 @@ def gpu_facts() -> GpuFacts:
         driver, cuda, listed = _smi()
         archs = tuple(torch.cuda.get_arch_list())
         return GpuFacts(torch.__version__, build, True, visible, driver, cuda, listed, archs, seen)
-    said = ""
+    complaint = ""
     if build:
         try:
             torch.cuda.init()
         except (RuntimeError, AssertionError) as problem:
-            said = str(problem).partition("\n")[0]
-    return GpuFacts(torch.__version__, build, False, visible, *_smi(), said=said)
+            complaint = str(problem).partition("\n")[0]
+    return GpuFacts(torch.__version__, build, False, visible, *_smi(), said=complaint)
 
 
 def _smi() -> tuple[str, str, tuple[str, ...]]:
@@ -111,8 +111,8 @@ def _smi() -> tuple[str, str, tuple[str, ...]]:
     kernel = Path("/proc/driver/nvidia/version")
     version = driver.group(1) if driver else ""
     if not version and kernel.is_file():
-        found = re.search(r"Kernel Module\D*([\d.]+)", kernel.read_text(encoding="utf-8", errors="replace"))
-        version = found.group(1) if found else "of unknown version"
+        match = re.search(r"Kernel Module\D*([\d.]+)", kernel.read_text(encoding="utf-8", errors="replace"))
+        version = match.group(1) if match else "of unknown version"
     listed = tuple(line for line in _run("nvidia-smi", "-L").splitlines() if line.strip().startswith(("GPU", "MIG")))
     return version, cuda.group(1) if cuda else "", listed
 

@@ -72,9 +72,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if parts:  # `size` of image_size and load_size
         return f" Did you mean {' or '.join(parts)}?"
     near = [bare(word)] if bare(word) in forms else difflib.get_close_matches(bare(word), forms, n=2, cutoff=0.6)
-    found = list(dict.fromkeys(name for form in near for name in forms[form][: 3 - len(near)]))
-    if found:
-        return f" Did you mean {' or '.join(found)}?"
+    nearest = list(dict.fromkeys(name for form in near for name in forms[form][: 3 - len(near)]))
+    if nearest:
+        return f" Did you mean {' or '.join(nearest)}?"
     return f" Known: {', '.join(names)}." if names else ""
 
 

@@ -64,7 +64,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @functools.cache
 def _machine() -> str:
-    """What tells apart the machines, and containers, that number their processes by themselves."""
+    """Name of this machine or container, each of which numbers its processes by itself."""
     space = ""
     with contextlib.suppress(OSError):
         space = str(Path("/proc/self/ns/pid").readlink())

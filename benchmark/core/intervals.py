@@ -29,7 +29,7 @@ class Interval(NamedTuple):
 
 
 def effective_groups(sizes: np.ndarray) -> np.ndarray:
-    """How many groups of equal size say as much as groups of these sizes (…, G): (sum n)^2 / sum n^2 (Kish).
+    """Effective number of groups of sizes (…, G): the equal ones that say as much, (sum n)^2 / sum n^2 (Kish).
 
     Between 1, where one group holds all, and G; 0 where all sizes are 0.
     """
@@ -65,8 +65,8 @@ def jackknife_interval(estimate: np.ndarray, without: np.ndarray, sizes: np.ndar
         spread = _spread(estimate, np.where(there, without, np.nan) / 100, there.sum(-1))
         reach = stdtrit(degrees_of_freedom(sizes), _TAIL) * spread
         centre = logit(estimate)
-        found = ((sizes > 0).sum(-1) >= MIN_GROUPS) & (spread > 0) & np.isfinite(reach) & np.isfinite(centre)
-        ends = (np.where(found, 100 * expit(centre + sign * reach), np.nan) for sign in (-1, 1))
+        defined = ((sizes > 0).sum(-1) >= MIN_GROUPS) & (spread > 0) & np.isfinite(reach) & np.isfinite(centre)
+        ends = (np.where(defined, 100 * expit(centre + sign * reach), np.nan) for sign in (-1, 1))
         return Interval(*ends)
 
 
@@ -103,13 +103,13 @@ def wilson_interval(right: np.ndarray, total: np.ndarray) -> Interval:
         centre = (share + _NORMAL**2 / 2 / count) / (1 + _NORMAL**2 / count)
         reach = _NORMAL / (1 + _NORMAL**2 / count)
         reach = reach * np.sqrt(share * (1 - share) / count + _NORMAL**2 / 4 / count**2)
-        found = (groups >= MIN_GROUPS) & np.isfinite(share)
-        ends = (np.where(found, 100 * np.clip(centre + sign * reach, 0, 1), np.nan) for sign in (-1, 1))
+        defined = (groups >= MIN_GROUPS) & np.isfinite(share)
+        ends = (np.where(defined, 100 * np.clip(centre + sign * reach, 0, 1), np.nan) for sign in (-1, 1))
         return Interval(*ends)
 
 
 def without_each(sums: np.ndarray) -> np.ndarray:
-    """What is left without each group: the sums of groups (G, …) to the totals without them, (G, …)."""
+    """Totals without each group, (G, …), from the sums of groups (G, …)."""
     return sums.sum(0, keepdims=True) - sums
 
 
@@ -128,12 +128,12 @@ def accuracy_interval(logits: np.ndarray, labels: np.ndarray, groups: np.ndarray
     if not len(labels) or np.isnan(logits).any():
         return float("nan"), float("nan")
     right = group_sums((logits.argmax(1) == labels).astype(np.float64), groups)
-    found = wilson_interval(right, group_sums(np.ones(len(labels)), groups))
-    return float(found.low), float(found.high)
+    interval = wilson_interval(right, group_sums(np.ones(len(labels)), groups))
+    return float(interval.low), float(interval.high)
 
 
 def pxap_interval(histograms: Histograms, groups: np.ndarray) -> tuple[float, float]:
     """95% interval of PxAP in percent over groups (N,)."""
     pooled = pxap_rows(histograms.pooled())[0]
-    found = jackknife_interval(pooled, pxap_without_each(histograms, groups), foreground_images(histograms, groups))
-    return float(found.low), float(found.high)
+    interval = jackknife_interval(pooled, pxap_without_each(histograms, groups), foreground_images(histograms, groups))
+    return float(interval.low), float(interval.high)

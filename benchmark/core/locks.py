@@ -59,6 +59,6 @@ def take(lock: FileLock | SoftFileLease, wait: bool, lease: Path) -> None:
 
 
 def owner(lease: Path) -> str:
-    """Who holds a lease, in words: `process 4711 on node7`; `another process` where its file does not say."""
+    """Holder of a lease in words: `process 4711 on node7`; `another process` where its file does not say."""
     record = SoftFileLease(lease, lease_duration=LEASE_SECONDS).owner
     return f"process {record.pid} on {record.hostname}" if record is not None else "another process"

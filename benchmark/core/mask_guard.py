@@ -25,7 +25,7 @@ _CODE = (".py", ".pyc", ".so")
 
 
 class Withheld:
-    """What a method finds as `batch.masks` unless it is declared to see masks: any use raises MaskAccessError."""
+    """Stand-in for `batch.masks` of a method that is not declared to see masks: any use raises MaskAccessError."""
 
     what, constant = "batch.masks", "WITHHELD"
 
@@ -49,7 +49,7 @@ class Withheld:
 
     @classmethod
     def __torch_function__(cls, _function: Any, _types: Any, given: Sequence[Any] = (), named: Any = None) -> NoReturn:
-        """What torch calls when it meets this among its arguments, or in a list of them."""
+        """Hook of torch for an argument of this class, alone or in a list."""
         every = [*given, *(named or {}).values()]
         every += [part for one in every if isinstance(one, list | tuple) for part in one]
         next(one for one in every if isinstance(one, cls))._refuse()
@@ -68,7 +68,7 @@ class Withheld:
 
 
 class WithheldLabels(Withheld):
-    """What a method finds as labels of images of a target: any use raises LabelAccessError."""
+    """Stand-in for the labels of images of a target: any use raises LabelAccessError."""
 
     what, constant = "batch.target.labels", "WITHHELD_LABELS"
 
@@ -81,7 +81,7 @@ WITHHELD_LABELS = WithheldLabels()
 
 
 class _Watch:
-    """What may not be opened during a stage, and what was asked for all the same."""
+    """Files that may not be opened during a stage, and the refusals so far."""
 
     def __init__(self, masks: Callable[[], Iterable[Path]], results: Path) -> None:
         self._masks, self._files = masks, None

@@ -100,8 +100,8 @@ def pxap(histograms: Histograms) -> float:
 def pxap_rows(histograms: Histograms) -> np.ndarray:
     """PxAP in percent of every row on its own, shape (N,); rows may be float (resampled sums). NaN where undefined."""
     parts = range(0, len(histograms.foreground), _ROWS_AT_ONCE)
-    found = [_pxap_rows(Histograms(*(h[k : k + _ROWS_AT_ONCE] for h in histograms))) for k in parts]
-    return np.concatenate(found) if found else np.zeros(0)
+    chunks = [_pxap_rows(Histograms(*(h[k : k + _ROWS_AT_ONCE] for h in histograms))) for k in parts]
+    return np.concatenate(chunks) if chunks else np.zeros(0)
 
 
 def _pxap_rows(histograms: Histograms) -> np.ndarray:
@@ -168,14 +168,14 @@ class Confusion(NamedTuple):
     @property
     def dice(self) -> np.ndarray:
         """2 TP / (2 TP + FP + FN) in percent; NaN without foreground."""
-        found = 100 * _divide(2 * self.tp, self.tp + self.fp + self.positives)
-        return np.where(self.positives > 0, found, np.nan)
+        percent = 100 * _divide(2 * self.tp, self.tp + self.fp + self.positives)
+        return np.where(self.positives > 0, percent, np.nan)
 
     @property
     def iou(self) -> np.ndarray:
         """TP / (TP + FP + FN) in percent; NaN without foreground."""
-        found = 100 * _divide(self.tp, self.fp + self.positives)
-        return np.where(self.positives > 0, found, np.nan)
+        percent = 100 * _divide(self.tp, self.fp + self.positives)
+        return np.where(self.positives > 0, percent, np.nan)
 
     @property
     def miou(self) -> np.ndarray:
@@ -201,8 +201,8 @@ def confusion(histograms: Histograms, tau: float | np.ndarray) -> Confusion:
     taus = np.broadcast_to(np.asarray(tau, np.float64), (len(fg),))
     for value in np.unique(taus[~np.isnan(taus)]):
         rows, i = taus == value, _tau_index(float(value))
-        for found, h in zip(called, (fg, bg), strict=True):
-            found[rows] = h[rows, i:].sum(1, dtype=np.float64)
+        for counts, h in zip(called, (fg, bg), strict=True):
+            counts[rows] = h[rows, i:].sum(1, dtype=np.float64)
     return Confusion(called[0], called[1], positives, negatives)
 
 

@@ -65,11 +65,11 @@ class Registry:
             self._scan()
             known = self._entries.get(name)
             module = sys.modules.get(target.__module__)
-            here = getattr(module, "__file__", None) or target.__module__
+            where = getattr(module, "__file__", None) or target.__module__
             twin = self._objects.get(name)
-            if known and not (self._same_source(known, target.__module__, here) and _same_place(twin, target)):
+            if known and not (self._same_source(known, target.__module__, where) and _same_place(twin, target)):
                 raise BenchError(
-                    f"{self.kind} '{name}' of {here} is already registered by {known.module}. Choose another name."
+                    f"{self.kind} '{name}' of {where} is already registered by {known.module}. Choose another name."
                 )
             if not known:
                 origin, source = self._origin if self._origin[1] else ("entry point", target.__module__)
@@ -147,15 +147,15 @@ class Registry:
         if not path.is_file():
             raise BenchError(f"There is no file {path}. Give the name of a {self.kind} or the path of a Python file.")
         try:
-            found = self._read(path, str(path), "file")
+            entries = self._read(path, str(path), "file")
         except SyntaxError as problem:
             raise BenchError(f"{path}, line {problem.lineno}: not valid Python ({problem.msg}).") from problem
         except (OSError, ValueError) as problem:
             raise BenchError(f"{path} cannot be read as Python: {problem}.") from problem
-        if not found:
+        if not entries:
             raise BenchError(f'{path} registers no {self.kind}: put @register("name", …) above its class or function.')
-        self._add(found)
-        return [entry.name for entry in found]
+        self._add(entries)
+        return [entry.name for entry in entries]
 
     # -- asking ------------------------------------------------------------------------------------------------------
     def entries(self) -> list[Entry]:
@@ -176,10 +176,10 @@ class Registry:
             self._load_plugins()
         for candidate in candidates:
             if candidate in self._entries:
-                found = self._entries[candidate]
-                if found.error:
-                    raise BenchError(f"{self.kind} '{name}' ({found.module}) is broken: {found.error}")
-                return found
+                entry = self._entries[candidate]
+                if entry.error:
+                    raise BenchError(f"{self.kind} '{name}' ({entry.module}) is broken: {entry.error}")
+                return entry
         usable = [e.name.replace(":*", ":CLASS") for e in self._entries.values() if not e.error]
         raise BenchError(f"There is no {self.kind} '{name}'.{self._suggestion(name, usable)}")
 
@@ -226,7 +226,7 @@ def scan_source(
         return []
     digest = hashlib.sha256(text.encode()).hexdigest()[:16] if origin == "file" else ""
     tree = ast.parse(text)
-    found, known = [], {**_constants(tree, folder), **{name: _Callable(call) for name, call in calls.items()}}
+    entries, known = [], {**_constants(tree, folder), **{name: _Callable(call) for name, call in calls.items()}}
     for node in tree.body:
         if not isinstance(node, ast.ClassDef | ast.FunctionDef):
             continue
@@ -244,8 +244,8 @@ def scan_source(
                 error = f"line {call.lineno}: the arguments of @register must be literals, or names of literals"
             shape = "class" if isinstance(node, ast.ClassDef) else "function"
             summary = _first_line(ast.get_docstring(node) or "")
-            found.append(Entry(name, origin, module, shape, summary, facts, error, digest))
-    return found
+            entries.append(Entry(name, origin, module, shape, summary, facts, error, digest))
+    return entries
 
 
 class _CallError(ValueError):
@@ -254,7 +254,7 @@ class _CallError(ValueError):
 
 @dataclass(frozen=True)
 class _Callable:
-    """What a decorator may call."""
+    """A callable that decorators may name."""
 
     call: Callable[..., Any]
 

@@ -49,7 +49,7 @@ class Store:
         return os.path.isfile(f"{self.root}/runs/{key}/{RECORD}")  # noqa: PTH113 - Path takes three times as long
 
     def done(self, keys: Iterable[str]) -> set[str]:
-        """Those of some stages that have their completion record."""
+        """Keys of some stages that have their completion record."""
         begun = set(self._folders())  # one listing spares asking for all that was never begun
         return {key for key in keys if key in begun and self.is_done(key)}
 
@@ -77,31 +77,31 @@ class Store:
 
     def records(self) -> dict[str, dict[str, Any]]:
         """All completion records of this schema by stage key; others, and damaged ones, are left out."""
-        found = {}
+        records = {}
         for key in self._folders():
             with contextlib.suppress(BenchError):  # told of where it matters: `unreadable`, and the reports
-                found[key] = self.record(key)
-        return found
+                records[key] = self.record(key)
+        return records
 
     def failures(self) -> dict[str, dict[str, Any]]:
         """The last failure of every stage that failed and was not finished since."""
-        found = {}
+        failures = {}
         for key in self._folders():
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 failure = read_json(self.run_dir(key) / FAILURE)
                 if not self.is_done(key):
-                    found[key] = failure
-        return found
+                    failures[key] = failure
+        return failures
 
     def unreadable(self, keys: Iterable[str]) -> dict[str, str]:
-        """Those of some finished stages whose record cannot be used, and why."""
-        found = {}
+        """Finished stages of these whose record cannot be used, by key, with the reason."""
+        reasons = {}
         for key in sorted(keys):
             try:
                 self.record(key)
             except DamagedError as problem:
-                found[key] = str(problem)
-        return found
+                reasons[key] = str(problem)
+        return reasons
 
     def stamp(self, key: str) -> tuple[int, int]:
         """Time and size of a stage's record, zeros without one: whether it is still the one that was looked at."""

@@ -35,7 +35,7 @@ class _Request:
 
 
 def request(code: int) -> None:
-    """Asks this process to stop; the first request gives the exit code, and one to end the run outdoes LOST."""
+    """Request to this process to stop; the first gives the exit code, and one to end the run outdoes LOST."""
     if _Request.code == 0 or _Request.code < 0 < code:
         _Request.code = code
 

@@ -74,8 +74,8 @@ def cost_of(seconds: float, images: int, times: Mapping[str, float]) -> dict[str
 
 def pass_times(parts: Mapping[str, float]) -> dict[str, float]:
     """Seconds by part of a whole inference pass, from its stopwatch."""
-    found = {"load": parts.get("load", 0.0), "forward": parts.get("forward", 0.0) + _sum(parts, "predict:")}
-    return found | {
+    seconds = {"load": parts.get("load", 0.0), "forward": parts.get("forward", 0.0) + _sum(parts, "predict:")}
+    return seconds | {
         "gradient": _sum(parts, "gradient") + _sum(parts, "taps"),
         "explain": _sum(parts, "read:"),
         "score": _sum(parts, "score:"),
@@ -111,7 +111,7 @@ def _sum(parts: Mapping[str, float], prefix: str) -> float:
 
 
 def shares(times: Mapping[str, float]) -> str:
-    """Where the time went, the largest first: `backward 52%, forward 38%`; parts below 0.5% are left out."""
+    """Shares of the time, the largest first: `backward 52%, forward 38%`; parts below 0.5% are left out."""
     total = sum(times.values())
     ordered = sorted(times.items(), key=lambda item: -item[1])
     return ", ".join(f"{n} {100 * s / total:.0f}%" for n, s in ordered if total and s / total >= 0.005)

@@ -19,7 +19,7 @@ _LUMA = (0.299, 0.587, 0.114)
 
 
 class Draw(NamedTuple):
-    """What was drawn for a batch: crop corners and flips (B,), jitter (B, 4), the order of the colour operations.
+    """Random draws of a batch: crop corners and flips (B,), jitter (B, 4), the order of the colour operations.
 
     It must be on the device of what it is applied to.
     """
@@ -37,7 +37,7 @@ class Draw(NamedTuple):
         return Draw(top, left, flip_x, flip_y, colour, self.order)
 
     def of(self, own: Sequence[slice]) -> "Draw":
-        """What was drawn for some images of the batch, given as slices of it."""
+        """Draws of some images of the batch, given as slices of it."""
         if len(own) == 1 and own[0] == slice(0, len(self.top)):
             return self
         top, left, flip_x, flip_y, colour = (torch.cat([t[s] for s in own]) for t in self[:5])

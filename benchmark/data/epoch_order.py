@@ -14,7 +14,7 @@ from ..core.seeds import seed_for
 
 @dataclass(frozen=True)
 class Sampling:
-    """What a method declares of its batches, as in its spec: `order` is its `sampling`, with `views` and `groups`."""
+    """Batches as a method declares them in its spec: `order` is its `sampling`, with `views` and `groups`."""
 
     order: str = "shuffle"
     views: int = 1
@@ -25,7 +25,7 @@ SHUFFLED = Sampling()
 
 
 def sampling_of(spec: MethodSpec) -> Sampling:
-    """What a method declares of its batches."""
+    """Sampling of a method, from its spec."""
     return Sampling(spec.sampling, spec.views, spec.groups)
 
 

@@ -35,7 +35,7 @@ Places = list[tuple["StoreWriter | None", int]]
 
 
 class MaskForm(NamedTuple):
-    """How masks are stored: the side in px they are squashed to, and how (see datasets.mask_sizes)."""
+    """Form of stored masks: the side in px they are squashed to, and how (see datasets/masks/sizes.py)."""
 
     size: int
     reduction: str = "nearest"
@@ -110,8 +110,8 @@ class ImageCache:
                 if need.reduction:
                     masks.setdefault(need.reduction, []).append(need)
             with reading_masks():
-                for reduction, asked in masks.items():
-                    self._build_masks(asked, reduction)
+                for reduction, requests in masks.items():
+                    self._build_masks(requests, reduction)
 
     def _build_images(self, needs: Sequence[DecodeRequest]) -> None:
         growing, jobs = self._jobs(needs, "", {})
@@ -120,8 +120,8 @@ class ImageCache:
 
     def _build_masks(self, needs: Sequence[DecodeRequest], reduction: str) -> None:
         files = {n.size: facts_file(self._store(n.size, reduction)) for n in needs}
-        told = {size: read_facts(path) for size, path in files.items()}
-        growing, jobs = self._jobs(needs, reduction, told)
+        known_facts = {size: read_facts(path) for size, path in files.items()}
+        growing, jobs = self._jobs(needs, reduction, known_facts)
         fresh: dict[int, dict[str, StoredFacts]] = {size: {} for size in files}
 
         def decode(item: Item, sizes: Sequence[int]) -> list[np.ndarray]:
@@ -137,15 +137,15 @@ class ImageCache:
         try:
             bad = _decode_all(jobs, growing, decode)
         finally:
-            for size, found in fresh.items():
-                add_facts(files[size], found)
+            for size, facts in fresh.items():
+                add_facts(files[size], facts)
         if bad:
             raise BenchError(_unreadable(bad, len(jobs)))
 
     def _jobs(
         self, needs: Sequence[DecodeRequest], reduction: str, told: Mapping[int, Collection[str]]
     ) -> tuple[list[StoreWriter], dict[str, _Job]]:
-        """What is to be decoded. told: for masks, the digests whose facts are known, by size."""
+        """Files to be decoded. known_facts: for masks, the digests whose facts are known, by size."""
         wanted: dict[int, dict[str, Item]] = {}
         for need in needs:
             digest = self._mask_digest if reduction else self._image_digest
@@ -188,14 +188,14 @@ class ImageCache:
     def masks(self, items: Sequence[Item], form: MaskForm) -> StoredRows:
         """(N, size, size) bool or codes in row order; zeros for the declared maskless."""
         digests = [self._mask_digest(i) if i.mask else None for i in items]
-        found = self._store(*form).rows(digests)
-        return MaskRows(found.path, found.rows, found.item_shape, found.dtype)
+        stored = self._store(*form).rows(digests)
+        return MaskRows(stored.path, stored.rows, stored.item_shape, stored.dtype)
 
     def mask_facts(self, items: Sequence[Item], form: MaskForm) -> list[StoredFacts]:
-        """What was found in the masks of these rows, which all have one. Raises KeyError where one is not prepared."""
+        """Facts of the masks of these rows, which all have one. Raises KeyError where one is not prepared."""
         with reading_masks():
-            told = read_facts(facts_file(self._store(*form)))
-        return [told[self._mask_digest(i)] for i in items]
+            facts = read_facts(facts_file(self._store(*form)))
+        return [facts[self._mask_digest(i)] for i in items]
 
 
 @functools.lru_cache(maxsize=256)
@@ -211,7 +211,7 @@ class MaskRows(StoredRows):
             return super()._read(chosen)
 
     def mapped(self) -> np.ndarray:
-        """As of other rows."""
+        """The whole store as one memory map, opened as a reader of masks."""
         with reading_masks():
             return super().mapped()
 
@@ -222,7 +222,7 @@ def mask_request(items: Sequence[Item], size: int, reduction: str = "nearest") -
 
 
 def facts_file(store: PixelStore) -> Path:
-    """Where the facts of a store of masks stand."""
+    """Path of the facts of a store of masks."""
     return store.data.with_suffix(".facts")
 
 

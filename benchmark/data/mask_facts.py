@@ -1,4 +1,4 @@
-"""What was found in the masks of a store while they were decoded: one line of JSON a mask, beside its array."""
+"""Facts of the masks of a store, found while they were decoded: one line of JSON a mask, beside its array."""
 
 import json
 from collections.abc import Mapping
@@ -20,19 +20,19 @@ class StoredFacts:
 
 def read_facts(path: Path) -> dict[str, StoredFacts]:
     """Digest -> facts, up to the first line that is damaged; empty without the file."""
-    found: dict[str, StoredFacts] = {}
+    by_digest: dict[str, StoredFacts] = {}
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
-        return found
+        return by_digest
     for line in lines[:-1]:  # what follows the last line break was never finished
         try:
             entry = json.loads(line)
             facts = MaskFacts(**{**entry["facts"], "values": tuple(entry["facts"]["values"])})
-            found[entry["digest"]] = StoredFacts(facts, entry["foreground"], entry["ignored"])
+            by_digest[entry["digest"]] = StoredFacts(facts, entry["foreground"], entry["ignored"])
         except (ValueError, TypeError, KeyError):
             break
-    return found
+    return by_digest
 
 
 def add_facts(path: Path, found: Mapping[str, StoredFacts]) -> None:

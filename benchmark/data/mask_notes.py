@@ -1,4 +1,4 @@
-"""What the masks that a run reads say together: found before anything trains, told on screen and in every record."""
+"""Notes on all masks of a run: made before anything trains, shown on screen and kept in every record."""
 
 from collections.abc import Sequence
 
@@ -19,27 +19,27 @@ def notes_of_needs(manifest: Manifest, cache: ImageCache, needs: Sequence[Decode
         if not need.reduction:
             continue
         form = MaskForm(need.size, need.reduction)
-        found = sized_masks(cache, need.items, form)
-        whole.update(found)
+        sizes = sized_masks(cache, need.items, form)
+        whole.update(sizes)
         for split, kind in (("val", "validation"), ("test", "test")):
-            scored = {i.id: found[i.id] for i in need.items if i.id in found and i.split == split}
+            scored = {i.id: sizes[i.id] for i in need.items if i.id in sizes and i.split == split}
             lines.append(vanished(scored, *form, kind))
-        _refuse_lost(manifest, [i for i in need.items if i.split == "test"], found, form)
+        _refuse_lost(manifest, [i for i in need.items if i.split == "test"], sizes, form)
     check_masks(f"{manifest.card.name}, fold {manifest.fold}", surveyed(manifest, whole, "test"))
     return [*survey(surveyed(manifest, whole)), *dict.fromkeys(filter(None, lines))]
 
 
 def notes_of_rows(manifest: Manifest, cache: ImageCache, items: Sequence[Item], form: MaskForm) -> list[str]:
     """Notes on the masks of some rows of a test set at the size they are scored at."""
-    found = sized_masks(cache, items, form)
-    return [*survey(surveyed(manifest, found)), *filter(None, [vanished(found, *form, "test")])]
+    sizes = sized_masks(cache, items, form)
+    return [*survey(surveyed(manifest, sizes)), *filter(None, [vanished(sizes, *form, "test")])]
 
 
 def sized_masks(cache: ImageCache, items: Sequence[Item], form: MaskForm) -> dict[str, SizedMask]:
     """By id, what is known of those rows that have a mask."""
     masked = [i for i in items if i.mask is not None]
-    found = cache.mask_facts(masked, form)
-    return {i.id: SizedMask(f.facts, f.foreground, f.ignored, form.size**2) for i, f in zip(masked, found, strict=True)}
+    facts = cache.mask_facts(masked, form)
+    return {i.id: SizedMask(f.facts, f.foreground, f.ignored, form.size**2) for i, f in zip(masked, facts, strict=True)}
 
 
 def _refuse_lost(manifest: Manifest, items: Sequence[Item], found: dict[str, SizedMask], form: MaskForm) -> None:

@@ -55,21 +55,21 @@ class StoredRows:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError("rows of a store are read from disk, which is a copy")
-        found = self._read(self.rows)
-        return found if dtype is None else found.astype(dtype)
+        pixels = self._read(self.rows)
+        return pixels if dtype is None else pixels.astype(dtype)
 
     def _read(self, chosen: np.ndarray) -> np.ndarray:
-        found = np.zeros((len(chosen), *self.item_shape), self.dtype)
-        if not found.size or chosen.max() < 0:
-            return found
-        flat = memoryview(found.reshape(-1).view(np.uint8).data)
+        pixels = np.zeros((len(chosen), *self.item_shape), self.dtype)
+        if not pixels.size or chosen.max() < 0:
+            return pixels
+        flat = memoryview(pixels.reshape(-1).view(np.uint8).data)
         with self.path.open("rb", buffering=0) as handle:
             for start, stop in _runs(chosen):
                 if chosen[start] >= 0:
                     part = flat[start * self.item_bytes : stop * self.item_bytes]
                     handle.seek(int(chosen[start]) * self.item_bytes)
                     _fill(handle, part, self.path)
-        return found
+        return pixels
 
     def mapped(self) -> np.ndarray:
         """The whole store as one read-only memory map, (M, *item_shape); index it with `rows`. Nothing is copied."""
@@ -129,17 +129,17 @@ def _known(text: bytes) -> dict[str, int]:
     """Digest -> position, up to the first line that is none: what a damaged index says after it counts for nothing."""
     count = len(text) // _LINE
     if text.isascii() and text[_LINE - 1 :: _LINE] == b"\n" * count:
-        found = {digest.strip(): position for position, digest in enumerate(text.decode("ascii").split("\n")[:-1])}
-        if len(found) == count and "" not in found:
-            return found
-    found = {}
+        positions = {digest.strip(): position for position, digest in enumerate(text.decode("ascii").split("\n")[:-1])}
+        if len(positions) == count and "" not in positions:
+            return positions
+    positions = {}
     for position in range(count):
         line = text[position * _LINE : (position + 1) * _LINE]
         digest = line.strip().decode("ascii", "replace")
-        if not line.isascii() or line.find(b"\n") != _LINE - 1 or not digest or digest in found:
+        if not line.isascii() or line.find(b"\n") != _LINE - 1 or not digest or digest in positions:
             break
-        found[digest] = position
-    return found
+        positions[digest] = position
+    return positions
 
 
 class StoreWriter:

@@ -1,4 +1,4 @@
-"""What a batch holds as `batch.maps` where a method has several teachers: an object that says how to read them."""
+"""Stand-in for `batch.maps` of a method with several teachers: an object that says how to read them."""
 
 from collections.abc import Sequence
 from typing import Any, NoReturn

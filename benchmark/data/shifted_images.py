@@ -46,7 +46,7 @@ def severity(on: EvalSet) -> float | None:
 
 
 def shift_facts(on: EvalSet, pool: StainPool | None, change: Shift | None) -> dict[str, Any]:
-    """What a record says of how the images of an evaluation set were changed.
+    """Record of how the images of an evaluation set were changed.
 
     severity: the level on the axis of the shift; None for a set as it is, and for target stains, whose order is no
     severity. stain_distance: mean Frobenius distance of the target's stain matrix to those of the own set; None without
@@ -64,5 +64,5 @@ def shift_facts(on: EvalSet, pool: StainPool | None, change: Shift | None) -> di
 
 
 def change_of(on: EvalSet, pool: StainPool | None) -> Shift | None:
-    """What is done to the images of an evaluation set; None where they stay as they are."""
+    """Change of the images of an evaluation set; None where they stay as they are."""
     return make_shift(on.shift, on.level, pool) if on.shift else None

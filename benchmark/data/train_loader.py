@@ -64,7 +64,7 @@ class TrainingSet:
             free, _ = torch.cuda.mem_get_info(self.device)
             target = self.device if size < free // 4 else target
         masks = None if self.frames.masks is None else DevicePixels.of(self.frames.masks, target)
-        maps = {name: torch.from_numpy(found).to(self.device) for name, found in self.maps.items()}
+        maps = {name: torch.from_numpy(array).to(self.device) for name, array in self.maps.items()}
         pixels, labels = DevicePixels.of(self.frames.images, target), torch.from_numpy(self.frames.labels)
         wanted = self.sampling.groups or self.sampling.order == "group"
         groups = torch.from_numpy(group_numbers([item.group for item in self.frames.items])) if wanted else None
@@ -108,8 +108,8 @@ class DevicePixels:
         places = self.rows[chosen]
         if not len(self.arrays):
             return self.arrays.new_zeros((len(places), *self.arrays.shape[1:]))
-        found = self.arrays[places.clamp(min=0)]
-        return found.masked_fill_((places < 0).view(-1, *[1] * (found.ndim - 1)), 0)
+        pixels = self.arrays[places.clamp(min=0)]
+        return pixels.masked_fill_((places < 0).view(-1, *[1] * (pixels.ndim - 1)), 0)
 
 
 def _tensor(array: np.ndarray) -> Tensor:
@@ -175,13 +175,13 @@ class DeviceSet:
         source = iter(ahead(raw) if self.device.type == "cuda" and self.pixels.rows is not None else raw)
         while True:
             with watch.part("load"):
-                found = next(source, None)
-                if found is not None:
-                    found = self._uploaded(found)
-            if found is None:
+                loaded = next(source, None)
+                if loaded is not None:
+                    loaded = self._uploaded(loaded)
+            if loaded is None:
                 return
             with watch.part("augment"):
-                batch = self._augmented(found)
+                batch = self._augmented(loaded)
             yield batch
 
     def share(self, count: int, start: StepCursor) -> tuple[slice, ...]:

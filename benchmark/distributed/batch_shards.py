@@ -35,8 +35,8 @@ def cut_batch(count: int, most: int, rank: int = 0, size: int = 1) -> tuple[Micr
     rank, size: each part is cut once more for `size` processes that train on it together, of which this is number
     `rank`; so a part holds the same images whatever their number.
     """
-    found = []
+    parts = []
     for part in even(count, -(-count // most) if most and most < count else 1):
         own = even(part.stop - part.start, size)[rank]
-        found.append(MicroBatch(part, slice(part.start + own.start, part.start + own.stop)))
-    return tuple(found)
+        parts.append(MicroBatch(part, slice(part.start + own.start, part.start + own.stop)))
+    return tuple(parts)

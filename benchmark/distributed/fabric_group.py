@@ -104,10 +104,10 @@ class FabricGroup(ProcessGroup):
         code = shutdown.requested()
         codes = torch.tensor([max(code, 0), max(-code, 0)])
         dist.all_reduce(codes, dist.ReduceOp.MAX, group=self._hosts)
-        asked, lost = codes.tolist()
-        if found := -lost or asked:
-            shutdown.request(found)
-        return found
+        stop_code, lost = codes.tolist()
+        if answer := -lost or stop_code:
+            shutdown.request(answer)
+        return answer
 
     def add(self, values: Tensor) -> Tensor:
         """The sum over all processes, where the tensor lives."""
@@ -117,15 +117,15 @@ class FabricGroup(ProcessGroup):
 
     def most(self, value: float) -> float:
         """The largest value of all processes."""
-        found = torch.tensor([value], dtype=torch.float64)
-        dist.all_reduce(found, dist.ReduceOp.MAX, group=self._hosts)
-        return float(found)
+        largest = torch.tensor([value], dtype=torch.float64)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._hosts)
+        return float(largest)
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes in the first, an empty list in the others; tensors travel by way of the CPU."""
-        found: list[Any] | None = [None] * self.size if self.first else None
-        dist.gather_object(_on_cpu(value), found, group=self._hosts)
-        return found or []
+        gathered: list[Any] | None = [None] * self.size if self.first else None
+        dist.gather_object(_on_cpu(value), gathered, group=self._hosts)
+        return gathered or []
 
 
 def _on_cpu(value: Any) -> Any:

@@ -93,7 +93,7 @@ def _memory_group_of(stage: Stage) -> tuple[Any, ...]:
 
 
 def _memory_group(kind: str, labels: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What stages that take the same memory have in common."""
+    """Facts that stages of the same need of memory have in common."""
     sizes = (config.get(name) for name in ("image_size", "batch_size", "micro_batch", "precision", "stride"))
     return (kind, labels["method"], labels["backbone"], *sizes)
 

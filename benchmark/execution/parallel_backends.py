@@ -181,7 +181,7 @@ def _ray_at(connect: Any, where: str, quiet: dict[str, Any]) -> Any:
 
 
 def _ray_capacity(resources: Mapping[str, float], per_worker: Mapping[str, float]) -> int:
-    """How many workers a cluster has room for: Ray would wait for ever for one that finds none. Raises BenchError."""
+    """Workers a cluster has room for: Ray would wait for ever for one that finds none. Raises BenchError."""
     capacity = int(resources.get("CPU", 1))
     if share := per_worker.get("num_gpus", 0):
         capacity = min(capacity, int(resources.get("GPU", 0) / share))

@@ -49,7 +49,7 @@ def preflight(stages: Sequence[AnyStage], planner: "Planner") -> list[str]:
 
 
 def rehearse(stages: Sequence[AnyStage], planner: "Planner") -> list[str]:
-    """What `preflight` checks, without decoding images and without fetching weights.
+    """Checks of `preflight` without decoding images and without fetching weights.
 
     Raises BenchError for what no machine could do. Returns what is missing here alone, which another machine may have:
     the GPU, the weights of a hub.
@@ -112,10 +112,10 @@ def _refuse_slow_fallback(stages: Sequence[AnyStage], request: Request) -> None:
 
 def distinct_by(stages: Sequence[AnyStage], look: Callable[[AnyStage], Hashable]) -> dict[Hashable, AnyStage]:
     """One stage of each kind: a matrix has thousands of stages and few that differ in what is asked here."""
-    found: dict[Hashable, AnyStage] = {}
+    distinct: dict[Hashable, AnyStage] = {}
     for stage in stages:
-        found.setdefault(look(stage), stage)
-    return found
+        distinct.setdefault(look(stage), stage)
+    return distinct
 
 
 def _methods(stage: AnyStage) -> Hashable:
@@ -146,7 +146,7 @@ def _check_options(stages: Sequence[AnyStage]) -> None:
 
 
 def check_options(ref: MethodRef) -> None:
-    """Asks a method whether it takes its options. Raises BenchError where it refuses them."""
+    """Check of a method's options by the method itself. Raises BenchError where it refuses them."""
     check = getattr(METHODS.load(ref.spec.name), "check_options", None)
     if check is not None:
         ignore_method_faults(ref, lambda: check(options(ref)))

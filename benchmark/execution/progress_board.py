@@ -106,7 +106,7 @@ def short_title(stage: Stage, differing: Collection[str]) -> str:
 
 
 def numbers(run: Running, outlook: Outlook) -> str:
-    """What a running stage says: `12/40 · loss 0.412 · 38 s left`."""
+    """Line of a running stage: `12/40 · loss 0.412 · 38 s left`."""
     event = run.event
     if run.stage.kind != "train":
         return many(event["images"], "image") if "images" in event else ""

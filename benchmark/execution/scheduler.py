@@ -31,7 +31,7 @@ class WorkerDiedError(Exception):
 
 @dataclass
 class PlanOutcome:
-    """How each stage of a plan ended, by key. blocked: waits for a stage that failed. full: the disk is, in words."""
+    """Outcome of a plan, stages by key. blocked: waits for a stage that failed. full: that the disk is, in words."""
 
     done: list[str] = field(default_factory=list)
     cached: list[str] = field(default_factory=list)

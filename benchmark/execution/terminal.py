@@ -35,7 +35,7 @@ def describe(event: dict[str, Any]) -> str:
 
 
 def _cost(event: dict[str, Any]) -> str:
-    """What a finished stage took and where the time went, e.g. `42.0 s, 96 img/s: backward 52%, forward 38%`."""
+    """Cost of a finished stage in words, e.g. `42.0 s, 96 img/s: backward 52%, forward 38%`."""
     maps = f" of {event['methods']} maps" if event.get("methods", 1) > 1 else ""
     parts = shares(event["times"])
     took = f"{event['seconds']:.1f} s, {event['images_per_second']:.0f} img/s{maps}"
@@ -64,7 +64,7 @@ class Terminal:
         self._board: ProgressBoard | None = None
 
     def begin(self, todo: Sequence[Stage], rates: Rates) -> None:
-        """What is to be done from now on, and the rates by which the time it takes is foretold."""
+        """Plan of the work from now on, and the rates that foretell its time."""
         known = self._outlook
         self._outlook = Outlook({s.key: s for s in todo}, rates, time.monotonic, known.settled, known.running)
         if self.live and self._board is None:

@@ -45,7 +45,7 @@ class DiskFullError(BenchError):
 
 @dataclass(frozen=True)
 class WorkerJob:
-    """What a worker needs beside the stages.
+    """Job of a worker: all it needs beside the stages.
 
     progress_folder: for progress and stop requests, None in the process of the command. driver: host and process of
     the command. place: its working folder, which relative paths mean. threads: of torch, 0 leaves them as they are.
@@ -68,7 +68,7 @@ class WorkerJob:
 
 @dataclass
 class GroupResult:
-    """How a group ended.
+    """Result of a group of stages.
 
     number: the caller's number for it. problems: error by stage key. damaged: what is wrong with stored stages and the
     stamp of their record as it was seen, by their key. busy: who else runs these stages now. full: why nothing can be

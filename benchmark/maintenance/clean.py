@@ -63,7 +63,7 @@ class _Tree:
 def find_removable(
     results: Path, keys: set[str] | None = None, keep_failed: bool = False
 ) -> tuple[list[Removable], list[str]]:
-    """What may go, and what is to be said about how that was decided. Nothing is changed.
+    """Stages and files that may go, with notes on how that was decided. Nothing is changed.
 
     keys: the stages to keep; None asks the plans that `bench run` noted, and without any of them the stored scores.
     """
@@ -235,13 +235,13 @@ def _stages(
 def _reachable(records: Mapping[str, Mapping[str, Any]]) -> set[str]:
     """Finished test scores and everything behind them."""
     waiting = [k for k, r in records.items() if r["kind"] == "score" and r["labels"].get("split") == "test"]
-    found: set[str] = set()
+    reachable: set[str] = set()
     while waiting:
         key = waiting.pop()
-        if key not in found:
-            found.add(key)
+        if key not in reachable:
+            reachable.add(key)
             waiting += list(records.get(key, {}).get("parents", {}).values())
-    return found
+    return reachable
 
 
 def _words(record: Mapping[str, Any]) -> str:
@@ -251,8 +251,8 @@ def _words(record: Mapping[str, Any]) -> str:
 
 def _failure(folder: Path) -> str:
     try:
-        found = read_json(folder / FAILURE)
-        return f"failed: {found['kind']} {found['labels']['method']}"
+        failure = read_json(folder / FAILURE)
+        return f"failed: {failure['kind']} {failure['labels']['method']}"
     except (OSError, BenchError, KeyError, TypeError):
         return "interrupted"
 

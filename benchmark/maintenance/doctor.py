@@ -63,11 +63,11 @@ def look_at_versions() -> Iterator[Finding]:
     needed = [r for r in map(Requirement, lines) if r.marker is None or r.marker.evaluate({"extra": ""})]
     fine = []
     for requirement in needed:
-        found = version(requirement.name)
-        if found and requirement.specifier.contains(found, prereleases=True):
-            fine.append(f"{requirement.name} {found}")
+        installed = version(requirement.name)
+        if installed and requirement.specifier.contains(installed, prereleases=True):
+            fine.append(f"{requirement.name} {installed}")
             continue
-        text = f"{requirement.name} {found or 'is not installed'}, needed: {requirement}"
+        text = f"{requirement.name} {installed or 'is not installed'}, needed: {requirement}"
         yield Finding("versions", "problem", text, f"pip install '{requirement}'")
     yield Finding("versions", "ok", ", ".join(fine), facts=dict(f.split(" ") for f in fine))
     yield from _torchvision()
@@ -96,8 +96,8 @@ def version(package: str) -> str:
 def look_at_extras() -> Iterator[Finding]:
     """Packages that only some uses need."""
     for package, (extra, use) in EXTRAS.items():
-        if found := version(package):
-            yield Finding("extras", "ok", f"{package} {found} ({use})")
+        if installed := version(package):
+            yield Finding("extras", "ok", f"{package} {installed} ({use})")
         else:
             advice = f"If you want that: pip install '{PACKAGE}[{extra}]'"
             yield Finding("extras", "note", f"{package} is not installed ({use})", advice)

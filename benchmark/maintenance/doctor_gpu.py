@@ -15,16 +15,16 @@ NAMES = {"cpu": 4, "cuda": 32}  # images in the timed batch
 def look_at_gpus(device: str) -> Iterator[Finding]:
     """Driver, torch and GPUs, and whether they go together."""
     facts = gpu_facts()
-    told = {"torch": facts.torch, "cuda_build": facts.cuda_build, "driver": facts.driver, "gpus": list(facts.listed)}
+    details = {"torch": facts.torch, "cuda_build": facts.cuda_build, "driver": facts.driver, "gpus": list(facts.listed)}
     if reason := why_unusable(facts):
         level = "note" if device == "cpu" else "warning"
         advice = "On a CPU use --device cpu; a full training takes days there."
-        yield Finding("gpu", level, f"no GPU can be used: {reason}", advice, told)
+        yield Finding("gpu", level, f"no GPU can be used: {reason}", advice, details)
         return
     import torch
 
     driver = f"driver {facts.driver} (CUDA {facts.driver_cuda}), " if facts.driver else ""
-    yield Finding("gpu", "ok", f"{driver}torch {facts.torch} built for CUDA {facts.cuda_build}", facts=told)
+    yield Finding("gpu", "ok", f"{driver}torch {facts.torch} built for CUDA {facts.cuda_build}", facts=details)
     for k in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(k)
         free, total = (n / 2**30 for n in torch.cuda.mem_get_info(k))
@@ -64,5 +64,5 @@ def time_a_batch(device: str) -> Iterator[Finding]:
     text = f"resnet18, {count} images of {SIDE} px on {place}: {speed:.0f} img/s (training step)"
     slow = place.type == "cpu"
     advice = "Full trainings want a GPU; a CPU does for --preset smoke." if slow else ""
-    told = {"device": str(place), "images_per_second": speed}
-    yield Finding("batch", "note" if slow else "ok", text, advice, told)
+    details = {"device": str(place), "images_per_second": speed}
+    yield Finding("batch", "note" if slow else "ok", text, advice, details)

@@ -65,12 +65,12 @@ def file_system(folder: Path) -> str:
     if not mounts.is_file():
         return ""
     best, kind = -1, ""
-    here = str(folder.resolve())
+    target = str(folder.resolve())
     for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
-        _, place, found, *_ = line.split(" ")
+        _, place, kind_here, *_ = line.split(" ")
         place = place.replace("\\040", " ")
-        if (here == place or here.startswith(place.rstrip("/") + "/")) and len(place) >= best:
-            best, kind = len(place), found
+        if (target == place or target.startswith(place.rstrip("/") + "/")) and len(place) >= best:
+            best, kind = len(place), kind_here
     return kind
 
 
@@ -95,18 +95,18 @@ def locks_work(folder: Path) -> bool:
 # -- who holds what --------------------------------------------------------------------------------------------------
 def look_at_locks(results: Path) -> Iterator[Finding]:
     """Locks that are held, and leases with their owners. Free lock files are nothing."""
-    folder, told = results / "locks", 0
+    folder, count = results / "locks", 0
     for path in sorted(folder.glob("*.lock")):
         if held(path):
-            told += 1
+            count += 1
             owners = holders(path)
             who = f" by process {', '.join(map(str, owners))}" if owners else ""
             text = f"{path.stem} is held{who}: {_what(results, path.stem)}"
             yield Finding("locks", "ok", text, facts={"lock": path.name, "pids": owners})
     for path in sorted(folder.glob("*.lease")):
-        told += 1
+        count += 1
         yield _lease(path)
-    if not told:
+    if not count:
         yield Finding("locks", "ok", "no stage is claimed by anybody")
 
 
@@ -145,11 +145,11 @@ def _lease(path: Path) -> Finding:
     except OSError:
         age = 0.0
     who = f"process {record.pid} on {record.hostname}" if record is not None else "an unknown process"
-    told = {"lease": path.name, "age": age, "pid": record and record.pid, "host": record and record.hostname}
+    details = {"lease": path.name, "age": age, "pid": record and record.pid, "host": record and record.hostname}
     if age < LEASE_SECONDS:
-        return Finding("locks", "ok", f"{path.stem} is claimed by {who}, renewed {age:.0f} s ago", facts=told)
+        return Finding("locks", "ok", f"{path.stem} is claimed by {who}, renewed {age:.0f} s ago", facts=details)
     advice = "Nothing to do: the next `bench run` takes it over, `bench clean` removes it."
-    return Finding("locks", "note", f"{path.stem} is a stale claim of {who}, {age / 60:.0f} min old", advice, told)
+    return Finding("locks", "note", f"{path.stem} is a stale claim of {who}, {age / 60:.0f} min old", advice, details)
 
 
 def _what(results: Path, key: str) -> str:
@@ -158,8 +158,8 @@ def _what(results: Path, key: str) -> str:
         path = results / "runs" / key / name
         if path.is_file():
             try:
-                found = read_json(path)
-                return f"{found['kind']} {found['labels']['method']}"
+                content = read_json(path)
+                return f"{content['kind']} {content['labels']['method']}"
             except (BenchError, KeyError, TypeError):
                 break
     return "a stage at work"
@@ -220,20 +220,20 @@ def _verified(name: str, manifest: Manifest, results: Path, data_root: Path) -> 
     text = f"{name}{kind}: {len(manifest.items)} images in fold {manifest.fold}"
     places = (("--data-root", data_root, "data"), ("--results", results, "results"))
     more = "".join(f" {option} {shlex.quote(str(path))}" for option, path, usual in places if str(path) != usual)
-    advice, told = f"`bench data verify {name}{more}` reads every file.", {"dataset": name, "there": True}
+    advice, details = f"`bench data verify {name}{more}` reads every file.", {"dataset": name, "there": True}
     try:
         report = read_json(path)
         hashes, problems = dict(report["sha256"]), len(report["problems"])
     except (OSError, BenchError, KeyError, TypeError, ValueError):
-        return Finding("data", "note", f"{text}, never verified", advice, {**told, "verified": None})
+        return Finding("data", "note", f"{text}, never verified", advice, {**details, "verified": None})
     date = time.strftime("%Y-%m-%d", time.localtime(path.stat().st_mtime))
-    told = {**told, "verified": date, "problems": problems}
+    details = {**details, "verified": date, "problems": problems}
     if problems:
-        return Finding("data", "problem", f"{text}, verified {date} with {many(problems, 'problem')}", advice, told)
+        return Finding("data", "problem", f"{text}, verified {date} with {many(problems, 'problem')}", advice, details)
     if changed := changed_since(manifest, hashes, results, path.stat().st_mtime):
         more = f"{text}, verified {date}; {len(changed)} files changed since, the first {changed[0]}"
-        return Finding("data", "warning", more, advice, {**told, "changed": len(changed)})
-    return Finding("data", "ok", f"{text}, verified {date}, unchanged since", facts={**told, "changed": 0})
+        return Finding("data", "warning", more, advice, {**details, "changed": len(changed)})
+    return Finding("data", "ok", f"{text}, verified {date}, unchanged since", facts={**details, "changed": 0})
 
 
 def changed_since(manifest: Manifest, hashes: dict[str, Any], results: Path, when: float) -> Sequence[Path]:
@@ -242,7 +242,7 @@ def changed_since(manifest: Manifest, hashes: dict[str, Any], results: Path, whe
         index = read_json(results / "cache" / HASH_FILE)["files"]
     except (OSError, BenchError, KeyError, TypeError):
         index = {}
-    found = []
+    changed = []
     for item in manifest.items:
         for path, expected in ((item.image, "image"), (item.mask, "mask")):
             if path is None:
@@ -255,5 +255,5 @@ def changed_since(manifest: Manifest, hashes: dict[str, Any], results: Path, whe
             else:
                 same = wanted is not None and status.st_mtime <= when
             if not same:
-                found.append(path)
-    return found
+                changed.append(path)
+    return changed

@@ -10,7 +10,7 @@ def selects_checkpoints(source_model: MethodRef) -> bool:
 
 
 def selecting_maps(source_model: MethodRef) -> tuple[str, ...]:
-    """Whose maps pick the `loc` checkpoints of a training: declared explainers, or the method's own map."""
+    """Methods whose maps pick the `loc` checkpoints of a training: declared explainers, or the method's own map."""
     return source_model.spec.selects or (source_model.label,)
 
 

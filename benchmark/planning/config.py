@@ -29,7 +29,7 @@ def runtime(default: Any, about: str) -> Any:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a model is trained. All sizes in px, all schedules in epochs."""
+    """Training settings. All sizes in px, all schedules in epochs."""
 
     image_size: int = identity(224, "side of the crop the network sees, and of whole images at evaluation")
     load_size: int = identity(256, "side to which training images are squashed before the random crop")
@@ -79,7 +79,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where and how the work is done; nothing here can change a number beyond rounding."""
+    """Runtime settings: where and how the work is done; nothing here can change a number beyond rounding."""
 
     data_root: Path = runtime(Path("data"), "folder that holds the datasets")
     results: Path = runtime(Path("results"), "folder for everything that is stored")
@@ -114,7 +114,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for, as typed; names are resolved by the plan.
+    """Request of a user, as typed; names are resolved by the plan.
 
     ood: what models are scored on beside their own test set, in the words of `eval_sets.read_targets`.
     selections: checkpoints to score, of protocols.SELECTIONS; empty: all that a method has.
@@ -204,7 +204,7 @@ def _to_bool(value: Any) -> bool:
 
 def parse_set(pairs: Iterable[str]) -> dict[str, dict[str, str]]:
     """`--set SECTION.KEY=VALUE` pairs by section. Raises BenchError for one without a section, a key or a value."""
-    found: dict[str, dict[str, str]] = {}
+    sections: dict[str, dict[str, str]] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         section, dot, key = name.strip().partition(".")
@@ -213,8 +213,8 @@ def parse_set(pairs: Iterable[str]) -> dict[str, dict[str, str]]:
                 f"--set {pair} is not of the form SECTION.KEY=VALUE, for example train.epochs=5, pixelcam.teacher=cam, "
                 "pixelcam.train.lr=1e-3 or protocol.size=112."
             )
-        found.setdefault(section, {})[key] = value.strip()
-    return found
+        sections.setdefault(section, {})[key] = value.strip()
+    return sections
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -240,8 +240,8 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def identity_fields(config: Any) -> dict[str, Any]:
     """The fields of a configuration that enter a stage key, as JSON values."""
-    found = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.metadata["identity"]}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
+    identity = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.metadata["identity"]}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in identity.items()}
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""What starting weights have seen of the sets that models are scored on: declared by people and files, never guessed.
+"""Contamination: scored sets that starting weights have seen, as declared by people and files, never guessed.
 
 It changes no number and so no stage key. The results folder keeps it by the hash (or tag) of the weights, so that rows
 which were stored before somebody knew are marked too, without training again.
@@ -23,7 +23,7 @@ KEY = "weights_seen"  # of a manifest's header, and of the metadata of a weights
 
 
 def declared(plan: Plan, request: Request, datasets: Mapping[str, OpenDataset]) -> dict[str, list[str]]:
-    """What the starting weights behind a plan have seen: hash or tag of the weights -> `SET` or `SET:SPLIT`, sorted.
+    """Sets that starting weights of a plan have seen: hash or tag of the weights -> `SET` or `SET:SPLIT`, sorted.
 
     From `--weights-seen`, the headers of manifests and the metadata of the weights file. Raises BenchError for names
     that are none, and where weights that are random are said to have seen something.
@@ -52,7 +52,7 @@ def mark_trainings(plan: Plan, seen: Mapping[str, list[str]]) -> None:
 
 
 def _weights_of(stage: TrainStage) -> str:
-    """What stands for the weights of a training: the hash of a file, an ImageNet tag, nothing for random ones."""
+    """Name of the weights of a training: the hash of a file, an ImageNet tag, nothing for random ones."""
     identity = stage.identity["backbone"].get("weights", {})
     return identity.get("sha256") or identity.get("tag") or ""
 
@@ -73,13 +73,13 @@ def notices(seen: Mapping[str, list[str]], known: Sequence[str]) -> list[str]:
     sentences = []
     for name in sorted({n for names in seen.values() for n in names}):
         stem, split = split_of(name)
-        here = [t for t in known if t.casefold() == stem or t.casefold().startswith(f"{stem}:")]
-        if not here:
+        matching = [t for t in known if t.casefold() == stem or t.casefold().startswith(f"{stem}:")]
+        if not matching:
             what = "no set of this command is called so; it is kept for later ones"
         elif split in ("", "test"):
-            what = f"every row on {', '.join(here)} is marked"
+            what = f"every row on {', '.join(matching)} is marked"
         else:
-            what = f"no row is scored on the {split} images of {', '.join(here)}, so none is marked"
+            what = f"no row is scored on the {split} images of {', '.join(matching)}, so none is marked"
         sentences.append(f"starting weights declared to have seen {name}: {what}.")
     return sentences
 

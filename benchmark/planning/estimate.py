@@ -1,4 +1,4 @@
-"""How long work will take: rates of stages timed before on a results folder, or in the command under way."""
+"""Estimate of the time left: rates of stages timed before on a results folder, or in the command under way."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,12 +46,12 @@ def units_of(stage: Stage) -> float:
     """Images a stage sees: of a training those of training and validation in each epoch, else each image once."""
     if stage.kind == "train":
         return float(stage.identity["data"]["images"] * stage.inputs.config.epochs)
-    found = stage.identity.get("eval") or stage.identity.get("data") or {}
-    return float(found.get("images", 1))
+    scope = stage.identity.get("eval") or stage.identity.get("data") or {}
+    return float(scope.get("images", 1))
 
 
 def place_of(kind: str, identity: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What stages of one speed have in common."""
+    """Facts that stages of one speed have in common."""
     if kind != "train":
         return (identity.get("image_size"), identity["method"]["name"])
     settings = identity["train"]
@@ -130,7 +130,7 @@ class Running:
 
 @dataclass
 class Outlook:
-    """How far a whole command is: fed with the events of its stages, asked for what is left. clock: in seconds."""
+    """Clock of a whole command: fed with the events of its stages, it estimates what is left. clock: in seconds."""
 
     todo: Mapping[str, Stage]
     rates: Rates

@@ -50,13 +50,13 @@ def read_targets(asked: Sequence[str], datasets: Sequence[str]) -> list[OodTarge
     """
     if NOTHING in asked and len(asked) > 1:
         raise BenchError(f"--ood {','.join(asked)}: `none` stands alone.")
-    found: list[OodTarget] = []
+    targets: list[OodTarget] = []
     for word in asked:
         if word == EVERY_OTHER:
-            found += [OodTarget(name, named=False) for name in datasets]
+            targets += [OodTarget(name, named=False) for name in datasets]
         elif word != NOTHING:
-            found += _read_target(word)
-    return list(dict.fromkeys(found))
+            targets += _read_target(word)
+    return list(dict.fromkeys(targets))
 
 
 def _read_target(word: str) -> list[OodTarget]:
@@ -127,17 +127,17 @@ class EvalSetResolver:
         self._label_maps: dict[tuple[str, str], tuple[int, ...]] = {}
 
     def sets(self, dataset: str, fold: str) -> list[EvalSet]:
-        """What models of a dataset's fold are scored on: its own test set first, then every other set asked for."""
+        """Evaluation sets of models of a dataset's fold: its own test set first, then every other set asked for."""
         place = (dataset, fold)
         if place not in self._found:
-            found = [EvalSet(*place)]
+            eval_sets = [EvalSet(*place)]
             for target in self.targets:
                 name = target.dataset or dataset
                 there = fold if name == dataset else fold_of(fold, self.open_datasets[name].dataset.folds)
                 wanted = self._with_stain_source(EvalSet(name, there, target.shift, target.level), target)
-                if wanted is not None and wanted not in found and self._fits(EvalSet(*place), wanted, target):
-                    found.append(wanted)
-            self._found[place] = found
+                if wanted is not None and wanted not in eval_sets and self._fits(EvalSet(*place), wanted, target):
+                    eval_sets.append(wanted)
+            self._found[place] = eval_sets
         return self._found[place]
 
     def title(self, on: EvalSet) -> str:
@@ -156,17 +156,17 @@ class EvalSetResolver:
         stain_source = self.stain_source or on.dataset
         source = self.open_datasets[stain_source]
         fold = on.fold if stain_source == on.dataset else fold_of(on.fold, source.dataset.folds)
-        least, here, text = max(SHIFTS[on.shift].levels), self.open_datasets[on.dataset], ""
-        if not here.manifest(on.fold).split("train"):
-            text = f"{here.title} has no training images, from which distances count"
+        least, opened, text = max(SHIFTS[on.shift].levels), self.open_datasets[on.dataset], ""
+        if not opened.manifest(on.fold).split("train"):
+            text = f"{opened.title} has no training images, from which distances count"
         elif len(source.manifest(fold).split("test")) < least:
             text = f"{source.title} has fewer than {least} test images to lend stains (--set shift.stains=DATASET)"
         if not text:
             return on._replace(stain_source=stain_source, stain_fold=fold)
         if target.named:
-            raise BenchError(f"--ood {here.title}:{on.shift}: {text}. Leave this shift out.")
+            raise BenchError(f"--ood {opened.title}:{on.shift}: {text}. Leave this shift out.")
         if on.level == 1:
-            log.warning("%s:%s is left out: %s.", here.title, on.shift, text)
+            log.warning("%s:%s is left out: %s.", opened.title, on.shift, text)
         return None
 
     def _fits(self, home: EvalSet, wanted: EvalSet, target: OodTarget) -> bool:
@@ -187,22 +187,22 @@ class EvalSetResolver:
         return True
 
     def identity(self, dataset: str, on: EvalSet, split: str) -> dict[str, Any]:
-        """What of an evaluation set enters a stage key."""
+        """Identity of an evaluation set: its part of a stage key."""
         place = (dataset, on, split)
         if place not in self._identities:
             self._identities[place] = self._identify(*place)
         return self._identities[place]
 
     def _identify(self, dataset: str, on: EvalSet, split: str) -> dict[str, Any]:
-        found = self.open_datasets[on.dataset].identity(on.fold, (split,))
+        identity = self.open_datasets[on.dataset].identity(on.fold, (split,))
         if on.shift:
-            found = {**found, "shift": shift_identity(on.shift, on.level)}
+            identity = {**identity, "shift": shift_identity(on.shift, on.level)}
         if on.stain_source:
             pool = [self.open_datasets[on.dataset].identity(on.fold, ("train",))]
-            found["pool"] = [*pool, self.open_datasets[on.stain_source].identity(on.stain_fold, ("test",))]
+            identity["pool"] = [*pool, self.open_datasets[on.stain_source].identity(on.stain_fold, ("test",))]
         if on.dataset != dataset:
-            found = {**found, "label_map": list(self.label_map(dataset, on))}
-        return found
+            identity = {**identity, "label_map": list(self.label_map(dataset, on))}
+        return identity
 
     def label_map(self, dataset: str, on: EvalSet) -> tuple[int, ...]:
         """For every class of the evaluation set, the class of the training set that means the same."""

@@ -71,22 +71,22 @@ class MethodRef:
         return ", ".join(pairs)
 
     def needs(self) -> list[Need]:
-        """What this method builds on, options filled in. Raises BenchError where two of a role have one name."""
-        found = [parse_need(need.format(**self.options)) for need in self.spec.needs]
+        """Needs of the method, options filled in. Raises BenchError where two of a role have one name."""
+        needs = [parse_need(need.format(**self.options)) for need in self.spec.needs]
         if self.base is not None:
-            found = [need._replace(method=self.base.label) if need.role in READS else need for need in found]
-        if problem := twins(found):
+            needs = [need._replace(method=self.base.label) if need.role in READS else need for need in needs]
+        if problem := twins(needs):
             raise BenchError(f"{self.label} {problem}")
-        return found
+        return needs
 
     def parents(self) -> dict[str, Need]:
         """Its needs by the names its stage knows them by: the role, or of several with one role `role:name`."""
-        found = self.needs()
-        count = Counter(need.role for need in found)
-        return {need.role if count[need.role] == 1 else f"{need.role}:{need.name}": need for need in found}
+        needs = self.needs()
+        count = Counter(need.role for need in needs)
+        return {need.role if count[need.role] == 1 else f"{need.role}:{need.name}": need for need in needs}
 
     def identity(self) -> dict[str, Any]:
-        """What of the method enters a stage key; of rounds the number of this one, not how many were asked for."""
+        """Identity of the method in stage keys; of rounds the number of this one, not how many were asked for."""
         options = {k: list(v) if isinstance(v, tuple) else v for k, v in self.options.items() if k != self.spec.rounds}
         return self.spec.identity({**options, "round": self.round} if self.round else options)
 
@@ -103,8 +103,8 @@ class Resolver:
         """The methods asked for; a path of a Python file stands for all methods it registers."""
         refs: list[MethodRef] = []
         for name in names:
-            found = METHODS.load_file(Path(name)) if is_file(name) else [name]
-            refs += [r for r in (self.ref(n) for n in found) if r not in refs]
+            registered = METHODS.load_file(Path(name)) if is_file(name) else [name]
+            refs += [r for r in (self.ref(n) for n in registered) if r not in refs]
         return refs
 
     def ref(self, name: str) -> MethodRef:
@@ -192,7 +192,7 @@ def _on_model(ref: MethodRef, model: MethodRef, behind: str) -> MethodRef:
 
 
 def _reads_none(ref: MethodRef, behind: str) -> str:
-    """What is wrong with an @ behind a method that neither explains nor adapts."""
+    """Message for an @ behind a method that neither explains nor adapts."""
     if ref.spec.trains:
         other = f" Its teacher stands behind a colon: {ref.own_label}:{behind}." if ref.spec.variant else ""
         return f"{ref.label}@{behind}: '{ref.label}' trains a model of its own, and neither explains nor adapts.{other}"

@@ -42,7 +42,7 @@ class OpenDataset:
         return self._read(fold)[0]
 
     def identity(self, fold: str, splits: Iterable[str]) -> dict[str, Any]:
-        """What of some splits of a fold enters a stage key: the split itself and the content of its files."""
+        """Identity of some splits of a fold in stage keys: the split itself and the content of its files."""
         place = (fold, tuple(splits))
         if place not in self._identities:
             manifest, facts = self._read(fold)
@@ -71,7 +71,7 @@ class OpenDataset:
         return self._masked[fold]
 
     def notes(self) -> list[str]:
-        """What must be said of the folds read so far, each once."""
+        """Notices about the folds read so far, each once."""
         return list(dict.fromkeys(note for manifest, _ in self._folds.values() for note in manifest.notes))
 
     def _read(self, fold: str) -> tuple[Manifest, dict[Path, FileFacts]]:
@@ -101,15 +101,15 @@ def refuse_overlap(source: OpenDataset, fold: str, target: OpenDataset, target_f
     if place in source.apart:  # asked again for every shift and level
         return
     seen_in = [i for i in source.manifest(fold).items if i.split != "test"]
-    asked = target.manifest(target_fold).split("test")
+    scored = target.manifest(target_fold).split("test")
     mine, theirs = source.hashes(fold), target.hashes(target_fold)
     contents = {mine[str(i.image)] for i in seen_in}
-    shared = [i.id for i in asked if theirs[str(i.image)] in contents]
+    shared = [i.id for i in scored if theirs[str(i.image)] in contents]
     what = "images"
     space = source.dataset.card.namespace
     if not shared and space and space == target.dataset.card.namespace:
         groups = {normal_group(i.group) for i in seen_in}
-        shared = sorted({i.group for i in asked if normal_group(i.group) in groups})
+        shared = sorted({i.group for i in scored if normal_group(i.group) in groups})
         what = f"{source.dataset.card.group}s"
     if shared:
         some = ", ".join(shared[:5]) + (", …" if len(shared) > 5 else "")

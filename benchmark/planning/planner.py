@@ -31,7 +31,7 @@ Asked = TypeVar("Asked", bound=Callable[..., Any])
 
 
 def _once(ask: Asked) -> Asked:
-    """Answers a question of a planner once: the rows of a matrix ask the same thousands of times."""
+    """Memory of a planner's method: the rows of a matrix call it with the same arguments thousands of times."""
 
     @functools.wraps(ask)
     def answer(self: "Planner", *about: Any) -> Any:
@@ -105,7 +105,7 @@ class Planner:
         return origin_of(backbone, weights, rule)
 
     def _statistics(self, method: MethodRef | None, config: TrainConfig, recipe_key: RecipeKey) -> Statistics:
-        """What the images of a model are normalised by; ImageNet's where nothing has a backbone."""
+        """Mean and deviation for the images of a model; ImageNet's where nothing has a backbone."""
         if method is None or not method.spec.backbone:
             return IMAGENET
         return self.normalisation(recipe_key.backbone, config.normalisation).statistics
@@ -128,8 +128,8 @@ class Planner:
         if waiting:
             raise no_target(next(iter(waiting.values())))
         if not self.plan.rows:
-            asked = ", ".join(self.request.selections)
-            raise BenchError(f"--selections {asked}: no method of this run has such a checkpoint. Leave it out.")
+            wanted = ", ".join(self.request.selections)
+            raise BenchError(f"--selections {wanted}: no method of this run has such a checkpoint. Leave it out.")
         self.resolver.check_sections(("train", "protocol", "run", "shift"))
         self.plan.rows = list(dict.fromkeys(self.plan.rows))
         self.weights_seen = declared(self.plan, self.request, self.open_datasets)
@@ -153,7 +153,7 @@ class Planner:
         return method.spec.adapts or any(self._adapts(one, recipe_key) for one in behind)
 
     def _targets(self, method: MethodRef, experiment: Experiment) -> tuple[EvalSet | None, ...]:
-        """What a method is adapted to in turn; one None for a method that adapts to nothing."""
+        """Targets of a method in turn; one None for a method that adapts to nothing."""
         if not self._adapts(method, experiment.recipe_key):
             return (None,)
         return targets_of(method, self.eval_sets.sets(experiment.dataset, experiment.fold), self.open_datasets)
@@ -228,7 +228,7 @@ class Planner:
     def _labels(
         self, method: MethodRef, experiment: Experiment, backbone: str, on: EvalSet | None = None
     ) -> dict[str, Any]:
-        """What people call a stage by; no part of its key. A target is named where the evaluation set does not."""
+        """Labels of a stage for people; no part of its key. A target is named where the evaluation set does not."""
         target = {"target": self.eval_sets.title(experiment.target)} if experiment.target else {}
         adapted = "" if on and experiment.target and on.dataset == experiment.target.dataset else target.get("target")
         return {
@@ -324,7 +324,7 @@ class Planner:
 
     @_once
     def _selection_identity(self, method: MethodRef) -> dict[str, Any]:
-        """What picks the checkpoints a training keeps: protocols, the maps they judge, and the code of the metrics."""
+        """Identity of checkpoint selection: protocols, the maps they judge, and the code of the metrics."""
         plain = Resolver({})
         maps = [plain.ref(name).identity() for name in method.spec.selects] or [method.identity()]
         return {"protocols": [p.identity() for p in PROTOCOLS.values()], "maps": maps, "metrics": METRICS_VERSION}

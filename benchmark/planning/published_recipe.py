@@ -1,4 +1,4 @@
-"""In what a training differs from the published one: a published number stands beside ours only where nothing does."""
+"""Differences of a training from the published one: a published number stands beside ours only where there are none."""
 
 from collections.abc import Mapping
 
@@ -15,6 +15,6 @@ def unlike_published(ours: TrainConfig, theirs: TrainConfig, weights: Mapping[st
     """
     own, published = identity_fields(ours), identity_fields(theirs)
     names = [*FIRST, *(name for name in own if name not in FIRST)]
-    found = [f"{name} {own[name]}, published {published[name]}" for name in names if own[name] != published[name]]
+    differences = [f"{name} {own[name]}, published {published[name]}" for name in names if own[name] != published[name]]
     source = weights.get("source", "imagenet")
-    return [*([f"starting weights {source}, published ImageNet's"] if source != "imagenet" else []), *found]
+    return [*([f"starting weights {source}, published ImageNet's"] if source != "imagenet" else []), *differences]

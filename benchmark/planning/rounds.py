@@ -51,16 +51,16 @@ def start_set(items: Sequence[Item], count: int, seed: int) -> list[str]:
 def check_rounds(method: MethodRef, manifest: Manifest) -> None:
     """Raises BenchError for numbers of images and rounds that this set cannot give."""
     options, name = method.options, method.spec.name
-    asked = {key: int(options[key]) for key in ("labelled", *(("acquire",) if method.round else ()))}
-    for key, value in asked.items():
+    numbers = {key: int(options[key]) for key in ("labelled", *(("acquire",) if method.round else ()))}
+    for key, value in numbers.items():
         if value < 1:
             raise BenchError(f"{name}.{key} = {value}: at least 1 is needed.")
     there = len(with_masks(manifest))
-    wanted = asked["labelled"] + (max(method.round, 1) - 1) * asked.get("acquire", 0)
+    wanted = numbers["labelled"] + (max(method.round, 1) - 1) * numbers.get("acquire", 0)
     if wanted > there:
-        how = f"{name}.labelled = {asked['labelled']}"
+        how = f"{name}.labelled = {numbers['labelled']}"
         if method.round > 1:
-            how += f" and {method.round} rounds of {name}.acquire = {asked['acquire']}"
+            how += f" and {method.round} rounds of {name}.acquire = {numbers['acquire']}"
         raise BenchError(
             f"{how} need {wanted} training images with masks, and fold {manifest.fold} of {manifest.card.name} has "
             f"{there}. Ask for fewer."

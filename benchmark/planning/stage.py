@@ -13,7 +13,7 @@ from .method_refs import MethodRef
 
 
 class RecipeKey(NamedTuple):
-    """What of an experiment settles a method's options and training: its recipe knows no more."""
+    """Place of a recipe: the part of an experiment that settles a method's options and training."""
 
     dataset: str
     backbone: str
@@ -40,7 +40,7 @@ class Experiment(NamedTuple):
 
 @dataclass(frozen=True)
 class StageInputs:
-    """What every kind of stage is done with.
+    """Inputs that every kind of stage has.
 
     method: whose weights, maps or scores the stage makes. config: the training settings of the model behind it.
     statistics: mean and deviation its images are normalised by. supervision: the strongest behind the method's maps.

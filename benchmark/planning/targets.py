@@ -16,14 +16,14 @@ NETWORK = ("image_size", "load_size", "stride", "normalisation")  # settings tha
 def targets_of(
     method: MethodRef, sets: Sequence[EvalSet], open_datasets: Mapping[str, OpenDataset]
 ) -> tuple[EvalSet, ...]:
-    """What a method that adapts is adapted to, of the evaluation sets of a dataset's models, its own test set first.
+    """Targets of an adapter among the evaluation sets of a dataset's models, of which its own test set is the first.
 
     These are the other datasets as they are; shifted copies are scored and not adapted to. Raises BenchError for a
     target without training images, and for one whose training or validation images are among the source's test images.
     """
     home = sets[0]
-    found = tuple(on for on in sets if on.dataset != home.dataset and not on.shift)
-    for on in found:
+    targets = tuple(on for on in sets if on.dataset != home.dataset and not on.shift)
+    for on in targets:
         target, source = open_datasets[on.dataset], open_datasets[home.dataset]
         if target.dataset.card.evaluation_only or not target.manifest(on.fold).split("train"):
             raise BenchError(
@@ -31,11 +31,11 @@ def targets_of(
                 "method out, or give --ood a set with a train split; a CSV manifest can make one (docs/datasets.md)."
             )
         refuse_overlap(target, on.fold, source, home.fold)
-    return found
+    return targets
 
 
 def scored_for(sets: Sequence[EvalSet], target: EvalSet | None) -> list[EvalSet]:
-    """Where a model is scored: everywhere, one adapted to a target on the source and that target (shifts included)."""
+    """Sets a model is scored on: all, or of one adapted to a target the source and that target (shifts included)."""
     return [on for on in sets if target is None or on.dataset in (sets[0].dataset, target.dataset)]
 
 
@@ -61,5 +61,5 @@ def on_network_of_source(method: MethodRef, config: TrainConfig, source: TrainCo
 
 
 def target_identity(target: EvalSet, open_datasets: Mapping[str, OpenDataset]) -> dict[str, Any]:
-    """What of a target enters the key of what is adapted to it: its training images by content, no label or mask."""
+    """Identity of a target in the key of what is adapted to it: its training images by content, no label or mask."""
     return open_datasets[target.dataset].image_identity(target.fold, "train")

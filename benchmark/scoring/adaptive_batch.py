@@ -40,7 +40,7 @@ def peak_text(device: torch.device) -> str:
 
 
 class AdaptiveBatch:
-    """How many images of a scoring batch fit at a time: what does not fit is halved, down to one, and stays so."""
+    """Batch size that fits in memory while scoring: what does not fit is halved, down to one, and stays so."""
 
     def __init__(self, what: str, device: torch.device) -> None:
         self.what, self.device, self.most = what, device, 0
@@ -61,14 +61,14 @@ class AdaptiveBatch:
                 if not is_out_of_memory(problem):
                     raise
             free_memory()  # where no error is being handled any more: it holds the frames of the work
-            here = len(parts[0].ids)
-            if here == 1:
+            count = len(parts[0].ids)
+            if count == 1:
                 raise BenchError(
                     f"{self.what}: one image alone does not fit into memory ({peak_text(self.device)}). Use a larger "
                     "GPU, fewer stages a GPU (--jobs-per-gpu) or --device cpu."
                 )
-            self.most = -(-here // 2)
-            log.warning("%s: out of memory with %d images at a time, going on with %d", self.what, here, self.most)
+            self.most = -(-count // 2)
+            log.warning("%s: out of memory with %d images at a time, going on with %d", self.what, count, self.most)
             parts = [small for part in parts for small in self._cut(part)]
         return results
 
@@ -80,7 +80,7 @@ class AdaptiveBatch:
 
 
 class OutOfMemoryRetry:
-    """How a training that ran out of memory is done again: once, from the start, with half of each batch at a time.
+    """Retry of a training that ran out of memory: once, from the start, with half of each batch at a time.
 
     The decision lies in the stage's folder, so that a training that is killed goes on with the parts it began with. It
     is forgotten when the training is done, and when half is too much as well: the next try may find more memory.
@@ -97,7 +97,7 @@ class OutOfMemoryRetry:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the record of a training says if it was done again."""
+        """Facts for the record of a training that was done again."""
         return {} if self.used == self.asked else {"micro_batch": {"asked": self.asked, "used": self.used}}
 
     def halve(self, title: str, peak: str) -> None:

@@ -28,7 +28,7 @@ NAMED = 5
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """What to score: maps against a folder of masks, or against a split of a dataset (name or CSV file).
+    """Request of `bench score`: maps against a folder of masks, or against a split of a dataset (name or CSV file).
 
     kind: `prob` or `score`; size: side in px, None for each mask's own; reduction: how masks get there; tau: threshold
     in [0, 1]; rule: what the numbers of the masks of a folder mean. reduction, fold and split may be empty: nearest,
@@ -181,7 +181,7 @@ def _sized(mask: MaskPixels, codes: np.ndarray, request: ScoreRequest) -> SizedM
 
 
 def _look_at(work: Work, pair: MapPair, values: np.ndarray, kind: str) -> None:
-    """What a map's values say of how it was saved."""
+    """Doubts that a map's values raise about how it was saved."""
     low, high = float(values.min()), float(values.max())
     if kind == "prob" and (low < -PROB_TOLERANCE or high > 1 + PROB_TOLERANCE):
         raise BenchError(
@@ -195,7 +195,7 @@ def _look_at(work: Work, pair: MapPair, values: np.ndarray, kind: str) -> None:
 
 
 def _notes(work: Work, request: ScoreRequest, result: dict[str, Any]) -> list[str]:
-    """What a reader of the numbers must know. Raises BenchError where all maps or masks are plainly meant otherwise."""
+    """Notes for a reader of the numbers. Raises BenchError where all maps or masks are plainly meant otherwise."""
     notes = _mask_notes(work, request)
     if request.kind == "prob" and work.dark:
         some = ", ".join(work.dark[:NAMED])
@@ -311,12 +311,12 @@ def _per_image(histograms: Histograms, tau: float) -> dict[str, Any]:
 
 def _by_label(histograms: Histograms, rows: Sequence[LabelRow]) -> dict[str, Any]:
     labels = np.array([row.label for row in rows])
-    found: dict[str, Any] = {"classes": {str(c): _part(histograms, labels == c) for c in np.unique(labels)}}
+    results: dict[str, Any] = {"classes": {str(c): _part(histograms, labels == c) for c in np.unique(labels)}}
     if all(row.prediction is not None for row in rows):
         predictions = np.array([row.prediction for row in rows])
         if not set(predictions) & set(labels):
             raise BenchError(
                 f"The labels CSV predicts '{predictions[0]}' and the like, but none of that is a label in it."
             )
-        found["accuracy"] = 100 * float((predictions == labels).mean())
-    return found
+        results["accuracy"] = 100 * float((predictions == labels).mean())
+    return results

@@ -1,4 +1,4 @@
-"""What counting histograms on the CPU and on the GPU have in common: cells of an image, and places of a resize."""
+"""Layout of histograms, the same on CPU and GPU: cells of an image, and places of a resize."""
 
 import numpy as np
 import torch

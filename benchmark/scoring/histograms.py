@@ -48,8 +48,8 @@ def count_on_cpu(maps: Tensor, masks: Tensor) -> Tensor:
             if shape[0] > 1:
                 index.reshape(shape)[...] += np.arange(0, shape[0] * CELLS, CELLS, dtype=np.uint16)[:, None]
             cells = shape[0] * CELLS
-            found = cv2.calcHist([index.reshape(1, -1)], [0], None, [cells], [0, cells])
-            counts[part[0]] += found.reshape(shape[0], CELLS).astype(np.int64)
+            bins = cv2.calcHist([index.reshape(1, -1)], [0], None, [cells], [0, cells])
+            counts[part[0]] += bins.reshape(shape[0], CELLS).astype(np.int64)
     return torch.from_numpy(counts).view(images, 2, CELLS // 2)[..., :BINS]
 
 
@@ -94,7 +94,7 @@ def _bincount(values: Tensor, inside: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 def resize_by_steps(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """What resize_maps does, one operation at a time: each product and sum is rounded to float32, on every device.
+    """Resized maps as of resize_maps, one operation at a time: each product and sum is a float32, on every device.
 
     torch's own kernel rounds in an order of its own, up to one unit in the last place apart. This is the definition of
     what the GPU counts, and the oracle of the kernel that does it.
@@ -149,10 +149,10 @@ class GpuCounter:
             return reference()
         expected = reference() if trusted is None else None
         try:
-            found = kernel()
-            if expected is None or torch.equal(found, expected):
+            result = kernel()
+            if expected is None or torch.equal(result, expected):
                 self._trusted[name] = True
-                return found
+                return result
             reason = "its counts differ from those of torch"
         except Exception as problem:  # noqa: BLE001 - whatever an import, a compiler or a driver raises: it is reported
             reason = f"{type(problem).__name__}: {problem}"

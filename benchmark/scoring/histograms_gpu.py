@@ -37,14 +37,14 @@ def _count(maps, masks, counts, pixels, tile: tl.constexpr, cells: tl.constexpr,
     image, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     maps += image.to(tl.int64) * pixels
     masks += image.to(tl.int64) * pixels
-    found = tl.zeros((cells,), tl.int32)
+    total = tl.zeros((cells,), tl.int32)
     for start in range(part * tile, pixels, parts * tile):
         place = start + tl.arange(0, tile)
         real = place < pixels
         index = _cells(tl.load(maps + place, real, 0.0), tl.load(masks + place, real, 0), bits)
-        found += tl.histogram(tl.where(real, index, cells - 1), cells)  # the last cell is no bin's
+        total += tl.histogram(tl.where(real, index, cells - 1), cells)  # the last cell is no bin's
     cell = tl.arange(0, cells)
-    tl.atomic_add(counts + image * cells + cell, found, mask=found > 0)
+    tl.atomic_add(counts + image * cells + cell, total, mask=total > 0)
 
 
 @triton.jit
@@ -65,7 +65,7 @@ def _count_resized(
     left = tl.load(lefts + column, column < width, 0)[None, :]
     right = tl.load(rights + column, column < width, 0.0)[None, :]
     beside = tl.minimum(left + 1, w - 1)
-    found = tl.zeros((cells,), tl.int32)
+    total = tl.zeros((cells,), tl.int32)
     for start in range(part * rows, height, parts * rows):
         row = start + tl.arange(0, rows)
         top = tl.load(tops + row, row < height, 0)[:, None]
@@ -78,9 +78,9 @@ def _count_resized(
         real = (row < height)[:, None] & (column < width)[None, :]
         inside = tl.load(masks + row[:, None] * width + column[None, :], real, 0)
         index = tl.where(real, _cells(values, inside, bits), cells - 1)
-        found += tl.histogram(tl.ravel(index), cells)
+        total += tl.histogram(tl.ravel(index), cells)
     cell = tl.arange(0, cells)
-    tl.atomic_add(counts + image * cells + cell, found, mask=found > 0)
+    tl.atomic_add(counts + image * cells + cell, total, mask=total > 0)
 
 
 def count(maps: Tensor, masks: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from .pixel_sample import Sample, codes_at, interpolated, on_device, pixels_of_e
 
 @dataclass(frozen=True)
 class Scored:
-    """What scoring leaves of one view: per-image histograms, how many maps were constant, the scale that was used.
+    """Scores of one view: per-image histograms, how many maps were constant, the scale that was used.
 
     examples: (n, size, size) float16, scaled maps of the example rows. sample: some pixels of all images, unbinned.
     """
@@ -74,8 +74,8 @@ class Task:
     @property
     def uses_constants(self) -> bool:
         """Whether its scale comes from validation maps."""
-        asked = self.view.method.spec.kind == "score" or self.by_rank
-        return self.protocol.scale == "validation" and asked and self.view.map_class != "-"
+        scaled = self.view.method.spec.kind == "score" or self.by_rank
+        return self.protocol.scale == "validation" and scaled and self.view.map_class != "-"
 
     @property
     def by_rank(self) -> bool:
@@ -98,7 +98,7 @@ def evaluation_mode(model: torch.nn.Module | None) -> torch.nn.Module | None:
 
 @dataclass(frozen=True)
 class PassSettings:
-    """Where a pass runs, how many images at a time, and the processes that share it."""
+    """Settings of a pass: its device, how many images at a time, and the processes that share it."""
 
     device: torch.device
     batch_size: int = 32
@@ -154,7 +154,7 @@ def validation_pass(
 
 
 class _Part(NamedTuple):
-    """What one process read of a pass: rows, their logits, and native maps by view and row."""
+    """Share of a pass that one process read: rows, their logits, and native maps by view and row."""
 
     rows: list[int]
     logits: Tensor
@@ -170,8 +170,8 @@ def _read(reader: MapExtractor, wanted: Mapping[str, set[int]], frames: ImageSpl
     memory = AdaptiveBatch("validation", device)
 
     def read(seen: EvalBatch) -> tuple[EvalBatch, dict[str, Tensor]]:
-        found, maps = reader.read(seen.images, seen.labels, seen.ids)
-        logits[seen.rows] = found
+        batch_logits, maps = reader.read(seen.images, seen.labels, seen.ids)
+        logits[seen.rows] = batch_logits
         return seen, maps
 
     settled = {"watch": reader.watch, "process_group": group}
@@ -180,9 +180,9 @@ def _read(reader: MapExtractor, wanted: Mapping[str, set[int]], frames: ImageSpl
             start = seen.rows.start
             rows += range(start, start + len(seen.ids))
             for name, native in maps.items():
-                here = (r for r in range(start, start + len(seen.ids)) if r in wanted[name])
+                kept_rows = (r for r in range(start, start + len(seen.ids)) if r in wanted[name])
                 # copies: a view would keep the maps of its whole batch, and with few images of each batch thus of all
-                kept[name].update({r: native[r - start].clone() for r in here})
+                kept[name].update({r: native[r - start].clone() for r in kept_rows})
     return _Part(rows, logits if group.size == 1 else logits[rows], kept)
 
 
@@ -234,8 +234,8 @@ def evaluation_pass(
     each, side = pixels_of_each(len(frames.items)), frames.masks.shape[-1]
 
     def score(seen: EvalBatch) -> dict[str, HostCopy]:
-        found, maps = reader.read(seen.images, mapping[seen.labels], seen.ids)
-        logits[seen.rows] = found[:, mapping]
+        batch_logits, maps = reader.read(seen.images, mapping[seen.labels], seen.ids)
+        logits[seen.rows] = batch_logits[:, mapping]
         shown = [r - seen.rows.start for r in target.examples if r in range(seen.rows.start, seen.rows.stop)]
         landing = {}
         places = on_device(seen.ids, each, side, device) if maps else None
@@ -276,7 +276,7 @@ def _target_loader(reader: MapExtractor, target: EvalTarget, settings: PassSetti
 
 
 class _Truth(NamedTuple):
-    """What maps are counted against: masks (B, P, P) and ids; rows to show, and pixels of the sample (B, n) if any."""
+    """Ground truth of a batch: masks (B, P, P) and ids; rows to show, and pixels of the sample (B, n) if any."""
 
     masks: Tensor
     ids: Sequence[str]
@@ -290,17 +290,17 @@ def _count(task: Task, scale: MapScale, native: Tensor, truth: _Truth, refusals:
     scaled = scale_later(native, task.view.method.spec.kind, task.protocol.scale, scale)
     refusals.add(scaled, truth.ids)
     foreground, background = annotated_histogram(scaled.maps, truth.masks)
-    found = {"foreground": foreground, "background": background, "degenerate": scaled.degenerate.sum()}
+    counted = {"foreground": foreground, "background": background, "degenerate": scaled.degenerate.sum()}
     side = truth.masks.shape[-1]
     if truth.shown:
         few = torch.stack([scaled.maps[k] for k in truth.shown])  # an index list would make a GPU's host wait
-        found["shown"] = resize_maps(few, side).half()
+        counted["shown"] = resize_maps(few, side).half()
     if truth.places is not None:
-        found["values"], found["clipped"] = (
+        counted["values"], counted["clipped"] = (
             interpolated(m, truth.places, side) for m in (scaled.unclipped, scaled.maps)
         )
-        found["codes"] = codes_at(truth.masks, truth.places)
-    return found
+        counted["codes"] = codes_at(truth.masks, truth.places)
+    return counted
 
 
 def _keep_all(parts: Mapping[str, _Parts], landed: Mapping[str, HostCopy] | None) -> None:

@@ -58,7 +58,7 @@ class MapExtractor:
 
     @property
     def statistics(self) -> Statistics:
-        """What its images must be normalised by."""
+        """Mean and deviation its images must be normalised by."""
         return statistics_of(self.model)
 
     def read(self, images: Tensor, labels: Tensor, ids: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -104,8 +104,8 @@ class MapExtractor:
         for view in views:
             if view.map_class not in by_class:
                 classes = self._classes(view, logits, labels)
-                asked = evidence if classes is None else evidence.of(classes, levels[view.map_class], view.map_class)
-                by_class[view.map_class] = asked
+                of_class = evidence if classes is None else evidence.of(classes, levels[view.map_class], view.map_class)
+                by_class[view.map_class] = of_class
             evidence.used.clear()
             with self.part(f"read:{view.name}"), method_call(view.method.label):
                 native = load_function(view.method)(by_class[view.map_class], options(view.method))
@@ -121,13 +121,13 @@ class MapExtractor:
         if self.model is None:
             raise RuntimeError("a trained method's map was asked for without its model")
         with torch.no_grad():
-            found = self.model.predict(images, classes)
-        if not isinstance(found, Prediction):
+            prediction = self.model.predict(images, classes)
+        if not isinstance(prediction, Prediction):
             name = self.model.registered_name
             raise BenchError(
-                f"Method '{name}': predict() returned {type(found).__name__}, not Prediction(logits, maps)."
+                f"Method '{name}': predict() returned {type(prediction).__name__}, not Prediction(logits, maps)."
             )
-        return found
+        return prediction
 
     def _check_logits(self, logits: Any, images: Tensor) -> None:
         wanted = (len(images), self.num_classes)
@@ -171,18 +171,18 @@ def likeliest(logits: Tensor, classes: Sequence[int]) -> Tensor:
 
 
 def unreadable(name: str) -> str:
-    """What a method is told instead of an image's id: the same for the same image, but it tells no class or patient."""
+    """Digest that a method gets instead of an image's id: the same for the same image, telling no class or patient."""
     return f"{seed_for('image', name):x}"
 
 
 def _levels_by_class(views: Sequence[MapRequest]) -> dict[str, tuple[int, ...]]:
     """Pyramid levels that the explainers asked about each class will read, as the functions' `levels` announce them."""
-    found: dict[str, tuple[int, ...]] = {}
+    levels: dict[str, tuple[int, ...]] = {}
     for view in views:
         announce = getattr(load_function(view.method), "levels", None)
-        here = announce(options(view.method)) if announce is not None else ()
-        found[view.map_class] = (*found.get(view.map_class, ()), *here)
-    return found
+        announced = announce(options(view.method)) if announce is not None else ()
+        levels[view.map_class] = (*levels.get(view.map_class, ()), *announced)
+    return levels
 
 
 def _checked(native: Any, images: Tensor, view: MapRequest) -> Tensor:

@@ -24,7 +24,7 @@ DARKEST = 1 / 255  # the highest value of 0 and 1 saved with 8 bits, and of 8 bi
 
 @dataclass(frozen=True)
 class LabelRow:
-    """What a labels CSV says of an image; `prediction` None without that column, `group` is the id without it."""
+    """Row of a labels CSV; `prediction` None without that column, `group` is the id without it."""
 
     label: str
     prediction: str | None
@@ -104,9 +104,9 @@ def read_labels(path: Path) -> tuple[dict[str, LabelRow], list[str]]:
         rows[key] = LabelRow(whole(row["label"]), prediction and whole(prediction), row.get("group", key))
     if not rows:
         raise BenchError(f"{path} names no image.")
-    names, told = one_spelling(row.group for row in rows.values())
+    names, remarks = one_spelling(row.group for row in rows.values())
     rows = {k: replace(row, group=names.get(row.group, row.group)) for k, row in rows.items()}
-    return rows, [*notes, *told]
+    return rows, [*notes, *remarks]
 
 
 def _lines(path: Path) -> list[list[str]]:

@@ -41,17 +41,17 @@ def pair_files(maps: Path, masks: Path, ids: Sequence[str] | None = None) -> lis
     if by_name:
         map_files, mask_files = _by_name(map_files), _by_name(mask_files)
     keys = {i: i for i in map_files} if ids is None else _keys_of_ids(ids, map_files, by_name)
-    found = {name: mask for name in map_files if (mask := _mask_of(name, mask_files))}
+    mask_of = {name: mask for name in map_files if (mask := _mask_of(name, mask_files))}
     _complain([i for i, key in keys.items() if key not in map_files], ("image", "map", maps), list(map_files))
     why = "" if by_name else " Paths are compared, because a name is there twice in one of the folders."
-    _complain([i for i, key in keys.items() if key not in found], ("map", "mask", masks), list(mask_files), why)
+    _complain([i for i, key in keys.items() if key not in mask_of], ("map", "mask", masks), list(mask_files), why)
     if ids is None:
-        used = set(found.values())
+        used = set(mask_of.values())
         shadowed = {s for s in mask_files if any(s + suffix in mask_files for suffix in MASK_SUFFIXES)}
         left = [s for s, path in mask_files.items() if path not in used and s not in shadowed]
         advice = f"{why} To score only some of the masks, list their images with --labels."
         _complain(left, ("mask", "map", maps), list(map_files), advice)
-    return [MapPair(i, map_files[keys[i]], found[keys[i]]) for i in sorted(keys)]
+    return [MapPair(i, map_files[keys[i]], mask_of[keys[i]]) for i in sorted(keys)]
 
 
 def _keys_of_ids(ids: Sequence[str], maps: Mapping[str, Path], by_name: bool) -> dict[str, str]:
@@ -75,9 +75,9 @@ def pair_items(maps: Path, items: Sequence[Item], where: str) -> tuple[list[MapP
     }
     best, matched = "", dict[str, Path]()
     for way, (held, key_of) in ways.items():
-        found = {item.id: held[key] for key, item in _keys(items, key_of).items() if key in held}
-        if len(found) > len(matched):
-            best, matched = way, found
+        map_of = {item.id: held[key] for key, item in _keys(items, key_of).items() if key in held}
+        if len(map_of) > len(matched):
+            best, matched = way, map_of
     bare = [i.id for i in items if i.id not in matched]
     _complain(bare, ("image", "map", maps), list(files), of=f" of {where}")
     left = sorted(set(files.values()) - set(matched.values()))
@@ -95,7 +95,7 @@ def find_files(folder: Path, kinds: tuple[str, ...], what: str) -> dict[str, Pat
     """
     if not folder.is_dir():
         raise BenchError(f"The folder of {what} {folder} does not exist.")
-    found: dict[str, Path] = {}
+    by_name: dict[str, Path] = {}
     files = _files_below(folder)
     for path in files:
         inside = path.relative_to(folder)
@@ -103,27 +103,27 @@ def find_files(folder: Path, kinds: tuple[str, ...], what: str) -> dict[str, Pat
         if rubbish or path.suffix.lower() not in kinds:
             continue
         key = bare_name(inside.as_posix())
-        if key in found:
-            raise BenchError(f"{folder} has two {what} of one name: {found[key].name} and {path.name}. Keep one.")
-        found[key] = path
-    if not found:
+        if key in by_name:
+            raise BenchError(f"{folder} has two {what} of one name: {by_name[key].name} and {path.name}. Keep one.")
+        by_name[key] = path
+    if not by_name:
         other = Counter(p.suffix.lower() for p in files if not p.name.startswith("."))
         held = f" It holds files ending in {', '.join(sorted(other)[:NAMED])}." if other else ""
         lossy = {".jpg", ".jpeg", ".webp"} & set(other)
         blurred = " JPEG and WebP change values, so they are not read." if lossy else ""
         raise BenchError(f"{folder} holds no {what}: they are files ending in {', '.join(kinds)}.{held}{blurred}")
-    return found
+    return by_name
 
 
 def _files_below(folder: Path) -> list[Path]:
     """All files, those behind links to folders too, sorted by path; a link to a folder around it is not followed."""
-    found: list[Path] = []
+    files: list[Path] = []
     for root, folders, names in os.walk(folder, followlinks=True):
-        here = Path(root)
-        above = {here.resolve(), *here.resolve().parents}
-        folders[:] = [name for name in folders if (here / name).resolve() not in above]
-        found += [here / name for name in names if (here / name).is_file()]
-    return sorted(found)
+        parent = Path(root)
+        above = {parent.resolve(), *parent.resolve().parents}
+        folders[:] = [name for name in folders if (parent / name).resolve() not in above]
+        files += [parent / name for name in names if (parent / name).is_file()]
+    return sorted(files)
 
 
 def bare_name(name: str) -> str:
@@ -158,10 +158,10 @@ def _longest_tail(image: Path, files: Mapping[str, Path]) -> str:
 
 def _keys(items: Sequence[Item], key_of: Callable[[Item], str]) -> dict[str, Item]:
     """Key -> image, without keys that several images have."""
-    found: dict[str, list[Item]] = defaultdict(list)
+    by_key: dict[str, list[Item]] = defaultdict(list)
     for item in items:
-        found[key_of(item)].append(item)
-    return {key: same[0] for key, same in found.items() if key and len(same) == 1}
+        by_key[key_of(item)].append(item)
+    return {key: same[0] for key, same in by_key.items() if key and len(same) == 1}
 
 
 def _complain(

@@ -33,7 +33,7 @@ _FAR = 1e37  # unclipped values end here: interpolating between larger ones of f
 
 
 class MapScale(NamedTuple):
-    """What validation maps say of how scores get to [0, 1].
+    """Scale of a view from its validation maps: how scores get to [0, 1].
 
     low, high: what becomes 0 and 1. levels: LEVELS rising quantiles of the values, of which a value becomes its rank;
     empty under linear binning.
@@ -83,7 +83,7 @@ def scale_maps(
 
 
 def scale_later(maps: Tensor, kind: str, scale: str, constants: Sequence[Any] | None = None) -> Scaled:
-    """What scale_maps does, except that maps it would refuse become 0 and are marked, for `Refusals` to raise."""
+    """Scaled maps as of scale_maps, except that maps it would refuse become 0 and are marked, for `Refusals` to raise."""
     if kind not in ("prob", "score"):
         raise BenchError(f"Maps of kind '{kind}' cannot be scaled; the kinds are score and prob.")
     # float64 on the small native grid: the range of two finite float32 numbers can overflow float32
@@ -167,7 +167,7 @@ class Refusals:
 
 
 def _refusal(reasons: Tensor, ids: Sequence[str]) -> str:
-    """What is wrong with the first refused map of a batch, and how many share it; the lower reason goes first."""
+    """Fault of the first refused map of a batch, and how many share it; the lower reason goes first."""
     reason = int(reasons[reasons > 0].min())
     bad = (reasons == reason).nonzero()[:, 0].tolist()
     name = f"'{ids[bad[0]]}'" if ids else f"number {bad[0]} of the batch"

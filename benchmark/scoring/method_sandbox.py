@@ -28,7 +28,7 @@ PROCESS = "line 11 of the contract, docs/methods.md"
 
 
 class Settings(NamedTuple):
-    """What of the process every number may depend on."""
+    """Settings of the process that every number may depend on."""
 
     grad_mode: bool
     default_dtype: torch.dtype
@@ -39,7 +39,7 @@ class Settings(NamedTuple):
 
     @classmethod
     def now(cls) -> "Settings":
-        """Those of this moment."""
+        """Settings of this moment."""
         torch_says = torch.is_grad_enabled(), torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
         return cls(*torch_says, torch.get_num_threads(), os.getcwd(), _handlers())  # noqa: PTH109 - a Path costs more
 
@@ -58,7 +58,7 @@ class Settings(NamedTuple):
                     signal.signal(number, handler)
 
     def changed(self, but: Sequence[str] = ()) -> str:
-        """What differs now, with both values, some settings left out; empty if nothing does."""
+        """Differences by now, with both values, some settings left out; empty if there are none."""
         both = zip(self._fields, self, Settings.now(), strict=True)
         pairs = [(name, was, now) for name, was, now in both if was != now and name not in but]
         return ", ".join(f"{name.replace('_', ' ')} from {was} to {now}" for name, was, now in pairs)

@@ -33,7 +33,7 @@ class Sample:
 
 
 def pixels_of_each(images: int) -> int:
-    """How many pixels are taken of each of so many images."""
+    """Pixels that are taken of each of so many images."""
     return min(max(-(-PIXELS // max(images, 1)), LEAST), MOST)
 
 
@@ -105,7 +105,7 @@ def binned_pxap(clipped: np.ndarray, truth: np.ndarray) -> float:
 
 
 def sample_facts(sample: Sample | None, background: np.ndarray | None) -> dict[str, Any] | None:
-    """What a record holds of a sample: `pixels`, `ap` (exact), `pxap` (of the bins), percent, None where undefined.
+    """Facts of a sample for a record: `pixels`, `ap` (exact), `pxap` (of the bins), percent, None where undefined.
 
     background: (N,) bool, images predicted as a class without a region; `gated` then holds the same with their pixels
     below all others, else None.
@@ -114,13 +114,13 @@ def sample_facts(sample: Sample | None, background: np.ndarray | None) -> dict[s
         return None
     known = sample.codes != IGNORED
     truth = (sample.codes == FOREGROUND)[known]
-    found: dict[str, Any] = {"pixels": int(known.sum()), **_both(sample.values[known], sample.clipped[known], truth)}
-    found["gated"] = None
+    facts: dict[str, Any] = {"pixels": int(known.sum()), **_both(sample.values[known], sample.clipped[known], truth)}
+    facts["gated"] = None
     if background is not None:
         off = np.broadcast_to(background[:, None], known.shape)[known]
         lowest = np.where(off, -np.inf, sample.values[known].astype(np.float64))
-        found["gated"] = _both(lowest, np.where(off, 0, sample.clipped[known]), truth)
-    return found
+        facts["gated"] = _both(lowest, np.where(off, 0, sample.clipped[known]), truth)
+    return facts
 
 
 def _both(values: np.ndarray, clipped: np.ndarray, truth: np.ndarray) -> dict[str, float | None]:

@@ -1,4 +1,4 @@
-"""What every stage has at hand, and what of its inputs more than one kind of stage reads."""
+"""Context of stages: what every stage has at hand, and inputs that more than one kind of stage reads."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -181,8 +181,8 @@ def pixel_masks(
 ) -> PixelMasks:
     """The masks of the validation images whose masks may be read, in each form."""
     rows = [k for k, item in enumerate(items) if item.pixel_val]
-    asked = [items[k] for k in rows]
-    return PixelMasks(tuple(rows), {f.reduction: np.asarray(ctx.images(experiment).masks(asked, f)) for f in forms})
+    masked = [items[k] for k in rows]
+    return PixelMasks(tuple(rows), {f.reduction: np.asarray(ctx.images(experiment).masks(masked, f)) for f in forms})
 
 
 def mask_form(inputs: ScoreInputs) -> MaskForm:

@@ -75,10 +75,10 @@ def _devices(ctx: StageContext) -> list[str]:
         raise BenchError("run.compile works on one device: leave out --devices or run.compile.")
     if device.type != "cuda":
         return ["cpu"] * count
-    here = torch.cuda.device_count()
+    visible = torch.cuda.device_count()
     first = device.index or 0
-    if first + count > here:
-        raise BenchError(f"--devices {count} starting with GPU {first}: torch sees {here} GPUs. Ask for fewer.")
+    if first + count > visible:
+        raise BenchError(f"--devices {count} starting with GPU {first}: torch sees {visible} GPUs. Ask for fewer.")
     return [f"cuda:{first + number}" for number in range(count)]
 
 

@@ -184,10 +184,10 @@ def whole_sets_of(training_set: TrainingSet) -> dict[str, ImageSplit]:
 
 
 def _backbone(method: Method) -> Backbone:
-    found = getattr(method, "backbone", None)
-    if not isinstance(found, Backbone):
+    backbone = getattr(method, "backbone", None)
+    if not isinstance(backbone, Backbone):
         raise BenchError(f"Method '{method.registered_name}' must keep the backbone it is given as self.backbone.")
-    return found
+    return backbone
 
 
 def validation(ref: MethodRef, ctx: StageContext, experiment: Experiment, config: TrainConfig) -> Validation:
@@ -221,13 +221,13 @@ def teacher_maps(stage: TrainStage, ctx: StageContext, ids: Sequence[str], on: s
 
     on: whose images they are of, `train` or `target`.
     """
-    found = {}
+    maps = {}
     for parent, need in stage.inputs.method.parents().items():
         if need.role == "maps" and need.on == on and parent in stage.parents:
             stored = read_npz(ctx.store.run_dir(stage.parents[parent]) / "maps.npz")
             row = {name: k for k, name in enumerate(stored["ids"].tolist())}
-            found[need.name] = stored["maps"][[row[i] for i in ids]].astype(np.float32)
-    return found
+            maps[need.name] = stored["maps"][[row[i] for i in ids]].astype(np.float32)
+    return maps
 
 
 class ParentModels(Mapping[str, Method]):

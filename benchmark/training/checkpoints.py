@@ -246,10 +246,10 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> 
 def _readable(path: Path) -> dict[str, Any]:
     """A state file, empty if it is missing or damaged."""
     try:
-        found = read_json(path) if path.is_file() else {}
+        state = read_json(path) if path.is_file() else {}
     except DamagedError:
         return {}
-    return found if isinstance(found, dict) and {"file", "candidates"} <= set(found) else {}
+    return state if isinstance(state, dict) and {"file", "candidates"} <= set(state) else {}
 
 
 def _random_states(train_state: TrainState) -> dict[str, Tensor]:

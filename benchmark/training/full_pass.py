@@ -61,10 +61,10 @@ class WholeSets:
         features: list[Tensor] = []
 
         def read(seen: EvalBatch) -> None:
-            said, pooled = self._of(seen.images)
+            batch_logits, pooled = self._of(seen.images)
             if not features:
                 features.append(torch.zeros(len(split.items), pooled.shape[1], device=self.device))
-            logits[seen.rows], features[0][seen.rows] = said, pooled
+            logits[seen.rows], features[0][seen.rows] = batch_logits, pooled
 
         loader = EvalLoader(
             split, self.batch_size, self.device, statistics_of(self.method), side=self.side,

@@ -160,10 +160,10 @@ def evaluate(job: Training, cursor: EpochCursor) -> tuple[dict[str, float], dict
         if cursor.step and not bool(torch.isfinite(logits).all()) and _gives_logits(job):
             raise diverged(job, cursor.epoch, cursor.step, {}, "what the model says of validation images")
 
-    found = validation_pass(reader, v.tasks, v.frames, v.masks, PassSettings(device, batch, job.process_group), finite)
-    if found is None:
+    scores = validation_pass(reader, v.tasks, v.frames, v.masks, PassSettings(device, batch, job.process_group), finite)
+    if scores is None:
         return {}, {}
-    logits, scored = found
+    logits, scored = scores
     labels = v.frames.labels
     loss = float(F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)))
     curves = {t: _quality(scored[t.name].histograms) for t in v.tasks}

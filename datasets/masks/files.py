@@ -83,8 +83,8 @@ def _bits(path: Path, mask: Image.Image) -> int:
 
 
 def _tag(mask: Image.Image, number: int, otherwise: int) -> int:
-    found = mask.tag_v2.get(number, otherwise)  # pyright: ignore[reportAttributeAccessIssue]
-    return int(found[0] if isinstance(found, tuple) else found)
+    value = mask.tag_v2.get(number, otherwise)  # pyright: ignore[reportAttributeAccessIssue]
+    return int(value[0] if isinstance(value, tuple) else value)
 
 
 def _check_container(path: Path, mask: Image.Image) -> None:

@@ -61,10 +61,10 @@ class MaskPixels:
     @property
     def codes(self) -> np.ndarray:
         """(H, W) uint8: BACKGROUND, FOREGROUND or IGNORED."""
-        found = self.foreground.astype(np.uint8)
+        codes = self.foreground.astype(np.uint8)
         if self.ignored is not None:
-            found[self.ignored] = IGNORED
-        return found
+            codes[self.ignored] = IGNORED
+        return codes
 
 
 def read_mask(path: Path, rule: MaskRule = ANY_RULE) -> MaskPixels:
@@ -76,11 +76,11 @@ def read_mask(path: Path, rule: MaskRule = ANY_RULE) -> MaskPixels:
     values = stored_values(path)
     if values.dtype == np.bool_:
         values = _greys(values, rule)
-    found = _distinct(values)
+    distinct = _distinct(values)
     ignored = np.isin(values, rule.ignore) if rule.ignore else None
     if ignored is not None and not ignored.any():
         ignored = None
-    check_values(path, values, found, ignored, rule)
+    check_values(path, values, distinct, ignored, rule)
     if rule.threshold is not None:
         foreground = values > rule.threshold
     elif rule.foreground is not None:
@@ -90,10 +90,10 @@ def read_mask(path: Path, rule: MaskRule = ANY_RULE) -> MaskPixels:
     if ignored is not None:
         foreground &= ~ignored
     facts = MaskFacts(
-        values=tuple(found[:LISTED].tolist()),
-        distinct=len(found),
-        lowest=float(found[0]),
-        highest=float(found[-1]),
+        values=tuple(distinct[:LISTED].tolist()),
+        distinct=len(distinct),
+        lowest=float(distinct[0]),
+        highest=float(distinct[-1]),
         pixels=values.size,
         foreground=int(np.count_nonzero(foreground)),
         ignored=0 if ignored is None else int(np.count_nonzero(ignored)),
@@ -152,19 +152,19 @@ def declared_rule(texts: Mapping[str, str], where: str, base: MaskRule = ANY_RUL
 
 def _values(text: str, what: str) -> tuple[int, ...]:
     """Whole numbers of a list such as `0, 3-5`, ascending."""
-    found: set[int] = set()
+    numbers: set[int] = set()
     for part in filter(None, (p.strip() for p in re.split("[,;]", text))):
         if span := _RANGE.fullmatch(part):
             low, high = int(span[1]), int(span[2])
             if low > high or high > _HIGHEST:
                 raise BenchError(f"{what} '{text}': {part} is no rising range of values up to {_HIGHEST}.")
-            found.update(range(low, high + 1))
+            numbers.update(range(low, high + 1))
             continue
         number = _number(part, f"{what} '{text}'")
         if number != int(number) or abs(number) > _HIGHEST:
             raise BenchError(f"{what} '{text}': {part} is no whole number up to {_HIGHEST}.")
-        found.add(int(number))
-    return tuple(sorted(found))
+        numbers.add(int(number))
+    return tuple(sorted(numbers))
 
 
 def _number(text: str, what: str) -> float:

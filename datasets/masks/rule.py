@@ -72,13 +72,13 @@ def _ranges(values: Sequence[int] | None) -> list[list[int]] | None:
     """First and last value of every stretch without a gap."""
     if values is None:
         return None
-    found: list[list[int]] = []
+    ranges: list[list[int]] = []
     for value in sorted(values):
-        if found and value == found[-1][1] + 1:
-            found[-1][1] = value
+        if ranges and value == ranges[-1][1] + 1:
+            ranges[-1][1] = value
         else:
-            found.append([value, value])
-    return found
+            ranges.append([value, value])
+    return ranges
 
 
 def listed(values: Sequence[float], most: int = 8) -> str:

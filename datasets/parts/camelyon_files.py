@@ -18,12 +18,12 @@ def find_root(data_root: Path, home: str, also_in: Sequence[str]) -> Path:
     It is the data root, or a folder of it named in `also_in`. Raises BenchError if there is none, or several.
     """
     places = [data_root, *(data_root / name for name in also_in)]
-    found = {((p / home).stat().st_dev, (p / home).stat().st_ino): p for p in reversed(places) if _holds(p, home)}
-    if len(found) > 1:
-        both = "\n  ".join(str(p / home) for p in found.values())
+    roots = {((p / home).stat().st_dev, (p / home).stat().st_ino): p for p in reversed(places) if _holds(p, home)}
+    if len(roots) > 1:
+        both = "\n  ".join(str(p / home) for p in roots.values())
         raise BenchError(f"Several copies of {home} are in {data_root}:\n  {both}\nPoint --data-root at one of them.")
-    if found:
-        return next(iter(found.values()))
+    if roots:
+        return next(iter(roots.values()))
     if data_root.name == home and (data_root / LAYOUT).is_dir():
         raise BenchError(f"{data_root} is the dataset itself: point --data-root at the folder that holds {home}/.")
     looked = "\n  ".join(str(p / home / LAYOUT) for p in places)
@@ -39,7 +39,7 @@ def scan(root: Path, home: str, patterns: Sequence[str]) -> tuple[Patch, ...]:
     patterns: relative to `w-512xh-512`, such as `metastatic-patches/training/*/*`.
     Raises BenchError if there are none, for a file `Patch_…` whose name says nothing, for rows `check_patches` refuses.
     """
-    found: list[Patch] = []
+    patches: list[Patch] = []
     for folder in sorted({f for pattern in patterns for f in (root / home / LAYOUT).glob(pattern) if f.is_dir()}):
         within = folder.relative_to(root).as_posix()
         names = {p.name for p in folder.iterdir()}
@@ -50,11 +50,11 @@ def scan(root: Path, home: str, patterns: Sequence[str]) -> tuple[Patch, ...]:
             except BenchError as problem:
                 raise BenchError(f"{folder}: {problem} Rename or remove the file.") from None
             mask = mask_beside(path) if mask_beside(name) in names else None
-            found.append(Patch(path, int("/metastatic-patches/" in path), mask, parsed))
-    if not found:
+            patches.append(Patch(path, int("/metastatic-patches/" in path), mask, parsed))
+    if not patches:
         raise BenchError(f"{root / home / LAYOUT} holds no patches in {', '.join(patterns)}. The copy is incomplete.")
-    check_patches(found, str(root / home))
-    return tuple(found)
+    check_patches(patches, str(root / home))
+    return tuple(patches)
 
 
 class ItemMaker:

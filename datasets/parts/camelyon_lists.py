@@ -72,13 +72,13 @@ class PatchName:
 
         Raises BenchError for any other name.
         """
-        found = _NAME.fullmatch(name.rpartition("/")[2])
-        if not found:
+        match = _NAME.fullmatch(name.rpartition("/")[2])
+        if not match:
             raise BenchError(
                 f"'{name}' is not the name of a Camelyon patch, which is Patch_file_SLIDE.tif_[reg_N_row_N_]patch_N_"
                 "x_N_y_N_tissue_F_[metastatic_F_]w_N_h_N.png."
             )
-        text = found.groupdict()
+        text = match.groupdict()
         numbers = {k: int(text[k]) for k in ("patch", "x", "y", "region", "row", "width", "height") if text[k]}
         metastatic = None if text["metastatic"] is None else float(text["metastatic"])
         share = float(text["tissue"])
@@ -151,30 +151,30 @@ def find_lists(data_root: Path, names: Sequence[str], home: str) -> tuple[Path |
     """
     likely = ("", "splits", "folds", "folds/wsol-done-right-splits", "wsol-done-right-splits", home, f"{home}/folds")
     places = [data_root / place / name for place in likely for name in names]
-    found = {(p.stat().st_dev, p.stat().st_ino): p for p in reversed(places) if any(p.glob("fold-[0-9]/*"))}
-    if len(found) > 1:
-        both = "\n  ".join(str(p) for p in found.values())
+    folders = {(p.stat().st_dev, p.stat().st_ino): p for p in reversed(places) if any(p.glob("fold-[0-9]/*"))}
+    if len(folders) > 1:
+        both = "\n  ".join(str(p) for p in folders.values())
         raise BenchError(f"Several folders of lists are in {data_root}:\n  {both}\nKeep the one that is meant.")
-    return next(iter(found.values()), None), places
+    return next(iter(folders.values()), None), places
 
 
 def read_labels(file: Path, home: str) -> dict[str, Patch]:
     """`class_labels.txt` (`path,label`) as path to patch, masks left None. Raises BenchError naming file and line."""
-    found: dict[str, Patch] = {}
+    patches: dict[str, Patch] = {}
     for where, cells in _lines(file):
         if len(cells) != 2 or cells[1] not in ("0", "1"):
             raise BenchError(f"{where}: {_line(cells)} is not 'path,label' with label 0 or 1.")
         path = cells[0]
         _check_place(where, path, home)
-        if path in found:
+        if path in patches:
             raise BenchError(f"{where}: {path} occurs twice.")
         try:
-            found[path] = Patch(path, int(cells[1]), None, PatchName.parse(path))
+            patches[path] = Patch(path, int(cells[1]), None, PatchName.parse(path))
         except BenchError as problem:
             raise BenchError(f"{where}: {problem}") from None
         if not path.rpartition("/")[2].startswith("Patch_"):
             raise BenchError(f"{where}: {path} is a mask, not a patch.")
-    return found
+    return patches
 
 
 def read_masks(file: Path, home: str) -> dict[str, str | None]:
@@ -182,7 +182,7 @@ def read_masks(file: Path, home: str) -> dict[str, str | None]:
 
     Raises BenchError naming file and line, also for an ignore mask, of which no rule is published.
     """
-    found: dict[str, str | None] = {}
+    masks: dict[str, str | None] = {}
     for where, cells in _lines(file):
         if len(cells) != 3:
             raise BenchError(f"{where}: {_line(cells)} is not 'image,mask,ignore'.")
@@ -190,14 +190,14 @@ def read_masks(file: Path, home: str) -> dict[str, str | None]:
         if ignore not in ("", "None"):
             raise BenchError(f"{where}: the ignore mask {ignore!r} cannot be used; the field must be empty.")
         _check_place(where, image, home)
-        if image in found:
+        if image in masks:
             raise BenchError(f"{where}: {image} occurs twice.")
-        found[image] = None if mask in ("", "None") else mask
-        if found[image] is not None:
+        masks[image] = None if mask in ("", "None") else mask
+        if masks[image] is not None:
             _check_place(where, mask, home)
             if mask.rpartition("/")[2] != mask_beside(image).rpartition("/")[2]:
                 raise BenchError(f"{where}: {mask} is not the mask of {image}; their names differ.")
-    return found
+    return masks
 
 
 def read_part(folder: Path, home: str) -> tuple[Patch, ...] | None:
@@ -220,9 +220,9 @@ def read_part(folder: Path, home: str) -> tuple[Patch, ...] | None:
             )
     else:
         masks = {path: mask_beside(path) if row.label else None for path, row in rows.items()}
-    found = tuple(Patch(path, label, masks[path], name) for path, label, _, name in rows.values())
-    check_patches(found, str(masks_file or labels_file))
-    return found
+    patches = tuple(Patch(path, label, masks[path], name) for path, label, _, name in rows.values())
+    check_patches(patches, str(masks_file or labels_file))
+    return patches
 
 
 def check_patches(rows: Iterable[Patch], where: str) -> None:
@@ -286,14 +286,14 @@ class Lists:
 
     def validation(self) -> dict[int, tuple[Patch, ...]]:
         """Fold to its valcl rows, of those that are there. Raises BenchError if a patch is in two of them."""
-        found = {k: rows for k in range(PARTS) if (rows := self.part(k, "valcl")) is not None}
+        parts = {k: rows for k in range(PARTS) if (rows := self.part(k, "valcl")) is not None}
         seen: dict[str, int] = {}
-        for k, rows in found.items():
+        for k, rows in parts.items():
             if both := [r.path for r in rows if r.path in seen]:
                 folds = f"fold {seen[both[0]]} and fold {k}"
                 raise BenchError(f"{self.folder}: {_some(both, 'patches')} in the valcl lists of both {folds}.")
             seen.update((r.path, k) for r in rows)
-        return found
+        return parts
 
     def pool(self) -> tuple[Patch, ...]:
         """All patches outside the test set, from the five valcl lists or one of them with its training list."""

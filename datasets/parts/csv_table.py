@@ -87,8 +87,8 @@ def checked(text: str, what: str, where: str) -> str:
 
 def whole(text: str) -> str:
     """A number without the decimal part that pandas adds to columns with gaps, '1' for '1.0'; other text as it is."""
-    found = _WHOLE.fullmatch(text)
-    return found[1] if found else text
+    match = _WHOLE.fullmatch(text)
+    return match[1] if match else text
 
 
 def _lines(path: Path) -> tuple[dict[str, str], list[tuple[int, str]]]:

@@ -23,10 +23,10 @@ def normal_group(text: str) -> str:
 
 def spellings(groups: Iterable[str]) -> dict[str, list[str]]:
     """Normalised form -> its spellings, for ids that are spelt in several ways."""
-    found: dict[str, set[str]] = defaultdict(set)
+    by_name: dict[str, set[str]] = defaultdict(set)
     for group in groups:
-        found[normal_group(group)].add(group)
-    return {k: sorted(found[k], key=lambda s: (len(s), s)) for k in sorted(found) if len(found[k]) > 1}
+        by_name[normal_group(group)].add(group)
+    return {k: sorted(by_name[k], key=lambda s: (len(s), s)) for k in sorted(by_name) if len(by_name[k]) > 1}
 
 
 def one_spelling(groups: Iterable[str]) -> tuple[dict[str, str], list[str]]:
@@ -34,7 +34,7 @@ def one_spelling(groups: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     several = list(spellings(groups).values())
     if not several:
         return {}, []
-    some = "; ".join(", ".join(f"'{s}'" for s in found) for found in several[:SHOWN])
+    some = "; ".join(", ".join(f"'{s}'" for s in spelled) for spelled in several[:SHOWN])
     more = f" (and {len(several) - SHOWN} more)" if len(several) > SHOWN else ""
     note = f"groups spelt in several ways are taken for one each: {some}{more}"
-    return {spelling: found[0] for found in several for spelling in found}, [note]
+    return {spelling: spelled[0] for spelled in several for spelling in spelled}, [note]

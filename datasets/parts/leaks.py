@@ -39,10 +39,10 @@ def check_kinds(allowed: Collection[str]) -> None:
 def find_leaks(manifest: Manifest, facts: Mapping[Path, FileFacts]) -> list[Leak]:
     """All leaks of a fold but those that its dataset declares itself (`manifest.declared`), which its notes report."""
     hashes = {i.id: facts[i.image].sha256 for i in manifest.items if i.image in facts}
-    found = [*_groups(manifest), *_labels(manifest, hashes)]
+    leaks = [*_groups(manifest), *_labels(manifest, hashes)]
     same = _val_is_test(manifest, hashes)
-    found += same or _images(manifest, hashes)
-    return [leak for leak in found if leak.kind not in manifest.declared]
+    leaks += same or _images(manifest, hashes)
+    return [leak for leak in leaks if leak.kind not in manifest.declared]
 
 
 def with_allowed(manifest: Manifest, facts: Mapping[Path, FileFacts], allowed: Collection[str]) -> Manifest:
@@ -63,16 +63,16 @@ def with_allowed(manifest: Manifest, facts: Mapping[Path, FileFacts], allowed: C
 
 
 def _groups(manifest: Manifest) -> list[Leak]:
-    found: dict[str, list[str]] = defaultdict(list)
+    splits: dict[str, list[str]] = defaultdict(list)
     for one, other in PAIRS:
         for group in shared_groups(manifest.items, one, other):
-            found[group].append(f"{one} and {other}")
-    if not found:
+            splits[group].append(f"{one} and {other}")
+    if not splits:
         return []
-    some = [f"'{g}' is in {' and in '.join(pairs)}" for g, pairs in list(found.items())[:_SHOWN]]
-    more = " …" if len(found) > _SHOWN else ""
-    verb = "group is" if len(found) == 1 else "groups are"
-    return [Leak("groups", f"{len(found)} {verb} in more than one split: {'; '.join(some)}{more}")]
+    some = [f"'{g}' is in {' and in '.join(pairs)}" for g, pairs in list(splits.items())[:_SHOWN]]
+    more = " …" if len(splits) > _SHOWN else ""
+    verb = "group is" if len(splits) == 1 else "groups are"
+    return [Leak("groups", f"{len(splits)} {verb} in more than one split: {'; '.join(some)}{more}")]
 
 
 def _labels(manifest: Manifest, hashes: Mapping[str, str]) -> list[Leak]:
@@ -98,19 +98,19 @@ def _val_is_test(manifest: Manifest, hashes: Mapping[str, str]) -> list[Leak]:
 
 def _images(manifest: Manifest, hashes: Mapping[str, str]) -> list[Leak]:
     held = {split: _by_content(manifest.split(split), hashes) for split in SPLITS}
-    found = []
+    leaks = []
     for one, other in PAIRS:
         twice = [(ids[0], held[one][content][0]) for content, ids in held[other].items() if content in held[one]]
         if twice:
             some = ", ".join(f"{b} = {a}" for b, a in twice[:_SHOWN]) + (", …" if len(twice) > _SHOWN else "")
             what = f"{len(twice)} of {len(manifest.split(other))} {other} images are, byte for byte, {one} images"
-            found.append(Leak("images", f"{what}: {some}"))
-    return found
+            leaks.append(Leak("images", f"{what}: {some}"))
+    return leaks
 
 
 def _by_content(items: Sequence[Item], hashes: Mapping[str, str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = defaultdict(list)
+    by_hash: dict[str, list[str]] = defaultdict(list)
     for item in items:
         if item.id in hashes:
-            found[hashes[item.id]].append(item.id)
-    return found
+            by_hash[hashes[item.id]].append(item.id)
+    return by_hash

@@ -31,13 +31,13 @@ def read_marker(folder: Path) -> Marker | None:
     if not path.is_file():
         return None
     try:
-        found = read_json(path)
+        stored = read_json(path)
     except RecursionError:
-        found = None
+        stored = None
     names = {f.name for f in fields(Marker)}
-    if not isinstance(found, dict) or any(not isinstance(found.get(n), int) for n in names):
+    if not isinstance(stored, dict) or any(not isinstance(stored.get(n), int) for n in names):
         raise BenchError(f"{path} does not say {', '.join(sorted(names))}. Remove the folder and generate it again.")
-    return Marker(**{n: found[n] for n in names})
+    return Marker(**{n: stored[n] for n in names})
 
 
 def write_marker(folder: Path, marker: Marker) -> None:

@@ -85,12 +85,12 @@ def split_table(request: SplitRequest) -> SplitReport:
         notes.append(f"{many(followed, 'row')} without a split in a group, or of an image, that has one: put there too")
     folds = _divide(request, dataset, rows, free)
     text = _written(request.table, rows, folds, request.folds is not None)
-    found = _store(out, text, request.data_root)
+    report = _store(out, text, request.data_root)
     if dataset.groups_unknown:
         notes.append(
             "patients or slides are unknown, so images were divided one by one: a patient may be in several splits"
         )
-    return SplitReport(out, tuple(_count(found, fold) for fold in found.folds), tuple(notes))
+    return SplitReport(out, tuple(_count(report, fold) for fold in report.folds), tuple(notes))
 
 
 def _target(request: SplitRequest) -> Path:
@@ -123,7 +123,7 @@ def _rows(dataset: CsvDataset) -> tuple[list[_Row], list[str]]:
     notes = []
     several = [] if dataset.groups_unknown else list(spellings(item.group for item in items).values())
     if several:
-        some = "; ".join(", ".join(f"'{s}'" for s in found) for found in several[:_SHOWN])
+        some = "; ".join(", ".join(f"'{s}'" for s in spelled) for spelled in several[:_SHOWN])
         notes.append(f"groups spelt in several ways are taken for one each: {some}{'; …' * (len(several) > _SHOWN)}")
     units, joined = _units(dataset, items)
     notes += joined
@@ -222,12 +222,12 @@ def _weights(request: SplitRequest, held: set[str]) -> dict[str, float]:
             raise BenchError("--folds needs at least 3 parts: one for test, one for val, the rest to train on.")
         return {str(k): 1 for k in range(request.folds)}
     shares = {}
-    for split, asked in (("val", request.val), ("test", request.test)):
-        if asked and split in held:
+    for split, given in (("val", request.val), ("test", request.test)):
+        if given and split in held:
             raise BenchError(f"The table has {split} rows already, and they are the {split} set: leave out --{split}.")
-        if asked == 0 and split not in held:
+        if given == 0 and split not in held:
             raise BenchError(f"--{split} 0 leaves no {split} set: the table has no {split} rows of its own.")
-        shares[split] = (0 if split in held else SHARE) if asked is None else asked
+        shares[split] = (0 if split in held else SHARE) if given is None else given
     train = 1 - sum(shares.values())
     if train < 1e-9 or min(shares.values()) < 0:
         raise BenchError("--val and --test are shares of the rows, such as 0.2, that leave some to train on.")

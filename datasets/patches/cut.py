@@ -62,12 +62,12 @@ def scan_slide(job: SlideJob, settings: PatchSettings, state: Path, label: str, 
             return known
         rule = TissueRule(**known.facts["thresholds"]) if known else None
         with SlideScan(job, settings, rule) as scan:
-            found = scan.search(label, wanted, known.found if known else None)
+            chosen = scan.search(label, wanted, known.found if known else None)
             facts = scan.facts()
-        places = [asdict(p) for p in found.places]
-        rest = {"exhausted": found.exhausted, "trials": found.trials, "facts": facts}
+        places = [asdict(p) for p in chosen.places]
+        rest = {"exhausted": chosen.exhausted, "trials": chosen.trials, "facts": facts}
         write_json(record, {"key": key, "places": places, **rest})
-        return Scan(job.name, found, facts)
+        return Scan(job.name, chosen, facts)
     except (BenchError, OSError) as problem:
         return LeftOut(job.name, str(problem))
 
@@ -135,8 +135,8 @@ def _read_scan(path: Path, key: str, slide: str) -> Scan | None:
     stored = read_json(path)
     if stored["key"] != key:
         return None
-    found = Found(places_from_json(stored["places"]), stored["exhausted"], stored["trials"])
-    return Scan(slide, found, stored["facts"])
+    stored_places = Found(places_from_json(stored["places"]), stored["exhausted"], stored["trials"])
+    return Scan(slide, stored_places, stored["facts"])
 
 
 def _read_cut(path: Path) -> tuple[str, Cut] | None:

@@ -162,8 +162,8 @@ class _Run:
         known: dict[str, Scan] = {}
 
         def offer(quota: dict[str, int]) -> dict[str, int]:
-            asked = {n: q for n, q in quota.items() if q and (n not in known or len(known[n].found.places) < q)}
-            known.update(self._scan(asked, NORMAL, f"normal slides of {split} searched"))
+            open_quota = {n: q for n, q in quota.items() if q and (n not in known or len(known[n].found.places) < q)}
+            known.update(self._scan(open_quota, NORMAL, f"normal slides of {split} searched"))
             return {n: min(q, len(known[n].found.places)) if n in known else 0 for n, q in quota.items()}
 
         quota = normal_quotas(total, slides, self.settings, split, offer)
@@ -228,8 +228,8 @@ def _twins(jobs: Mapping[str, SlideJob], scans: Mapping[str, Scan]) -> str:
     """
     by_hash: dict[str, list[SlideJob]] = {}
     for name in sorted(scans):
-        if found := scans[name].facts["quickhash"]:
-            by_hash.setdefault(found, []).append(jobs[name])
+        if quickhash := scans[name].facts["quickhash"]:
+            by_hash.setdefault(quickhash, []).append(jobs[name])
     twins = [" = ".join(f"{j.name} ({j.split})" for j in same) for same in by_hash.values()
              if len({j.group for j in same}) > 1 and {j.split for j in same} != {"test"}]  # fmt: skip
     if not twins:

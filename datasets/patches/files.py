@@ -23,19 +23,19 @@ def find_slides(folder: Path) -> tuple[dict[str, Path], list[str], list[str]]:
     hidden = [p for p in paths if p.name.startswith(".")]
     paths = [p for p in paths if not p.name.startswith(".")]
     masks = [p.stem for p in paths if re.search(r"[_-]mask$", p.stem, re.IGNORECASE)]
-    found = {p.stem: p for p in paths if p.stem not in masks}
-    other = Counter(p.suffix.lower() for p in _files(folder, "--slides") if _unread(p, found))
+    slide_paths = {p.stem: p for p in paths if p.stem not in masks}
+    other = Counter(p.suffix.lower() for p in _files(folder, "--slides") if _unread(p, slide_paths))
     notes = []
     if hidden:
         notes.append(f"hidden files passed over, such as those of macOS: {name_some([p.name for p in hidden], 3)}")
     if other:
         kinds = ", ".join(f"{n} {suffix}" for suffix, n in sorted(other.items()))
         notes.append(f"files of other formats below {folder}, not read: {kinds}")
-    if not found:
+    if not slide_paths:
         remarks = "".join(f" {n[0].upper()}{n[1:]}." for n in notes)
         raise BenchError(f"{folder} holds no slides ({', '.join(SLIDES)}). Point --slides at their folder.{remarks}")
-    _refuse_clashes(folder, [(p.stem, p) for p in paths if p.stem in found])
-    return found, masks, notes
+    _refuse_clashes(folder, [(p.stem, p) for p in paths if p.stem in slide_paths])
+    return slide_paths, masks, notes
 
 
 def find_annotations(folder: Path, slides: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
@@ -45,7 +45,7 @@ def find_annotations(folder: Path, slides: Sequence[str]) -> tuple[dict[str, Pat
     exist, and for two annotations of one slide.
     """
     known = {s.lower(): s for s in slides}
-    found: list[tuple[str, Path]] = []
+    annotations: list[tuple[str, Path]] = []
     orphans: list[str] = []
     for path in _files(folder, "--annotations"):
         if path.name.startswith(".") or not (suffix := _suffix(path, MARKS)):
@@ -54,12 +54,12 @@ def find_annotations(folder: Path, slides: Sequence[str]) -> tuple[dict[str, Pat
         names = (stem, stem[: -len(_suffix(Path(stem), SLIDES)) or None])
         slide = next((known[n.lower()] for n in names if n.lower() in known), None)
         if slide:
-            found.append((slide, path))
+            annotations.append((slide, path))
         elif suffix != ".json":  # many things are
             orphans.append(path.name)
-    _refuse_clashes(folder, found)
+    _refuse_clashes(folder, annotations)
     notes = [f"annotations of no slide, not read: {len(orphans)} ({name_some(orphans)})"] * bool(orphans)
-    return dict(found), notes
+    return dict(annotations), notes
 
 
 def _files(folder: Path, option: str) -> list[Path]:

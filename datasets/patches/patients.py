@@ -19,8 +19,8 @@ _PATIENTS = (
 
 def patient_of(slide: str) -> str:
     """The patient that the name of a slide tells (Camelyon17, TCGA, CPTAC, GTEx), in one spelling; else empty."""
-    found = next((m[1] for p in _PATIENTS if (m := p.fullmatch(slide))), "")
-    return found.lower() if found[:7].lower() == "patient" else found.upper()
+    patient = next((m[1] for p in _PATIENTS if (m := p.fullmatch(slide))), "")
+    return patient.lower() if patient[:7].lower() == "patient" else patient.upper()
 
 
 def is_camelyon17(slide: str) -> bool:
@@ -38,9 +38,9 @@ def group_slides(slides: Iterable[str], stated: Mapping[str, str]) -> tuple[dict
     patient = {s: stated.get(s) or patient_of(s) for s in names}
     notes: list[str] = []
     several = spellings(p for p in patient.values() if p)
-    for found in several.values():
-        notes.append(f"patients spelt in several ways are taken for one: {', '.join(found)}")
-        patient = {s: found[0] if p in found else p for s, p in patient.items()}
+    for spelled in several.values():
+        notes.append(f"patients spelt in several ways are taken for one: {', '.join(spelled)}")
+        patient = {s: spelled[0] if p in spelled else p for s, p in patient.items()}
     _check_names(names, patient)
     unknown = [s for s in names if not patient[s]]
     patients = {p for p in patient.values() if p}
@@ -60,13 +60,13 @@ def group_slides(slides: Iterable[str], stated: Mapping[str, str]) -> tuple[dict
 
 def shared_patients(slides: Iterable[tuple[str, str, str]]) -> str:
     """What to say of patients that stand in two splits, from (slide, group, split); empty if there are none."""
-    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    by_patient: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     names: dict[str, str] = {}
     for slide, group, split in slides:
         if split:
             names[normal_group(group)] = group
-            found[normal_group(group)][split].append(slide)
-    shared = {g: splits for g, splits in found.items() if len(splits) > 1}
+            by_patient[normal_group(group)][split].append(slide)
+    shared = {g: splits for g, splits in by_patient.items() if len(splits) > 1}
     if not shared:
         return ""
     named = []
@@ -86,7 +86,7 @@ def _check_names(names: Sequence[str], patient: Mapping[str, str]) -> None:
     for slide in names:
         if own := patient_of(slide):
             by_name[own].add(normal_group(patient[slide]))
-    parted = sorted(p for p, found in by_name.items() if len(found) > 1)
+    parted = sorted(p for p, splits in by_name.items() if len(splits) > 1)
     if parted:
         raise BenchError(
             f"The --splits file gives slides of one patient to several: {name_some(parted)}, by the names of the "

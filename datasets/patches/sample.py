@@ -171,21 +171,21 @@ class SlideScan:
 
         Polygons whose boxes would overlap share one, so that no two boxes overlap.
         """
-        found: list[tuple[int, np.ndarray, np.ndarray]] = []
+        regions: list[tuple[int, np.ndarray, np.ndarray]] = []
         for number, (low, high) in enumerate(zip(*self._tumor_bounds, strict=True)):
             region, (tight_low, tight_high) = number, (low, high)
             while True:
                 cells = np.maximum(1, np.ceil((tight_high - tight_low) / self.span - 1e-9))
                 low = (tight_low + tight_high - cells * self.span) / 2
                 high = low + cells * self.span
-                other = next((f for f in found if (f[1] < high - 1e-6).all() and (low < f[2] - 1e-6).all()), None)
+                other = next((f for f in regions if (f[1] < high - 1e-6).all() and (low < f[2] - 1e-6).all()), None)
                 if other is None:
                     break
-                found = [f for f in found if f is not other]
+                regions = [f for f in regions if f is not other]
                 region = min(region, other[0])
                 tight_low, tight_high = np.minimum(tight_low, other[1]), np.maximum(tight_high, other[2])
-            found.append((region, low, high))
-        return sorted(found, key=lambda f: f[0])
+            regions.append((region, low, high))
+        return sorted(regions, key=lambda f: f[0])
 
     def _accept(self, x: int, y: int, tumor: float, column: int, region: int, row: int) -> PatchPlace | None:
         """The place, if it shows enough tumour and tissue; the slide is read only where there is enough tumour."""
@@ -258,7 +258,7 @@ class SlideScan:
         corners = [
             [self.slide.snap(k * self.span, s - self.span) for k in range(math.floor(s / self.span))] for s in self.size
         ]
-        found = []
+        cells = []
         for y in corners[1]:
             for x in corners[0]:
                 left, top, right, bottom = (round(v / factor) for v in (x, y, x + self.span, y + self.span))
@@ -266,8 +266,8 @@ class SlideScan:
                 area = max(1, (right - left) * (bottom - top))
                 inside = summed[bottom, right] - summed[top, right] - summed[bottom, left] + summed[top, left]
                 if inside / area >= self.settings.tissue_share:
-                    found.append((x, y))
-        return np.array(found, np.int64).reshape(-1, 2)
+                    cells.append((x, y))
+        return np.array(cells, np.int64).reshape(-1, 2)
 
 
 def _bounds(polygons: Sequence[Outline]) -> tuple[np.ndarray, np.ndarray]:

@@ -70,8 +70,8 @@ class PatchSettings:
             ),
             (self.creep and self.mpp is not None, "the published sampler reads level 0 as it is: --mpp level-0"),
         ]
-        if found := next((text for bad, text in wrong if bad), None):
-            raise BenchError(f"{found}.")
+        if problem := next((text for bad, text in wrong if bad), None):
+            raise BenchError(f"{problem}.")
 
     def identity(self) -> dict[str, Any]:
         """What two runs must share to be one, as a JSON value."""

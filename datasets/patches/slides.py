@@ -98,14 +98,14 @@ def list_slides(
     others. test_share: share of the patients (or slides) that become the test set, where the table has no splits.
     Raises BenchError for folders that do not exist or hold no slides, two files of one name, and a wrong table.
     """
-    found, masks, notes = find_slides(slides)
-    marks, orphans = find_annotations(annotations, [*found]) if annotations else ({}, [])
-    table = read_splits(splits, [*found]) if splits else None
+    slide_paths, masks, notes = find_slides(slides)
+    marks, orphans = find_annotations(annotations, [*slide_paths]) if annotations else ({}, [])
+    table = read_splits(splits, [*slide_paths]) if splits else None
     _check_share(splits, table, test_share)
     jobs, rows = list[SlideJob](), dict[str, SplitRow]()
     skipped = [LeftOut(m, "the name says that it is a mask, not a slide") for m in masks]
     problems = list[LeftOut]()
-    for name, path in found.items():
+    for name, path in slide_paths.items():
         if left := _left_out(name, table, include_bad):
             skipped.append(LeftOut(name, left))
             continue
@@ -135,9 +135,9 @@ def list_slides(
 
 def _doubtful(jobs: Iterable[SlideJob]) -> list[str]:
     """What to say of slides that are normal by the user's word and have metastases by the challenge's reference."""
-    found = [j.name for j in jobs if j.label == NORMAL and _test_number(j.name) in TEST_TUMOR]
-    said = "taken for normal as you say, though by the reference of Camelyon16 they have metastases"
-    return [f"{said}: {name_some(found)}"] * bool(found)
+    names = [j.name for j in jobs if j.label == NORMAL and _test_number(j.name) in TEST_TUMOR]
+    reason = "taken for normal as you say, though by the reference of Camelyon16 they have metastases"
+    return [f"{reason}: {name_some(names)}"] * bool(names)
 
 
 def _test_number(name: str) -> int:

@@ -107,16 +107,16 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
     except UnicodeDecodeError:
         raise BenchError(f"{path} is not UTF-8 text. Save it as 'CSV UTF-8'.") from None
     try:
-        found = [(n, cells) for n, cells in enumerate(csv.reader(text.splitlines()), start=1)]
+        numbered = [(n, cells) for n, cells in enumerate(csv.reader(text.splitlines()), start=1)]
     except csv.Error as problem:
         raise BenchError(f"{path} cannot be read as CSV ({problem}).") from None
-    return [(n, cells) for n, cells in found if any(c.strip() for c in cells)]
+    return [(n, cells) for n, cells in numbered if any(c.strip() for c in cells)]
 
 
 def _columns(path: Path, header: Sequence[str]) -> tuple[dict[str, int], list[str]]:
     """Where the known columns are, and what to say of the others."""
-    found = {name: header.index(name) for name in _COLUMNS if name in header}
-    if "slide" not in found or not {"split", "label"} & set(found):
+    positions = {name: header.index(name) for name in _COLUMNS if name in header}
+    if "slide" not in positions or not {"split", "label"} & set(positions):
         raise BenchError(
             f"{path}: the header must be slide,split and perhaps label,patient, separated by commas (or that of "
             f"Camelyon17's stage_labels.csv); it is '{','.join(header)}'."
@@ -124,7 +124,7 @@ def _columns(path: Path, header: Sequence[str]) -> tuple[dict[str, int], list[st
     if twice := sorted({c for c in header if c in _COLUMNS and header.count(c) > 1}):
         raise BenchError(f"{path}: the column '{twice[0]}' occurs twice.")
     others = [c for k, c in enumerate(header) if c not in _COLUMNS and not (k == 0 and _INDEX.fullmatch(c))]
-    return found, [f"columns of {path.name} that are not read: {', '.join(others)}"] * bool(others)
+    return positions, [f"columns of {path.name} that are not read: {', '.join(others)}"] * bool(others)
 
 
 def _row(cells: Sequence[str], header: Sequence[str], columns: Mapping[str, int]) -> tuple[str, SplitRow]:

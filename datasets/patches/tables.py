@@ -77,9 +77,9 @@ def notes_of(scan: Scan) -> list[Note]:
 
 def _missing(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What a split lacks; a table of test rows alone is a set to score models of others on."""
-    found = {(r["split"], r["label"]) for r in rows}
-    needed = [s for s in SPLITS if s == "test" or {split for split, _ in found} != {"test"}]
-    return [f"no {name} patch in split {s}" for s in needed for name in CLASSES if (s, name) not in found]
+    present = {(r["split"], r["label"]) for r in rows}
+    needed = [s for s in SPLITS if s == "test" or {split for split, _ in present} != {"test"}]
+    return [f"no {name} patch in split {s}" for s in needed for name in CLASSES if (s, name) not in present]
 
 
 def _pale(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -176,13 +176,13 @@ def _source(slides: Sequence[str]) -> list[str]:
 
 def _counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Patches, slides and groups (patients where they are known) by split and class."""
-    found: dict[str, Any] = {}
+    counts: dict[str, Any] = {}
     for split in SPLITS:
         for label in CLASSES:
-            here = [r for r in rows if (r["split"], r["label"]) == (split, label)]
-            numbers = {"slides": len({r["slide"] for r in here}), "groups": len({r["group"] for r in here})}
-            found.setdefault(split, {})[label] = {"patches": len(here), **numbers}
-    return found
+            members = [r for r in rows if (r["split"], r["label"]) == (split, label)]
+            numbers = {"slides": len({r["slide"] for r in members}), "groups": len({r["group"] for r in members})}
+            counts.setdefault(split, {})[label] = {"patches": len(members), **numbers}
+    return counts
 
 
 def _slide_facts(job: SlideJob, cut: Cut, scan: Scan, offered: Mapping[str, int]) -> dict[str, Any]:

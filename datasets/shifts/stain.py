@@ -220,9 +220,9 @@ def _tissue_density(image: np.ndarray) -> np.ndarray:
 
 def _matrices(images: Iterable[np.ndarray]) -> tuple[list[StainMatrix], int]:
     """The stains of a set, and how many of its images have none."""
-    found = [macenko(np.asarray(image)) for image in images]
-    usable = [stain for stain in found if stain is not None]
-    return usable, len(found) - len(usable)
+    matrices = [macenko(np.asarray(image)) for image in images]
+    usable = [stain for stain in matrices if stain is not None]
+    return usable, len(matrices) - len(usable)
 
 
 def _mean_distances(those: list[np.ndarray], to: list[np.ndarray]) -> np.ndarray:

@@ -312,7 +312,7 @@ def _along_outline(
     rng: np.random.Generator, glands: np.ndarray, band: np.ndarray, pitch: float, order: np.ndarray
 ) -> np.ndarray:
     """(n, 2) px positions about `pitch` px apart within a thin band around each gland, found by angle."""
-    found = []
+    points = []
     for number, window in enumerate(ndimage.find_objects(glands), start=1):
         if window is None:
             continue
@@ -325,8 +325,8 @@ def _along_outline(
         bins = ((angle + rng.uniform(0, 1)) * radius / pitch).astype(int)
         ranked = np.lexsort((order[y, x], bins))
         _, first = np.unique(bins[ranked], return_index=True)
-        found.append(np.stack([y, x], 1)[ranked[first]])
-    return np.concatenate(found) if found else np.zeros((0, 2), int)
+        points.append(np.stack([y, x], 1)[ranked[first]])
+    return np.concatenate(points) if points else np.zeros((0, 2), int)
 
 
 def _paint_goblets(

@@ -49,11 +49,11 @@ def write_folder(folder: Path, marker: Marker, draw: Callable[[Path, Marker], No
 
 def keep_copy(folder: Path, marker: Marker) -> Path:
     """The folder, if it is a copy with these settings. Raises BenchError if it is anything else."""
-    found = read_marker(folder)
-    if found is None:
+    stored = read_marker(folder)
+    if stored is None:
         raise BenchError(f"{folder} exists and is not synthetic; it stays as it is. Choose another --out.")
-    if found != marker:
-        pairs = [(k, v, vars(marker)[k]) for k, v in vars(found).items() if v != vars(marker)[k]]
+    if stored != marker:
+        pairs = [(k, v, vars(marker)[k]) for k, v in vars(stored).items() if v != vars(marker)[k]]
         differ = ", ".join(f"{k} {old} (now {new})" for k, old, new in pairs)
         raise BenchError(f"{folder} holds a copy with other settings: {differ}. Remove it or choose another --out.")
     return folder

@@ -158,11 +158,11 @@ def _islands(tumor: Sequence[Outline], excluded: Sequence[Outline]) -> int:
     if not excluded:
         return 0
     low, high = np.array([o.box[0] for o in excluded]), np.array([o.box[1] for o in excluded])
-    found = 0
+    islands = 0
     for inner in tumor:
         around = np.flatnonzero((low <= inner.box[0]).all(axis=1) & (high >= inner.box[1]).all(axis=1)).tolist()
-        found += any(lies_within(inner, excluded[k]) for k in around)
-    return found
+        islands += any(lies_within(inner, excluded[k]) for k in around)
+    return islands
 
 
 def _moved(outlines: Iterable[Outline], shift: np.ndarray) -> tuple[Outline, ...]:

@@ -37,16 +37,16 @@ def _features(path: Path) -> list[Any]:
             content = handle.read(LARGEST + 1)
         if len(content) > LARGEST:
             raise BenchError(f"{path} holds more than {LARGEST // 1_000_000} MB of text. Export annotations only.")
-        found = json.loads(content.decode("utf-8-sig"))
+        document = json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError, EOFError, gzip.BadGzipFile, zlib.error) as problem:
         raise BenchError(f"{path} is not GeoJSON ({problem}). Export it from QuPath again.") from None
-    if isinstance(found, dict):
-        found = found.get("features") if found.get("type") == "FeatureCollection" else [found]
-    if not isinstance(found, list) or not all(isinstance(f, dict) and f.get("type") == "Feature" for f in found):
+    if isinstance(document, dict):
+        document = document.get("features") if document.get("type") == "FeatureCollection" else [document]
+    if not isinstance(document, list) or not all(isinstance(f, dict) and f.get("type") == "Feature" for f in document):
         raise BenchError(
             f"{path} holds no GeoJSON features. Export it from QuPath by File > Export objects as GeoJSON."
         )
-    return found
+    return document
 
 
 def _shape(path: Path, number: int, feature: Mapping[str, Any]) -> Shape:

@@ -25,11 +25,11 @@ def some(number: int, what: str) -> str:
 
 def merge_notes(by_slide: Mapping[str, Sequence[Note]]) -> list[str]:
     """One line for each kind of note, with the slides that it holds for and how many each has."""
-    found: dict[str, list[tuple[str, int]]] = {}
+    by_text: dict[str, list[tuple[str, int]]] = {}
     for slide, notes in by_slide.items():
         for note in notes:
-            found.setdefault(note.what, []).append((slide, note.number))
-    return [_line(what, rows) for what, rows in sorted(found.items())]
+            by_text.setdefault(note.what, []).append((slide, note.number))
+    return [_line(what, rows) for what, rows in sorted(by_text.items())]
 
 
 def name_some(names: Sequence[str], most: int = SHOWN) -> str:

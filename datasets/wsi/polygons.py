@@ -91,8 +91,8 @@ def _fill(outline: Outline, corner: Sequence[float], scale: float, shape: tuple[
 
 def covers_itself(outline: Outline) -> bool:
     """Whether a part of the slide is drawn over twice or in both directions; parts under 1/256 of it are not seen."""
-    found = [_in_small(points) for points in _rings(outline)]
-    return any(w.max() > 1 or w.min() < -1 or w.max() > 0 > w.min() for w in found)
+    inside = [_in_small(points) for points in _rings(outline)]
+    return any(w.max() > 1 or w.min() < -1 or w.max() > 0 > w.min() for w in inside)
 
 
 def is_flat(points: np.ndarray) -> bool:

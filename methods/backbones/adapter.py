@@ -258,7 +258,7 @@ class Backbone(nn.Module):
         raw, grid = quirks.run_without_memory(_Catcher(self), size)
         self._layouts = (*(shapes.layout_of(r, self.net, size) for r in raw), last)
         # tokens of a network that ends in maps, or that appends its class token late, lie in no order known here
-        if any(not here or (here == "tokens") != (last == "tokens") for here in self._layouts):
+        if any(not each or (each == "tokens") != (last == "tokens") for each in self._layouts):
             self._levels, self._layouts, raw = (), (last,), []
         maps = [*(self._as_grid(r, layout) for r, layout in zip(raw, self._layouts, strict=False)), grid]
         self.dims = tuple(m.shape[1] for m in maps)
@@ -277,14 +277,14 @@ class Backbone(nn.Module):
         return tuple(paths) if all(p and p in modules for p in paths) else ()
 
     def _more_abilities(self, layout: str) -> list[str]:
-        found = ["batchnorm"] if any(isinstance(m, _BatchNorm) for m in self.modules()) else []
+        abilities = ["batchnorm"] if any(isinstance(m, _BatchNorm) for m in self.modules()) else []
         if layout != "tokens":
-            return found
+            return abilities
         blocks = list(getattr(self.net, "blocks", []))
         seen = blocks and all(
             hasattr(getattr(b, "attn", None), "fused_attn") and hasattr(b.attn, "attn_drop") for b in blocks
         )
-        return [*found, "tokens", "attention"] if seen else found
+        return [*abilities, "tokens", "attention"] if seen else abilities
 
 
 class _Catcher(nn.Module):

@@ -61,16 +61,16 @@ def _check_pins(weights: str, backbone: str, path: Path, pins: Path | None, add:
     """Holds the file of an ImageNet tag against the one this results folder was begun with; the first one is kept."""
     if weights != "imagenet" or pins is None:
         return
-    tag, found = imagenet_tag(backbone), sha256_of(path)
+    tag, digest = imagenet_tag(backbone), sha256_of(path)
     known = read_json(pins) if pins.is_file() else {}
-    if known.get(tag, found) != found:
+    if known.get(tag, digest) != digest:
         raise BenchError(
-            f"The ImageNet weights {tag} ({path}) have the SHA-256 {found}, and rows in this results folder were made "
+            f"The ImageNet weights {tag} ({path}) have the SHA-256 {digest}, and rows in this results folder were made "
             f"from {known[tag]} ({pins}). The file was changed upstream or here; rows of both must not stand "
             "in one table. Put the earlier file back, or give another folder with --results."
         )
     if add and tag not in known:
-        write_json(pins, {**known, tag: found})
+        write_json(pins, {**known, tag: digest})
 
 
 def _check_finite(path: Path) -> None:

@@ -88,20 +88,20 @@ def from_metadata(metadata: Mapping[str, str], where: str) -> Statistics | None:
     """
     if not {"mean", "std"} & set(metadata):
         return None
-    found = {}
+    values = {}
     for name in ("mean", "std"):
         try:
-            found[name] = _channels(json.loads(metadata[name]))
+            values[name] = _channels(json.loads(metadata[name]))
         except (KeyError, ValueError, TypeError):
-            found[name] = ()
-        if not found[name] or (name == "std" and min(found[name]) <= 0):
-            said = repr(metadata[name])[:60] if name in metadata else "missing"
+            values[name] = ()
+        if not values[name] or (name == "std" and min(values[name]) <= 0):
+            given = repr(metadata[name])[:60] if name in metadata else "missing"
             raise BenchError(
-                f"{where}: the '{name}' in its metadata is {said}. It must be a JSON list of three finite numbers for "
+                f"{where}: the '{name}' in its metadata is {given}. It must be a JSON list of three finite numbers for "
                 f"images in [0, 1]{', each above 0' if name == 'std' else ''}, such as [0.5, 0.5, 0.5]. Save the file "
                 "again with both `mean` and `std`, or with neither."
             )
-    return Statistics(**found)
+    return Statistics(**values)
 
 
 def _channels(values: Any) -> Channels:
@@ -147,18 +147,20 @@ def origin_of(backbone: str, weights: str, rule: str = "weights") -> Origin:
 
 def normalisation_notice(backbone: str, weights: str, rule: str) -> str:
     """One sentence on what was taken and why; empty where it is ImageNet's and nothing else was to be expected."""
-    found, source = origin_of(backbone, weights, rule)
+    statistics, source = origin_of(backbone, weights, rule)
     if source == "imagenet":
         own = origin_of(backbone, weights).statistics
         return "" if own == IMAGENET else (
-            f"{backbone}: images are normalised by {found}, as in the papers; its weights were made for {own} "
+            f"{backbone}: images are normalised by {statistics}, as in the papers; its weights were made for {own} "
             "(--set train.normalisation=weights takes these)."
         )  # fmt: skip
     if source == "file":
-        return f"{backbone}: images are normalised by {found}, as the metadata of {Path(weights).name} say."
+        return f"{backbone}: images are normalised by {statistics}, as the metadata of {Path(weights).name} say."
     if weights not in ("none", "imagenet"):
         return (
-            f"{backbone}: {Path(weights).name} states no mean and deviation; images are normalised by {found}, as "
+            f"{backbone}: {Path(weights).name} states no mean and deviation; images are normalised by {statistics}, as "
             f"timm states for {backbone}."
         )
-    return "" if found == IMAGENET else f"{backbone}: images are normalised by {found}, as timm states for it."
+    return (
+        "" if statistics == IMAGENET else f"{backbone}: images are normalised by {statistics}, as timm states for it."
+    )

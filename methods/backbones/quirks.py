@@ -99,11 +99,11 @@ def run_without_memory(module: nn.Module, size: tuple[int, int]) -> Any:
 
 def strided_layers(runner: nn.Module, net: nn.Module, size: tuple[int, int]) -> list[Strided]:
     """All layers of `net` with a stride above 1 that runner(images) really runs, in their order."""
-    found: list[Strided] = []
+    layers: list[Strided] = []
     paths = {m: name for name, m in net.named_modules()}
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...], _output: object) -> None:
-        found.append(Strided(paths[layer], layer, power_of_two(size[0] / inputs[0].shape[-2])))
+        layers.append(Strided(paths[layer], layer, power_of_two(size[0] / inputs[0].shape[-2])))
 
     handles = [m.register_forward_hook(note) for m in paths if not list(m.children()) and _stride(m) > 1]
     try:
@@ -111,7 +111,7 @@ def strided_layers(runner: nn.Module, net: nn.Module, size: tuple[int, int]) -> 
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return layers
 
 
 def _stride(layer: nn.Module) -> int:

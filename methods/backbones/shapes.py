@@ -30,10 +30,10 @@ def layout_of(value: object, net: nn.Module, size: tuple[int, int]) -> str:
         return TOKENS if count and value.shape[1] == prefix + count else UNKNOWN
     if value.ndim != 4 or min(value.shape) < 1:
         return UNKNOWN
-    found = [layout for layout, first in ((MAPS, 2), (CHANNELS_LAST, 1)) if _proportional(value, first, size)]
-    if len(found) == 2:
+    layouts = [layout for layout, first in ((MAPS, 2), (CHANNELS_LAST, 1)) if _proportional(value, first, size)]
+    if len(layouts) == 2:
         return CHANNELS_LAST if getattr(net, "output_fmt", "") == "NHWC" else MAPS
-    return found[0] if found else UNKNOWN
+    return layouts[0] if layouts else UNKNOWN
 
 
 def _proportional(value: Tensor, first: int, size: tuple[int, int]) -> bool:
@@ -55,10 +55,10 @@ def feature_info(net: nn.Module) -> list[dict[str, Any]]:
     """timm's description of the levels of a network, fine to coarse; empty where it describes them in another way."""
     info: Any = getattr(net, "feature_info", None) or []
     try:
-        found = list(getattr(info, "info", info))
+        levels = list(getattr(info, "info", info))
     except (KeyError, TypeError):
         return []
-    return found if all(isinstance(i, dict) for i in found) else []
+    return levels if all(isinstance(i, dict) for i in levels) else []
 
 
 def token_levels(net: nn.Module) -> list[str]:

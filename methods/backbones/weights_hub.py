@@ -81,8 +81,8 @@ def cached_file(tag: str) -> Path | None:
     """The file of a tag in the cache of the hub's client, None if it is not there."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(_hub_id(tag), "model.safetensors")
-    return Path(found) if isinstance(found, str) else None
+    cached = try_to_load_from_cache(_hub_id(tag), "model.safetensors")
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def imagenet_file(tag: str) -> Path:
@@ -125,19 +125,19 @@ def _ask_hub(tag: str) -> str:
 @functools.lru_cache(64)
 def _ask(url: str) -> str:
     """Whether an address answers, asked once a process. In a thread, as looking a name up knows no time limit."""
-    said = [f"no answer within {PATIENCE:g} s"]
+    answer = [f"no answer within {PATIENCE:g} s"]
 
     def ask() -> None:
         try:
             with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE):
-                said[0] = ""
+                answer[0] = ""
         except (OSError, ValueError, http.client.HTTPException) as problem:
-            said[0] = str(getattr(problem, "reason", "") or problem)
+            answer[0] = str(getattr(problem, "reason", "") or problem)
 
     asker = threading.Thread(target=ask, daemon=True)
     asker.start()
     asker.join(PATIENCE + 0.5)
-    return said[0]
+    return answer[0]
 
 
 def _sound_copy(path: Path) -> Path:

@@ -97,7 +97,7 @@ def _spread(features: Tensor, planes: Tensor) -> Tensor:
     """G S, (B, C, N), of features (B, F, N) and planes (B, C, N)."""
     batch, count = planes.shape[0], planes.shape[2]
     half = features.square().sum(1) / 2
-    found = torch.empty_like(planes)
+    smoothed = torch.empty_like(planes)
     images = max(1, MOST // count**2)
     rows = max(1, MOST // (images * count))
     for first in range(0, batch, images):
@@ -106,8 +106,8 @@ def _spread(features: Tensor, planes: Tensor) -> Tensor:
             part = slice(start, start + rows)
             exponent = torch.baddbmm(-half[some, None, :], features[some, :, part].mT, features[some])
             affinity = exponent.sub_(half[some, part, None]).clamp_(max=0).exp_()
-            found[some, :, part] = planes[some] @ affinity.mT
-    return found
+            smoothed[some, :, part] = planes[some] @ affinity.mT
+    return smoothed
 
 
 def _rgb(images: Tensor, statistics: Statistics) -> Tensor:

@@ -13,10 +13,10 @@ from ...benchmark.core.files import write_text
 def read_kept(path: Path, code: str) -> dict[str, Any]:
     """What `write_kept` left under the same code; empty where the file is missing, damaged or changed by hand."""
     try:
-        found = json.loads(path.read_bytes())
-        kept = found["kept"]
+        content = json.loads(path.read_bytes())
+        kept = content["kept"]
         # A sum over all, as entries of the right names and the wrong content would otherwise show up anywhere.
-        return kept if isinstance(kept, dict) and found["sum"] == _sum(_text(kept), code) else {}
+        return kept if isinstance(kept, dict) and content["sum"] == _sum(_text(kept), code) else {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 

@@ -12,14 +12,14 @@ _IMAGENET = "mean 0.485 0.456 0.406, std 0.229 0.224 0.225"
 
 def seen_notes(rows: Iterable[Row]) -> list[str]:
     """One sentence a set: what the weights behind which backbones had seen, as declared."""
-    found: dict[tuple[str, tuple[str, ...]], dict[str, None]] = defaultdict(dict)
+    backbones_of: dict[tuple[str, tuple[str, ...]], dict[str, None]] = defaultdict(dict)
     for row in rows:
         if row.weights_seen:
-            found[row.eval, row.weights_seen][row.backbone] = None
+            backbones_of[row.eval, row.weights_seen][row.backbone] = None
     return [
         f"{SEEN} {evaluated}: the starting weights of {', '.join(backbones)} are declared to have seen "
         f"{', '.join(names)}, so these numbers say little about unseen images."
-        for (evaluated, names), backbones in found.items()
+        for (evaluated, names), backbones in backbones_of.items()
     ]
 
 
@@ -39,12 +39,12 @@ def marked_sets(sets: str, rows: Iterable[Row]) -> str:
 
 def normalisation_notes(rows: Sequence[Row]) -> list[str]:
     """What images were normalised by, a sentence a backbone, where it is not ImageNet's mean and deviation."""
-    found: dict[str, dict[str, None]] = defaultdict(dict)
+    texts_of: dict[str, dict[str, None]] = defaultdict(dict)
     for row in rows:
         if row.normalisation:
-            found[row.backbone][row.normalisation] = None
+            texts_of[row.backbone][row.normalisation] = None
     return [
         f"{backbone}: images normalised by {' and, in other runs, '.join(texts)} (RGB in [0, 1])."
-        for backbone, texts in sorted(found.items())
+        for backbone, texts in sorted(texts_of.items())
         if list(texts) != [_IMAGENET]
     ]

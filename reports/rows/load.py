@@ -26,19 +26,19 @@ def load_rows(store: Store, keys: Iterable[str] | None = None) -> list[Row]:
 
     A row is left out, never guessed, when its record, its arrays or a parent record are missing, damaged or old.
     """
-    found = collect(store, keys)
-    for problem in found.problems:
+    findings = collect(store, keys)
+    for problem in findings.problems:
         log.warning("%s", problem)
-    return found.rows
+    return findings.rows
 
 
 def load_report_rows(store: Store) -> list[Row]:
     """All rows, as `load_rows`, writing nothing. Raises BenchError if there is none, saying what to do."""
-    found = collect(store, keep=False)
-    for problem in found.problems:
+    findings = collect(store, keep=False)
+    for problem in findings.problems:
         log.warning("%s", problem)
-    need_rows(found, store)
-    return found.rows
+    need_rows(findings, store)
+    return findings.rows
 
 
 def collect(store: Store, keys: Iterable[str] | None = None, keep: bool = True) -> Findings:
@@ -47,27 +47,27 @@ def collect(store: Store, keys: Iterable[str] | None = None, keep: bool = True) 
     keep: whether numbers worked out here may be kept in the results folder for the next time.
     """
     stored = read_stored(store)
-    found = Findings(records=stored.records, failures=stored.failures, evidence=EvidenceOf(store))
-    found.problems += ignored_words(stored)
-    wanted = found.records if keys is None else set(keys)
-    scores = {k: r for k, r in found.records.items() if r.get("kind") == "score" and k in wanted}
-    reader = Reader(store, found)
+    findings = Findings(records=stored.records, failures=stored.failures, evidence=EvidenceOf(store))
+    findings.problems += ignored_words(stored)
+    wanted = findings.records if keys is None else set(keys)
+    scores = {k: r for k, r in findings.records.items() if r.get("kind") == "score" and k in wanted}
+    reader = Reader(store, findings)
     reader.prepare(scores)
     for key, record in scores.items():
         try:
             if record["labels"]["split"] == "test":
-                found.rows += list(reader.rows(key, record))
+                findings.rows += list(reader.rows(key, record))
         except DamageError as problem:
-            found.problems.append(f"A row is left out: {problem} Run the same `bench run` again.")
+            findings.problems.append(f"A row is left out: {problem} Run the same `bench run` again.")
         except UNUSABLE as problem:
             what = f"{type(problem).__name__}: {problem}"
             path = store.run_dir(key) / "record.json"
-            found.problems.append(f"A row is left out: {path} or a record it builds on lacks something ({what}).")
-    found.rows += list(reader.pool(foldwise(found.rows)))
+            findings.problems.append(f"A row is left out: {path} or a record it builds on lacks something ({what}).")
+    findings.rows += list(reader.pool(foldwise(findings.rows)))
     if keep:
-        reader.measures.keep(found.records)
-    found.rows = sorted(with_drops(found.rows), key=sort_key)
-    return found
+        reader.measures.keep(findings.records)
+    findings.rows = sorted(with_drops(findings.rows), key=sort_key)
+    return findings
 
 
 def with_drops(rows: Iterable[Row]) -> list[Row]:

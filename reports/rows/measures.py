@@ -97,9 +97,9 @@ class Measures:
     def test(self, asked: Asked) -> RowMeasures:
         """The numbers of a test score. Raises ValueError where several stages share an image."""
         values, classes, clusters, maps, gateable = self._ask(asked)
-        found = tuple(ClassResult(*map(_number, one)) for one in classes)
+        results = tuple(ClassResult(*map(_number, one)) for one in classes)
         numbers = {k: _number(v) for k, v in values.items()}
-        return RowMeasures(numbers, found, Clusters.from_json(clusters), maps, gateable)
+        return RowMeasures(numbers, results, Clusters.from_json(clusters), maps, gateable)
 
     def prepare(self, wanted: Iterable[Question]) -> None:
         """Works out what is not kept.
@@ -107,10 +107,10 @@ class Measures:
         Small sets are done side by side; a large one, whose arrays take much memory, waits until it is asked for.
         """
         missing = []
-        for asked in wanted:
-            stamps = self._stamps(asked)
-            if all(stamps) and stamps[0][0] < LARGE and self._known(asked, stamps) is None:
-                missing.append(asked)
+        for question in wanted:
+            stamps = self._stamps(question)
+            if all(stamps) and stamps[0][0] < LARGE and self._known(question, stamps) is None:
+                missing.append(question)
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             for _ in pool.map(self._try, missing):
                 pass
@@ -229,8 +229,14 @@ def _measure(parts: Sequence[Scores], asked: Asked, folders: Sequence[Path]) -> 
     row = _Spreadable(clusters, **{k: v for k, v in (values | right).items() if k in SPREAD})
     ends = {f"{k}_{end}": v for k in SPREAD for end, v in spread_over_groups([row], k)._asdict().items()}
     classes = [list(one) for one in map(_fields, quality.by_class(scores, asked.classes))]
-    found = {**values, **right, **counts, **ends}
-    return [jsonable(found), jsonable(classes), jsonable(clusters.to_json()), len(scores.maps.foreground) > 0, gateable]
+    numbers = {**values, **right, **counts, **ends}
+    return [
+        jsonable(numbers),
+        jsonable(classes),
+        jsonable(clusters.to_json()),
+        len(scores.maps.foreground) > 0,
+        gateable,
+    ]
 
 
 SPREAD = (*JACKKNIFED, "accuracy")  # values that have an interval

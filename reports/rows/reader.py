@@ -36,11 +36,11 @@ class Reader:
                     taus.update(dict.fromkeys(self._tau_asked(record, gated) for gated in _gates(record)))
                     tests[key] = record
         self.measures.prepare(taus)
-        asked = []
+        questions = []
         for key, record in tests.items():
             with contextlib.suppress(DamageError, *UNUSABLE):
-                asked += [self._question(key, record, gated) for gated in _gates(record)]
-        self.measures.prepare(asked)
+                questions += [self._question(key, record, gated) for gated in _gates(record)]
+        self.measures.prepare(questions)
 
     def rows(self, key: str, record: dict[str, Any]) -> Iterator[Row]:
         """The row of a score and, where maps can be gated, a second one.
@@ -48,22 +48,22 @@ class Reader:
         Raises DamageError, or KeyError/TypeError for a record that lacks a field.
         """
         for gated in _gates(record):
-            asked = self._question(key, record, gated)
-            measured = self.measures.test(asked)
+            question = self._question(key, record, gated)
+            measured = self.measures.test(question)
             if gated and not measured.gateable:
                 continue
-            row = self._row(key, record, asked, measured)
-            self._asked[row.run] = asked
+            row = self._row(key, record, question, measured)
+            self._asked[row.run] = question
             if measured.maps:
-                self.found.evidence.add(row.evidence, asked)
+                self.found.evidence.add(row.evidence, question)
             yield row
 
     def pool(self, groups: Iterable[Sequence[Row]]) -> Iterator[Row]:
         """Of each group of rows of several folds that share no test image, one row over all their images."""
-        asked = {tuple(r.run for r in rows): _together([self._asked[r.run] for r in rows]) for rows in groups}
+        questions = {tuple(r.run for r in rows): _together([self._asked[r.run] for r in rows]) for rows in groups}
         by_run = {r.run: r for r in self.found.rows}
-        self.measures.prepare(asked.values())
-        for runs, question in asked.items():
+        self.measures.prepare(questions.values())
+        for runs, question in questions.items():
             with contextlib.suppress(ValueError):  # image-level folds of a user's own may share images
                 measured = self.measures.test(question)
                 row = pooled_row([by_run[run] for run in runs], measured)
@@ -175,18 +175,18 @@ _DISTANCE = "mean Frobenius distance of the target's stain matrix to those of th
 
 def _evaluation(facts: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[str, Any]:
     """What was scored; records from before there were shifts say no more than its name."""
-    found = facts.get("evaluation") or {"dataset": labels["eval"]}
-    severity, axis = found.get("severity"), found.get("axis", "")
+    evaluation = facts.get("evaluation") or {"dataset": labels["eval"]}
+    severity, axis = evaluation.get("severity"), evaluation.get("axis", "")
     if axis == _DISTANCE:
         severity, axis = None, "target stain"
-    change = found.get("pixel_change")
+    change = evaluation.get("pixel_change")
     return {
-        "dataset": found["dataset"], "shift": found.get("shift", ""), "level": int(found.get("level", 0)),
-        "severity": NAN if severity is None else float(severity), "axis": axis,
+        "dataset": evaluation["dataset"], "shift": evaluation.get("shift", ""),
+        "level": int(evaluation.get("level", 0)), "severity": NAN if severity is None else float(severity), "axis": axis,
         "pixel_change": NAN if change is None else float(change),
-        "label_map": found.get("label_map", ""), "train_foreground": found.get("train_foreground", ""),
+        "label_map": evaluation.get("label_map", ""), "train_foreground": evaluation.get("train_foreground", ""),
         "unshifted": len(facts.get("left_unshifted", ())),
-        "ood": found["dataset"] != labels["train"] or bool(found.get("shift")),
+        "ood": evaluation["dataset"] != labels["train"] or bool(evaluation.get("shift")),
     }  # fmt: skip
 
 
@@ -207,8 +207,8 @@ def _gates(record: Mapping[str, Any]) -> tuple[bool, ...]:
     """Whether a score has a second, gated row: where the map of a class with a region was asked for whatever the
     model predicts, and some class has none."""
     rules, facts = record["identity"].get("protocol") or {}, record["facts"]
-    asked = rules.get("map_class") == "region" and record["labels"]["map_class"] != "-"
-    return (False, True) if asked and not all(facts["region_classes"]) else (False,)
+    by_region = rules.get("map_class") == "region" and record["labels"]["map_class"] != "-"
+    return (False, True) if by_region and not all(facts["region_classes"]) else (False,)
 
 
 def _together(asked: Sequence[Asked]) -> Asked:

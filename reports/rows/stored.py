@@ -35,12 +35,12 @@ class Stored:
 
 def read_stored(store: Store) -> Stored:
     """Reads every record once. What is damaged or of another schema is told in `ignored` and never mixed in."""
-    found = Stored()
+    stored = Stored()
     for key in _folders(store):
-        finished = _add(found, found.records, key, store.run_dir(key) / RECORD)
+        finished = _add(stored, stored.records, key, store.run_dir(key) / RECORD)
         if not finished:
-            _add(found, found.failures, key, store.run_dir(key) / FAILURE)
-    return found
+            _add(stored, stored.failures, key, store.run_dir(key) / FAILURE)
+    return stored
 
 
 def _add(found: Stored, notes: dict[str, Note], key: str, path: Path) -> bool:
@@ -92,10 +92,10 @@ def _folders(store: Store) -> list[str]:
 
 def ignored_words(found: Stored) -> list[str]:
     """What a reader must know of the stages that were ignored: one sentence on old ones, one for each damaged one."""
-    said = []
+    notes = []
     if found.old:
-        said.append(
+        notes.append(
             f"{found.old} stages were stored under another schema than {SCHEMA}: old schema, ignored. The same "
             "`bench run` does them again; `bench status` names them."
         )
-    return said + [f"{why}: run the same `bench run` again." for why in found.ignored.values() if "damaged" in why]
+    return notes + [f"{why}: run the same `bench run` again." for why in found.ignored.values() if "damaged" in why]

@@ -73,13 +73,13 @@ class Unfinished:
 
 def unfinished_of(failures: Mapping[str, Mapping[str, Any]]) -> list[Unfinished]:
     """Failures by stage key as rows; stages that share all but what they were to score are one row."""
-    found: dict[tuple[Any, ...], Unfinished] = {}
+    rows: dict[tuple[Any, ...], Unfinished] = {}
     for key, failure in failures.items():
         one = _read(key, failure)
         place = (one.status, one.kind, one.method, one.options, one.backbone, one.train, one.fold, one.seed, one.error)
-        known = found.get(place)
-        found[place] = one if known is None else _joined(known, one)
-    return sorted(found.values(), key=lambda u: (u.status, u.train, u.backbone, u.method, u.options, u.fold, u.seed))
+        known = rows.get(place)
+        rows[place] = one if known is None else _joined(known, one)
+    return sorted(rows.values(), key=lambda u: (u.status, u.train, u.backbone, u.method, u.options, u.fold, u.seed))
 
 
 def load_unfinished(store: Store, keys: Container[str]) -> list[Unfinished]:

@@ -11,15 +11,15 @@ Records = Mapping[str, Mapping[str, Any]]
 
 def earlier_versions(key: str, records: Records) -> str:
     """The versions a stage was made by where they are not the present ones, such as `fair 1, harness 2`; or nothing."""
-    waiting, seen, found = [key], set[str](), dict[str, None]()
+    waiting, seen, texts = [key], set[str](), dict[str, None]()
     while waiting:
         stage = waiting.pop()
         if stage not in seen and stage in records:
             seen.add(stage)
             record = records[stage]
-            found.update(dict.fromkeys(_earlier(record.get("identity") or {})))
+            texts.update(dict.fromkeys(_earlier(record.get("identity") or {})))
             waiting += (record.get("parents") or {}).values()
-    return ", ".join(sorted(found))
+    return ", ".join(sorted(texts))
 
 
 def _earlier(identity: Mapping[str, Any]) -> Iterator[str]:

@@ -135,14 +135,14 @@ def map_quality(scores: Scores, positive: np.ndarray, taus: np.ndarray) -> tuple
     tau_oracle = best_tau(whole)
     counts = {"tau_val": confusion(maps, taus), "half": confusion(maps, 0.5), "oracle": confusion(maps, tau_oracle)}
     val, half, oracle = (summed(c) for c in counts.values())
-    found, chance = pxap(whole), chance_level(whole)
+    pooled, chance = pxap(whole), chance_level(whole)
     each = {"pxap_image": _image_pxap(maps), "dice_image": counts["tau_val"].dice}
     outside = np.where(positive, NAN, counts["tau_val"].called)
     low, high = end_bins(whole)
     all_pixels, wanted = counts["half"].positives + counts["half"].negatives, counts["half"].positives
     share = np.where(wanted > 0, wanted / np.maximum(all_pixels, 1), NAN)  # of the foreground in each image
     values = {
-        "pxap": found, "chance": chance, "skill": 100 * (found - chance) / (100 - chance) if chance < 100 else NAN,
+        "pxap": pooled, "chance": chance, "skill": 100 * (pooled - chance) / (100 - chance) if chance < 100 else NAN,
         "pxap_positives": pxap(maps.select(positive)), "chance_positives": chance_level(maps.select(positive)),
         "chance_dice": chance_dice(whole), "end_low": low, "end_high": high, "tau_oracle": tau_oracle,
         "dice_half": half["dice"], **{f"{k}_tau_val": val[k] for k in ("dice", "iou", "miou")},
@@ -223,13 +223,13 @@ def _image_pxap(maps: Histograms) -> np.ndarray:
 
 def by_class(scores: Scores, classes: Sequence[str]) -> tuple[ClassResult, ...]:
     """One result a class in the order of `classes`; a class without images has 0 images and NaN."""
-    found = []
+    results = []
     for index, name in enumerate(classes):
         own = scores.labels == index
         maps = scores.maps.select(own) if len(scores.maps.foreground) else scores.maps
         right = accuracy(scores.logits[own], scores.labels[own])
-        found.append(ClassResult(name, int(own.sum()), right, pxap(maps), chance_level(maps)))
-    return tuple(found)
+        results.append(ClassResult(name, int(own.sum()), right, pxap(maps), chance_level(maps)))
+    return tuple(results)
 
 
 def evidence_of(maps: Histograms, labels: np.ndarray) -> StoredMaps:

@@ -87,8 +87,8 @@ def spread_over_groups(rows: Sequence[Measured], key: str) -> Spread:
         return Spread(NAN, NAN)
     names = sorted(set().union(*(row.clusters.names for row in rows)))
     places = {name: k for k, name in enumerate(names)}
-    found = _accuracy(rows, places) if key == "accuracy" else _jackknife(rows, key, values, places)
-    return Spread(float(found[0]), float(found[1]))
+    spread = _accuracy(rows, places) if key == "accuracy" else _jackknife(rows, key, values, places)
+    return Spread(float(spread[0]), float(spread[1]))
 
 
 def _jackknife(

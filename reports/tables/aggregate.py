@@ -220,10 +220,10 @@ def _told_apart(lines: Sequence[Line], settings: Settings) -> list[Line]:
             continue
         flat = [settings.get(line.first.stage, {}) for line in twins]
         names = sorted(k for k in set().union(*flat) if len({f.get(k, "") for f in flat}) > 1)
-        said = [", ".join(f"{k.rpartition('.')[2]}={f.get(k, 'none')}" for k in names[:2]) for f in flat]
-        if len(set(said)) < len(twins):
-            said = [f"run {line.first.stage[:8]}" for line in twins]
-        out += [replace(line, extra=text) for line, text in zip(twins, said, strict=True)]
+        differences = [", ".join(f"{k.rpartition('.')[2]}={f.get(k, 'none')}" for k in names[:2]) for f in flat]
+        if len(set(differences)) < len(twins):
+            differences = [f"run {line.first.stage[:8]}" for line in twins]
+        out += [replace(line, extra=text) for line, text in zip(twins, differences, strict=True)]
     return sorted(out, key=lambda line: (line.first.backbone, line.first.upper_bound, line.name, line.map))
 
 

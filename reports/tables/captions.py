@@ -43,7 +43,7 @@ def tested(estimates: Sequence[Row]) -> str:
 
 def spread_sentences(lines: _Lines) -> str:
     """What the brackets and the ± of these lines are."""
-    estimates = [e for _, found in lines for e in found]
+    estimates = [e for _, members in lines for e in members]
     group = estimates[0].group or "group"
     text = ""
     if any(not math.isnan(r.pxap_low) or not math.isnan(r.accuracy_low) for r in estimates):
@@ -59,18 +59,18 @@ def spread_sentences(lines: _Lines) -> str:
             f"The {folds} folds of a seed test different {group}s and are pooled into one estimate, each at its own "
             "tau_val. "
         )
-    if any(len(found) > 1 for _, found in lines):
+    if any(len(members) > 1 for _, members in lines):
         text += f"± standard deviation over {_varied(lines)}, which the interval does not hold. "
     return text
 
 
 def _varied(lines: _Lines) -> str:
     """What differs between the estimates of a line."""
-    several = [found for _, found in lines if len(found) > 1]
-    seeds = max(len({e.seed for e in found}) for found in several)
-    folds = max(len({str(e.fold) for e in found if not e.pooled_of}) for found in several)
-    said = [f"{count} {what}" for count, what in ((seeds, "seeds"), (folds, "folds")) if count > 1]
-    return " and ".join(said) or "the runs of a line"
+    several = [members for _, members in lines if len(members) > 1]
+    seeds = max(len({e.seed for e in members}) for members in several)
+    folds = max(len({str(e.fold) for e in members if not e.pooled_of}) for members in several)
+    counts = [f"{count} {what}" for count, what in ((seeds, "seeds"), (folds, "folds")) if count > 1]
+    return " and ".join(counts) or "the runs of a line"
 
 
 def _folds(runs: Sequence[Row]) -> str:
@@ -83,10 +83,10 @@ def _folds(runs: Sequence[Row]) -> str:
 
 def span(numbers: Iterable[int]) -> str:
     """One number, or the lowest and the highest; nothing without any."""
-    found = sorted(set(numbers))
-    if not found:
+    ordered = sorted(set(numbers))
+    if not ordered:
         return ""
-    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
+    return str(ordered[0]) if len(ordered) == 1 else f"{ordered[0]} to {ordered[-1]}"
 
 
 def footnotes_of(runs: Sequence[Row], estimates: Sequence[Row]) -> tuple[str, ...]:
@@ -146,16 +146,16 @@ def _on(runs: Sequence[Row]) -> str:
 
 def _effort_notes(rows: Sequence[Row]) -> list[str]:
     """Which runs were trained otherwise than asked, or on several devices; one sentence a method and kind."""
-    found: dict[tuple[str, str], set[str]] = defaultdict(set)
+    trainings: dict[tuple[str, str], set[str]] = defaultdict(set)
     for r in rows:
         if r.micro_batch:
-            asked = str(r.micro_batch_asked) if r.micro_batch_asked else "whole batches"
-            text = f"in parts of {r.micro_batch} images instead of {asked} after memory ran out (same effective batch)"
-            found[r.method, text].add(r.stage_train)
+            wanted = str(r.micro_batch_asked) if r.micro_batch_asked else "whole batches"
+            text = f"in parts of {r.micro_batch} images instead of {wanted} after memory ran out (same effective batch)"
+            trainings[r.method, text].add(r.stage_train)
         if r.devices > 1:
-            found[r.method, f"on {r.devices} devices at once (same effective batch)"].add(r.stage_train)
-    of = {m: len({r.stage_train for r in rows if r.method == m}) for m, _ in found}
-    return [f"{m}: {len(runs)} of {of[m]} trainings went {text}." for (m, text), runs in sorted(found.items())]
+            trainings[r.method, f"on {r.devices} devices at once (same effective batch)"].add(r.stage_train)
+    of = {m: len({r.stage_train for r in rows if r.method == m}) for m, _ in trainings}
+    return [f"{m}: {len(runs)} of {of[m]} trainings went {text}." for (m, text), runs in sorted(trainings.items())]
 
 
 _PROTOCOLS = {

@@ -110,8 +110,8 @@ def make_cell(rows: Sequence[Row], column: Column) -> Cell:
     if not column.interval or math.isnan(cell.number):
         return cell
     low, high = spread_over_groups(rows, column.interval)
-    said = f"[{UNDEFINED}]" if math.isnan(low) else f"[{_number(low, column)}, {_number(high, column)}]"
-    return replace(cell, spread=f"{said} {cell.spread}".rstrip(), low=low, high=high)
+    interval = f"[{UNDEFINED}]" if math.isnan(low) else f"[{_number(low, column)}, {_number(high, column)}]"
+    return replace(cell, spread=f"{interval} {cell.spread}".rstrip(), low=low, high=high)
 
 
 def mean_cell(values: Sequence[float], column: Column) -> Cell:

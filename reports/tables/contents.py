@@ -46,12 +46,12 @@ class Contents:
     def beside(self) -> list[tuple[Grid, ...]]:
         """Beside every in-domain table: its lines class by class, where their maps are saturated, what they cost and,
         where records say it, where the time went."""
-        found = []
+        grids_of = []
         for table in self.tables:
             by_class = class_grid([table], f"{table.sets} class by class")
             grids = (by_class, detail_grid(table), *cost_grids(table, self.findings.records))
-            found.append(tuple(grid for grid in grids if grid))
-        return found
+            grids_of.append(tuple(grid for grid in grids if grid))
+        return grids_of
 
     @cached_property
     def chapters(self) -> list[Chapter]:

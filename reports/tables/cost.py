@@ -65,13 +65,13 @@ def run_cost(row: Row, records: Records) -> RunCost:
 
 def stages_behind(row: Row, records: Records) -> dict[str, Mapping[str, Any]]:
     """Every training and maps stage a row builds on, each once; an empty record for one that is gone."""
-    waiting, found = [row.stage_train] if row.stage_train else [], dict[str, Mapping[str, Any]]()
+    waiting, stages = [row.stage_train] if row.stage_train else [], dict[str, Mapping[str, Any]]()
     while waiting:
         key = waiting.pop()
-        if key not in found:
-            found[key] = records.get(key, {})
-            waiting += found[key].get("parents", {}).values()
-    return {key: record for key, record in found.items() if record.get("kind", "gone") in ("gone", "train", "maps")}
+        if key not in stages:
+            stages[key] = records.get(key, {})
+            waiting += stages[key].get("parents", {}).values()
+    return {key: record for key, record in stages.items() if record.get("kind", "gone") in ("gone", "train", "maps")}
 
 
 def _number(record: Mapping[str, Any], name: str) -> float:
@@ -105,9 +105,9 @@ class LineCost:
         value = self.mean(name)
         if math.isnan(value):
             return Cell(UNDEFINED)
-        said = [MIXED] if value and len(self.devices(name)) > 1 else []
-        said += [f"({len(self.runs) - missing} of {len(self.runs)})"] if missing else []
-        return Cell(amount(value), " ".join(said), value)
+        marks = [MIXED] if value and len(self.devices(name)) > 1 else []
+        marks += [f"({len(self.runs) - missing} of {len(self.runs)})"] if missing else []
+        return Cell(amount(value), " ".join(marks), value)
 
     def devices(self, name: str) -> tuple[str, ...]:
         """Where a number was measured, as far as there is one: one device, or several that should not be mixed."""
@@ -305,15 +305,15 @@ def _alike(table: Table, records: Records) -> Iterator[tuple[tuple[str, ...], li
     for line in table.shown:
         for run in line.runs:
             behind.update(stages_behind(run, records))
-    found: dict[tuple[str, ...], dict[str, list[Mapping[str, Any]]]] = {}
+    by_place: dict[tuple[str, ...], dict[str, list[Mapping[str, Any]]]] = {}
     for record in behind.values():
         if record:
             labels = record.get("labels", {})
             options = f" ({labels['options']})" if labels.get("options") else ""
             name = (record["kind"], f"{labels.get('method', '')}{options}", str(labels.get("backbone", "")), "-")
             same = repr(sorted((k, str(v)) for k, v in record["identity"].items() if k not in ("seed", "data")))
-            found.setdefault(name, {}).setdefault(same, []).append(record)
-    for name, settings in found.items():
+            by_place.setdefault(name, {}).setdefault(same, []).append(record)
+    for name, settings in by_place.items():
         for number, members in enumerate(settings.values(), 1):
             which = f" (settings {number} of {len(settings)})" if len(settings) > 1 else ""
             yield (name[0], name[1] + which, *name[2:]), members
@@ -323,16 +323,16 @@ def _alike(table: Table, records: Records) -> Iterator[tuple[tuple[str, ...], li
 
 
 def _parts_line(names: tuple[str, ...], members: Sequence[Mapping[str, Any]], order: Sequence[str]) -> GridLine:
-    said = [r for r in members if parts_with_rest(r)]
+    timed = [r for r in members if parts_with_rest(r)]
     sums: dict[str, float] = {}
-    for record in said:
+    for record in timed:
         for part, seconds in parts_with_rest(record).items():
             sums[part] = sums.get(part, 0.0) + seconds
-    whole, places = sum(sums.values()), sorted({device_of(r) for r in said})
+    whole, places = sum(sums.values()), sorted({device_of(r) for r in timed})
     cells = [_share(sums[part], whole) if part in sums else BLANK for part in order]
-    total = Cell(amount(whole / len(said)), MIXED if len(places) > 1 else "", whole / len(said))
+    total = Cell(amount(whole / len(timed)), MIXED if len(places) > 1 else "", whole / len(timed))
     method, backbone, map_class = names
-    return GridLine((method, backbone, map_class, " + ".join(places), str(len(said))), (*cells, total))
+    return GridLine((method, backbone, map_class, " + ".join(places), str(len(timed))), (*cells, total))
 
 
 def _share(part: float, whole: float) -> Cell:

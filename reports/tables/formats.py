@@ -161,13 +161,13 @@ def terminal_table(rows: Sequence[Row], width: int = 120, unfinished: Sequence[U
 
     Long names are cut to keep within `width` columns. Other selections are named below and stand in the report.
     """
-    said = terminal_unfinished(unfinished, width)
+    failures = terminal_unfinished(unfinished, width)
     if not rows:
-        return f"No finished row yet.\n\n{said}".rstrip()
+        return f"No finished row yet.\n\n{failures}".rstrip()
     out = [_terminal_one(table, width) for table in build_tables(rows)]
     out += [terminal_grid(ood.grid, width) for ood in build_ood(rows)]
     out += [terminal_grid(shifted.grid, width) for shifted in build_shifted(rows)]
-    return "\n\n".join([*out, *([said] if said else [])])
+    return "\n\n".join([*out, *([failures] if failures else [])])
 
 
 def _terminal_one(table: Table, width: int) -> str:

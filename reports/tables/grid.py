@@ -165,8 +165,8 @@ def make_blocks(
         for place in (p for p in places if p.block == key):
             cells = [
                 cell
-                for group, found in zip(heads, lines, strict=True)
-                for cell in found.get(place, (BLANK,) * len(group))
+                for group, cells_of in zip(heads, lines, strict=True)
+                for cell in cells_of.get(place, (BLANK,) * len(group))
             ]
             look = "bound" if place.bound else "baseline" if key == "-" else ""
             names = (place.marked, place.backbone, place.map, span(runs[place]))

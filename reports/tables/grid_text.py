@@ -116,8 +116,8 @@ def _named(line: GridLine) -> tuple[str, str]:
 def _name_widths(grid: Grid, width: int) -> list[int]:
     """Widths of method and backbone, at most a good third of what there is."""
     lines = [_named(line) for block in grid.blocks for line in block.lines]
-    found = [max([len(grid.names[k]), *(len(names[k]) for names in lines)]) for k in (0, 1)]
-    return [min(found[0], max(12, width // 4)), min(found[1], max(8, width // 7))]
+    widths = [max([len(grid.names[k]), *(len(names[k]) for names in lines)]) for k in (0, 1)]
+    return [min(widths[0], max(12, width // 4)), min(widths[1], max(8, width // 7))]
 
 
 def _cell_widths(group: Group) -> list[int]:
@@ -156,13 +156,13 @@ def _terminal_part(grid: Grid, start: int, size: int, names: Sequence[int], widt
 def _terminal_line(line: GridLine, first: int, groups: Sequence[Group], names: Sequence[int]) -> str:
     """One line, or nothing where it has no number in these groups."""
     cells, at = [], first
-    said = False
+    named = False
     for group in groups:
         widths = _cell_widths(group)
         values = [line.cells[at + k].marked.replace(" ", "") for k in range(len(widths))]
-        said = said or any(values)
+        named = named or any(values)
         text = "  ".join(fit(v, w, False) for v, w in zip(values, widths, strict=True))
         cells.append(text.ljust(_room(group)))
         at += len(widths)
     name = "  ".join(fit(text, w, True) for text, w in zip(_named(line), names, strict=True))
-    return "    ".join([name, *cells]).rstrip() if said else ""
+    return "    ".join([name, *cells]).rstrip() if named else ""

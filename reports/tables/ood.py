@@ -38,10 +38,10 @@ _LOST = 0.5  # share of the oracle's Dice below which a threshold has not surviv
 def collapsed(rows: Sequence[Row]) -> bool:
     """Whether the threshold of the set trained for fails here: its Dice is below that of a constant map, and less than
     half of what the maps reach at the threshold of these masks."""
-    found = [(r.dice_tau_val, r.dice_oracle, r.chance_dice) for r in rows]
-    if not found or any(math.isnan(v) for values in found for v in values):
+    triples = [(r.dice_tau_val, r.dice_oracle, r.chance_dice) for r in rows]
+    if not triples or any(math.isnan(v) for values in triples for v in values):
         return False
-    dice, oracle, chance = (sum(v) / len(found) for v in zip(*found, strict=True))
+    dice, oracle, chance = (sum(v) / len(triples) for v in zip(*triples, strict=True))
     return dice < chance and dice < _LOST * oracle
 
 
@@ -59,11 +59,11 @@ def build_ood(rows: Iterable[Row], settings: Settings | None = None) -> list[Ood
     """All rows on other data sets (no shift), one `OodTables` a protocol; synthetic and real data never share one."""
     rows = list(rows)
     home = {r.train: r.foreground for r in rows if not r.ood}
-    found: dict[tuple[str, bool], list[Table]] = defaultdict(list)
+    by_protocol: dict[tuple[str, bool], list[Table]] = defaultdict(list)
     for table in tables_of((r for r in rows if r.pair), settings):
-        found[table.protocol, table.synthetic].append(table)
+        by_protocol[table.protocol, table.synthetic].append(table)
     out = []
-    for (protocol, synthetic), tables in sorted(found.items()):
+    for (protocol, synthetic), tables in sorted(by_protocol.items()):
         ordered = tuple(sorted(tables, key=lambda t: (t.train, t.eval)))
         out.append(OodTables(protocol, synthetic, ordered, _grid(protocol, synthetic, ordered, home)))
     return out

@@ -81,19 +81,21 @@ def verdict(line: Line, protocol: str, numbers: Iterable[Number] | None = None) 
     """
     row = line.first
     own = [n for n in (published_numbers() if numbers is None else numbers) if n.method == row.method]
-    found = [n for n in own if n.status == TABLE and n.metric == METRIC and not n.setting and n.backbone != "mean"]
-    if not found:
+    numbers_left = [
+        n for n in own if n.status == TABLE and n.metric == METRIC and not n.setting and n.backbone != "mean"
+    ]
+    if not numbers_left:
         known = ", only numbers found in its authors' code" if any(n.status != TABLE for n in own) else ""
         return Verdict(None, f"no published {'table' if known else 'number'} for this method{known}")
-    found = [n for n in found if (n.train, n.eval) == (row.train, row.eval)]
-    if not found:
+    numbers_left = [n for n in numbers_left if (n.train, n.eval) == (row.train, row.eval)]
+    if not numbers_left:
         where = row.eval if row.train == row.eval else f"{row.train} → {row.eval}"
         return Verdict(None, f"no published number on {where}")
-    known = ", ".join(sorted({n.backbone for n in found}))
-    found = [n for n in found if n.backbone == row.backbone]
-    if not found:
+    known = ", ".join(sorted({n.backbone for n in numbers_left}))
+    numbers_left = [n for n in numbers_left if n.backbone == row.backbone]
+    if not numbers_left:
         return Verdict(None, f"no published number for {row.backbone} (there are {known})")
-    return _same_rules(line, protocol, found[0])
+    return _same_rules(line, protocol, numbers_left[0])
 
 
 def _same_rules(line: Line, protocol: str, number: Number) -> Verdict:
@@ -140,13 +142,13 @@ def build_beside(tables: Sequence[Table], records: Mapping[str, Mapping[str, Any
     others: dict[tuple[str, ...], list[Line]] = defaultdict(list)
     for table in sorted(real, key=lambda t: (t.protocol != PROTOCOL, t.train != t.eval)):
         for line in sorted(table.lines, key=lambda x: x.first.selection != SELECTION):
-            found = verdict(line, table.protocol)
-            if found.number:
-                same.append(_beside(table, line, found.number, records))
+            answer = verdict(line, table.protocol)
+            if answer.number:
+                same.append(_beside(table, line, answer.number, records))
             else:
                 checkpoint = f" · {line.first.selection}" if line.first.selection != "-" else ""
                 place = f"{table.sets} · {table.protocol}{checkpoint}"
-                others[place, found.reason, line.first.backbone].append(line)
+                others[place, answer.reason, line.first.backbone].append(line)
     blocks = (
         GridBlock("same", "Same protocol, data, backbone, checkpoint and recipe", tuple(same)),
         GridBlock("none", "No published number to stand beside", tuple(_lonely(k, v) for k, v in others.items())),
@@ -174,8 +176,8 @@ def _beside(table: Table, line: Line, number: Number, records: Mapping[str, Mapp
     ours = mean_cell([r.pxap for r in line.runs], _COLUMN)
     published = Cell(f"{number.value:.1f}", number=number.value)
     difference = mean_cell([r.pxap - number.value for r in line.runs], Column(METRIC, "", "", sd=False))
-    said = [f"{number.paper}, {number.table}", number.note, _ours(line, records)]
-    words = Cell("; ".join(text for text in said if text))
+    remarks = [f"{number.paper}, {number.table}", number.note, _ours(line, records)]
+    words = Cell("; ".join(text for text in remarks if text))
     names = (line.marked, line.first.backbone, f"{table.sets} · {table.protocol} · {line.first.selection}")
     return GridLine(names, (ours, published, difference, words), "bound" if line.first.upper_bound else "")
 
@@ -184,9 +186,9 @@ def _ours(line: Line, records: Mapping[str, Mapping[str, Any]]) -> str:
     """What of our training a reader should know before comparing: its length, and folds that were not published."""
     epochs = sorted({records[r.stage_train].get("epochs", 0) for r in line.runs if r.stage_train in records} - {0})
     folds = sorted({str(r.fold) for r in line.runs})
-    said = [f"ours trained {' or '.join(map(str, epochs))} epochs"] if epochs else []
-    said += [f"ours is the mean of folds {', '.join(folds)}, published is fold {FOLD}"] if len(folds) > 1 else []
-    return "; ".join(said)
+    remarks = [f"ours trained {' or '.join(map(str, epochs))} epochs"] if epochs else []
+    remarks += [f"ours is the mean of folds {', '.join(folds)}, published is fold {FOLD}"] if len(folds) > 1 else []
+    return "; ".join(remarks)
 
 
 def _lonely(place: tuple[str, ...], lines: Iterable[Line]) -> GridLine:

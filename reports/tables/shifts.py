@@ -87,8 +87,8 @@ def build_shifted(rows: Iterable[Row], settings: Settings | None = None) -> list
             table
         )
     out = []
-    for (train, dataset, scheme, protocol, synthetic), found in sorted(tables.items()):
-        ladders = tuple(_ladder(shift, found) for shift in sorted({s for s, _ in found} - {""}))
+    for (train, dataset, scheme, protocol, synthetic), by_level in sorted(tables.items()):
+        ladders = tuple(_ladder(shift, by_level) for shift in sorted({s for s, _ in by_level} - {""}))
         if ladders:
             grid = _grid(train, dataset, scheme, protocol, synthetic, ladders)
             out.append(Shifted(train, dataset, scheme, protocol, synthetic, ladders, grid))
@@ -156,21 +156,21 @@ def _change_block(cells: tuple[Cell, ...]) -> GridBlock:
 
 def _cells(ladder: Ladder, place: Place, metric: Column) -> tuple[Cell, ...]:
     levels = _levels(ladder)
-    found = [ladder.lines(level).get(place) for level in levels]
-    cells = [make_cell(line.estimates, metric) if line else BLANK for line in found]
+    lines = [ladder.lines(level).get(place) for level in levels]
+    cells = [make_cell(line.estimates, metric) if line else BLANK for line in lines]
     shifted = [cell.number for cell, level in zip(cells, levels, strict=True) if level]
     return (*cells, mean_cell(shifted, metric))
 
 
 def _caption(train: str, dataset: str, ladders: Sequence[Ladder]) -> str:
     scales = [f"{x.shift}: {x.axis} {_scale(x)}" for x in ladders if x.graded]
-    said = [f"Trained on {train}, scored on shifted test images of {dataset}."]
+    sentences = [f"Trained on {train}, scored on shifted test images of {dataset}."]
     if scales:
-        said.append(f"Severity of levels 1, 2, …: {'; '.join(scales)}.")
-    said += [f"{x.shift} has {x.step}s, in no order of severity." for x in ladders if not x.graded]
-    said.append("RMS change of the pixels: in grey levels 0 to 255, over the images scored.")
-    said.append("Means over the n runs; the spread of each stands in rows.csv. mean: over all but 0.")
-    return " ".join(said)
+        sentences.append(f"Severity of levels 1, 2, …: {'; '.join(scales)}.")
+    sentences += [f"{x.shift} has {x.step}s, in no order of severity." for x in ladders if not x.graded]
+    sentences.append("RMS change of the pixels: in grey levels 0 to 255, over the images scored.")
+    sentences.append("Means over the n runs; the spread of each stands in rows.csv. mean: over all but 0.")
+    return " ".join(sentences)
 
 
 def _scale(ladder: Ladder) -> str:

@@ -46,8 +46,8 @@ def with_unfinished(table: Table, rows: Iterable[Unfinished]) -> Table:
     missing = [u for u in rows if _belongs(u, table)]
     if not missing:
         return table
-    said = "; ".join(f"{u.where}: {u.what} {u.outcome}" for u in missing)
-    return replace(table, footnotes=(*table.footnotes, f"Not finished, so in no number here: {said}."))
+    failures = "; ".join(f"{u.where}: {u.what} {u.outcome}" for u in missing)
+    return replace(table, footnotes=(*table.footnotes, f"Not finished, so in no number here: {failures}."))
 
 
 def _belongs(u: Unfinished, table: Table) -> bool:

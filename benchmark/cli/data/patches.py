@@ -191,19 +191,19 @@ def _preview(listing: "Listing", settings: "PatchSettings", options: dict[str, A
     """Shows all that a run would say before it searches the slides, and exits as it would."""
     from ....datasets.patches.extract import preview
 
-    found = preview(listing, settings, options["out"], options["jobs"], _progress())
-    failed = {f.slide for f in found.failed}
+    sheet = preview(listing, settings, options["out"], options["jobs"], _progress())
+    failed = {f.slide for f in sheet.failed}
     sound = [j for j in listing.jobs if j.name not in failed]
     if options["as_json"]:
         slides = [
             {"slide": j.name, "label": j.label, "split": j.split, "group": j.group, "path": str(j.path),
              "annotation": str(j.annotation) if j.annotation else None} for j in sound
         ]  # fmt: skip
-        left = {"skipped": [s._asdict() for s in listing.skipped], "problems": [p._asdict() for p in found.failed]}
-        click.echo(json.dumps({"slides": slides, **left, "notes": found.notes, "refusals": found.refusals}, indent=1))
+        left = {"skipped": [s._asdict() for s in listing.skipped], "problems": [p._asdict() for p in sheet.failed]}
+        click.echo(json.dumps({"slides": slides, **left, "notes": sheet.notes, "refusals": sheet.refusals}, indent=1))
     else:
-        _show_listing(sound, listing, found)
-    sys.exit(2 if found.refusals else 1 if found.failed else 0)
+        _show_listing(sound, listing, sheet)
+    sys.exit(2 if sheet.refusals else 1 if sheet.failed else 0)
 
 
 def _show_listing(sound: Sequence["SlideJob"], listing: "Listing", found: "Preview") -> None:
@@ -234,7 +234,7 @@ def _show_summary(summary: dict[str, Any], out: Path) -> None:
 
 
 def _what_next(summary: dict[str, Any], table: Path) -> str:
-    """What the table of patches is good for as it is, by the reader that `bench run` uses."""
+    """Use of the table of patches as it is, by the reader that `bench run` has."""
     from ....datasets.open import open_dataset
 
     failed = len(summary["failed"])

@@ -71,18 +71,18 @@ def info(dataset: str, data_root: Path, folds: str, results: Path, as_json: bool
     from ...core.results_store import Store
 
     opened, names = _open(dataset, data_root, folds, "first")
-    found = []
+    summaries = []
     for fold in names:
         facts, sheet = describe(opened, fold), None
         if not no_sheet:
             Store(results).check_writable()
             sheet = contact_sheet(opened, fold, _beside(results, opened, f"fold-{fold}.png"))
-        found.append({**facts.as_json(), "sheet": str(sheet) if sheet else None})
+        summaries.append({**facts.as_json(), "sheet": str(sheet) if sheet else None})
         if not as_json:
             _show_info(facts)
             click.echo(f"contact sheet  {sheet}\n" if sheet else "")
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        click.echo(json.dumps(summaries, indent=1))
 
 
 @data.command()
@@ -110,8 +110,8 @@ def synth(
     if unknown := [n for n in names if n not in WRITERS]:
         raise BenchError(f"No synthetic layout is called '{unknown[0]}'.{did_you_mean(unknown[0], WRITERS)}")
     refuse_real_data(out, names)
-    asked = {k: v for k, v in {"train": train, "test": test, "size": size}.items() if v is not None}
-    folders = {name: WRITERS[name](out, **asked, seed=seed) for name in names}
+    sizes = {k: v for k, v in {"train": train, "test": test, "size": size}.items() if v is not None}
+    folders = {name: WRITERS[name](out, **sizes, seed=seed) for name in names}
     if as_json:
         click.echo(json.dumps({"datasets": {n: str(f) for n, f in folders.items()}, "data_root": str(out)}, indent=1))
         return
@@ -127,9 +127,9 @@ def _open(name: str, data_root: Path, folds: str, default: str) -> tuple["Datase
     from ....datasets.open import open_dataset
 
     opened = open_dataset(name, data_root)
-    asked = [f.strip() for f in folds.split(",") if f.strip()]
-    if asked:
-        return opened, opened.expand_folds(asked)
+    fold_names = [f.strip() for f in folds.split(",") if f.strip()]
+    if fold_names:
+        return opened, opened.expand_folds(fold_names)
     return opened, list(opened.folds[:1] if default == "first" else opened.folds)
 
 
