@@ -143,9 +143,9 @@ class ImageCache:
             raise BenchError(_unreadable(bad, len(jobs)))
 
     def _jobs(
-        self, needs: Sequence[DecodeRequest], reduction: str, told: Mapping[int, Collection[str]]
+        self, needs: Sequence[DecodeRequest], reduction: str, facts: Mapping[int, Collection[str]]
     ) -> tuple[list[StoreWriter], dict[str, _Job]]:
-        """Files to be decoded. known_facts: for masks, the digests whose facts are known, by size."""
+        """Files to be decoded. facts: for masks, the digests whose facts are known, by size."""
         wanted: dict[int, dict[str, Item]] = {}
         for need in needs:
             digest = self._mask_digest if reduction else self._image_digest
@@ -156,7 +156,7 @@ class ImageCache:
             target = self._store(size, reduction)
             known = target.known()
             fresh = [d for d in files if d not in known]
-            untold = [d for d in files if d in known and size in told and d not in told[size]]
+            untold = [d for d in files if d in known and size in facts and d not in facts[size]]
             growth = target.begin(fresh) if fresh else None
             growing += [growth] if growth else []
             for digest, place in [*((d, growth) for d in fresh), *((d, None) for d in untold)]:

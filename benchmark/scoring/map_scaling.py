@@ -83,7 +83,7 @@ def scale_maps(
 
 
 def scale_later(maps: Tensor, kind: str, scale: str, constants: Sequence[Any] | None = None) -> Scaled:
-    """Scaled maps as of scale_maps, except that maps it would refuse become 0 and are marked, for `Refusals` to raise."""
+    """Scaled maps as of scale_maps, but maps it would refuse become 0 and are marked, for `Refusals` to raise."""
     if kind not in ("prob", "score"):
         raise BenchError(f"Maps of kind '{kind}' cannot be scaled; the kinds are score and prob.")
     # float64 on the small native grid: the range of two finite float32 numbers can overflow float32

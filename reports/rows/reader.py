@@ -182,7 +182,8 @@ def _evaluation(facts: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[str
     change = evaluation.get("pixel_change")
     return {
         "dataset": evaluation["dataset"], "shift": evaluation.get("shift", ""),
-        "level": int(evaluation.get("level", 0)), "severity": NAN if severity is None else float(severity), "axis": axis,
+        "level": int(evaluation.get("level", 0)),
+        "severity": NAN if severity is None else float(severity), "axis": axis,
         "pixel_change": NAN if change is None else float(change),
         "label_map": evaluation.get("label_map", ""), "train_foreground": evaluation.get("train_foreground", ""),
         "unshifted": len(facts.get("left_unshifted", ())),
