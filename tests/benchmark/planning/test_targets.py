@@ -179,7 +179,7 @@ def test_an_adapter_has_its_network_from_its_source(world, stained):
         ('adapts=True, needs=("source:classifier", "maps:cam")', r"write maps\(pred,target\)"),
         ('adapts=True, needs=("source:classifier", "maps(target):cam")', "labels of a target are withheld"),
         ('needs=("maps(pred,target):cam",)', "only a method declared adapts=True"),
-        ('needs=("maps(prod):cam",)', "'prod' in needs"),
+        ('needs=("maps(prod):cam",)', "'prod' is none of"),
         ('needs=("init(pred):cam",)', "are for the role maps"),
         ('adapts="yes", needs=("source:classifier",)', "must be True or False"),
     ],
