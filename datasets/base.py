@@ -140,13 +140,13 @@ class Dataset(ABC):
         """How images are divided in a fold, e.g. `published` or `grouped`: numbers of two schemes never mix."""
         return fold.rpartition("-")[0] or self.scheme
 
-    def expand_folds(self, asked: Sequence[str]) -> list[str]:
+    def expand_folds(self, words: Sequence[str]) -> list[str]:
         """Fold names from what the user typed; a scheme's name stands for all its folds."""
         names: list[str] = []
-        for name in asked:
-            matches = [f for f in self.folds if f == name or f.rpartition("-")[0] == name]
+        for word in words:
+            matches = [f for f in self.folds if f == word or f.rpartition("-")[0] == word]
             if not matches:
-                raise BenchError(f"Dataset {self.card.name} has no fold '{name}'. Known: {', '.join(self.folds)}.")
+                raise BenchError(f"Dataset {self.card.name} has no fold '{word}'. Known: {', '.join(self.folds)}.")
             names += [m for m in matches if m not in names]
         return names
 

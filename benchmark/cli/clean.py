@@ -78,16 +78,16 @@ def _keys(plans: tuple[Path, ...], results: Path) -> set[str]:
     return stage_keys
 
 
-def _show(found: list["Removable"], notes: list[str], total: int) -> None:
+def _show(removable: list["Removable"], notes: list[str], total: int) -> None:
     from ..maintenance.findings import gib
 
     for note in notes:
         click.echo(note)
-    for why in dict.fromkeys(f.why for f in found):
-        alike = [f for f in found if f.why == why]
+    for why in dict.fromkeys(f.why for f in removable):
+        alike = [f for f in removable if f.why == why]
         click.echo(click.style(f"{why}: {len(alike)}, {gib(sum(f.size for f in alike))}", bold=True))
         for one in alike[:SHOWN]:
             click.echo(f"  {gib(one.size):>9}  {one.path}  {one.what}".rstrip())
         if len(alike) > SHOWN:
             click.echo(f"  and {len(alike) - SHOWN} more (--json lists all)")
-    click.echo(f"{len(found)} things, {gib(total)} in all." if found else "Nothing to remove.")
+    click.echo(f"{len(removable)} things, {gib(total)} in all." if removable else "Nothing to remove.")

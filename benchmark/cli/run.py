@@ -298,14 +298,14 @@ def _show_plan(plan: "Plan", store: "Store", as_json: bool) -> None:
         click.echo(f"estimated time: {text}")
 
 
-def show_rows(plan: "Plan", store: "Store", found: "Findings", as_json: bool) -> None:
+def show_rows(plan: "Plan", store: "Store", findings: "Findings", as_json: bool) -> None:
     """The table of the rows that are there, or their JSON."""
     from ...reports.rows.unfinished import load_unfinished
     from ...reports.tables.formats import terminal_table
 
     wanted = set(plan.rows)
-    rows = [r for r in found.rows if r.stage in wanted]
-    for problem in found.problems:
+    rows = [r for r in findings.rows if r.stage in wanted]
+    for problem in findings.problems:
         click.echo(f"WARNING: {problem}", err=True)
     if as_json:
         click.echo(json.dumps([r.to_json() for r in rows], indent=1))

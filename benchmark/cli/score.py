@@ -43,7 +43,7 @@ from . import options
 @click.option("--tau", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Threshold of Dice and IoU.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, nothing else.")
 def score(
-    mask_foreground: str, mask_ignore: str, mask_threshold: str, as_json: bool, **asked: Any
+    mask_foreground: str, mask_ignore: str, mask_threshold: str, as_json: bool, **typed: Any
 ) -> None:  # fmt: skip
     """Score anybody's maps against masks, without a model.
 
@@ -62,7 +62,7 @@ def score(
     from ..scoring.external_maps import ScoreRequest, score_folders
 
     rule = make_rule(mask_foreground, mask_ignore, mask_threshold, "bench score")
-    result = score_folders(ScoreRequest(**{k: v for k, v in asked.items() if v is not None}, rule=rule))
+    result = score_folders(ScoreRequest(**{k: v for k, v in typed.items() if v is not None}, rule=rule))
     click.echo(json.dumps(jsonable(result), indent=1) if as_json else plain("\n".join(_table(result))))
 
 

@@ -56,20 +56,20 @@ def status(results: Path, as_json: bool) -> None:
         _say(f"ignored {key}: {why}; the same `bench run` does it again", "yellow")
 
 
-def _value(results: Path, found: "Stored", begun: list[str]) -> dict[str, Any]:
+def _value(results: Path, stored: "Stored", begun: list[str]) -> dict[str, Any]:
     """All of it as a JSON value."""
     return {
         "results": str(results),
-        "finished": [{"stage": k, "kind": r.get("kind"), **_labels(r)} for k, r in found.records.items()],
+        "finished": [{"stage": k, "kind": r.get("kind"), **_labels(r)} for k, r in stored.records.items()],
         "failed": [
             {
                 "stage": k, "kind": f.get("kind"), "error": f.get("error", ""), "status": _outcome(f),
                 **{n: f[n] for n in ("epoch", "step", "ids") if n in f}, **_labels(f),
             }
-            for k, f in found.failures.items()
+            for k, f in stored.failures.items()
         ],
         "interrupted": begun,
-        "ignored": [{"stage": k, "reason": why} for k, why in found.ignored.items()],
+        "ignored": [{"stage": k, "reason": why} for k, why in stored.ignored.items()],
     }  # fmt: skip
 
 

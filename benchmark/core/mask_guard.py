@@ -90,7 +90,7 @@ class _Watch:
         self._patterns = [f"*/cache/images/*-masks-*.{end}" for end in ("bin", "facts")]
         self._patterns.append(f"{safe}/examples/[!.]*.npz")
         self._ours = (f"{root}{os.sep}runs{os.sep}", f"{root}{os.sep}cache{os.sep}", f"{root}{os.sep}locks{os.sep}")
-        self.asked: list[MaskAccessError] = []
+        self.refusals: list[MaskAccessError] = []
 
     def denies(self, path: Any) -> bool:
         """Whether a path, however it is spelt, is that of a mask."""
@@ -162,8 +162,8 @@ def reading_masks() -> Iterator[None]:
 
 def check() -> None:
     """Raises the MaskAccessError of the first refusal of this watch, however the method dealt with it."""
-    if _Guard.watch is not None and _Guard.watch.asked:
-        raise _Guard.watch.asked[0]
+    if _Guard.watch is not None and _Guard.watch.refusals:
+        raise _Guard.watch.refusals[0]
 
 
 def refuse(what: str) -> NoReturn:
@@ -190,7 +190,7 @@ def refuse_label(what: str) -> NoReturn:
 
 def _raise(problem: MaskAccessError) -> NoReturn:
     if _Guard.watch is not None:
-        _Guard.watch.asked.append(problem)
+        _Guard.watch.refusals.append(problem)
     raise problem
 
 

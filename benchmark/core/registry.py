@@ -106,17 +106,17 @@ class Registry:
     def _read(self, path: Path, module: str, origin: str) -> list[Entry]:
         return scan_source(path.read_text(encoding="utf-8"), module, origin, self.folder, self._calls)
 
-    def _add(self, found: list[Entry]) -> None:
+    def _add(self, declared: list[Entry]) -> None:
         """Takes over what one file declares, all of it or nothing."""
-        for place, entry in enumerate(found):
+        for place, entry in enumerate(declared):
             known = self._entries.get(entry.name)
-            twice = any(e.name == entry.name for e in found[:place])
+            twice = any(e.name == entry.name for e in declared[:place])
             if twice or (known and known.module != entry.module):
                 other = entry.module if twice or not known else known.module
                 raise BenchError(
                     f"{self.kind} '{entry.name}' is registered twice, by {other} and by {entry.module}. Rename one."
                 )
-        self._entries.update((entry.name, entry) for entry in found)
+        self._entries.update((entry.name, entry) for entry in declared)
 
     def _load_plugins(self) -> None:
         """Imports the entry points of other packages; a broken one is listed as broken and stops nobody else."""

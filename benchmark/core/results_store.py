@@ -128,9 +128,9 @@ class Store:
         path = self.root / WEIGHTS_SEEN
         return read_json(path) if path.is_file() else {}
 
-    def note_weights_seen(self, found: Mapping[str, Sequence[str]]) -> None:
+    def note_weights_seen(self, weights_seen: Mapping[str, Sequence[str]]) -> None:
         """Keeps what starting weights are declared to have seen, in place of what was kept."""
-        write_json(self.root / WEIGHTS_SEEN, found)
+        write_json(self.root / WEIGHTS_SEEN, weights_seen)
 
     def fail(self, key: str, failure: Mapping[str, Any]) -> None:
         """Notes why a stage failed; a failed stage is never counted and is tried again by the next run."""

@@ -35,11 +35,11 @@ def read_facts(path: Path) -> dict[str, StoredFacts]:
     return by_digest
 
 
-def add_facts(path: Path, found: Mapping[str, StoredFacts]) -> None:
+def add_facts(path: Path, by_digest: Mapping[str, StoredFacts]) -> None:
     """Adds lines; what is damaged goes."""
-    if not found:
+    if not by_digest:
         return
     known = read_facts(path)
-    text = "".join(json.dumps({"digest": d, **asdict(f)}) + "\n" for d, f in {**known, **found}.items())
+    text = "".join(json.dumps({"digest": d, **asdict(f)}) + "\n" for d, f in {**known, **by_digest}.items())
     with atomic_path(path) as temporary:  # others may read it at this moment
         temporary.write_text(text, encoding="ascii")

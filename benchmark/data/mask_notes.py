@@ -42,8 +42,8 @@ def sized_masks(cache: ImageCache, items: Sequence[Item], form: MaskForm) -> dic
     return {i.id: SizedMask(f.facts, f.foreground, f.ignored, form.size**2) for i, f in zip(masked, facts, strict=True)}
 
 
-def _refuse_lost(manifest: Manifest, items: Sequence[Item], found: dict[str, SizedMask], form: MaskForm) -> None:
-    regions = [found[i.id] for i in items if i.id in found and found[i.id].facts.foreground]
+def _refuse_lost(manifest: Manifest, items: Sequence[Item], masks: dict[str, SizedMask], form: MaskForm) -> None:
+    regions = [masks[i.id] for i in items if i.id in masks and masks[i.id].facts.foreground]
     if regions and not any(m.foreground for m in regions):
         raise BenchError(
             f"{manifest.card.name}, fold {manifest.fold}: all {len(regions)} test masks lose all their foreground at "

@@ -92,10 +92,10 @@ def find_removable(
     return [one for one in removable if not one.path.is_symlink()], notes
 
 
-def remove(results: Path, found: list[Removable]) -> list[Removable]:
+def remove(results: Path, removable: list[Removable]) -> list[Removable]:
     """Removes what is listed and still free; returns what was removed. Raises OSError where the folder forbids it."""
     root, removed = results.resolve(), []
-    for one in found:
+    for one in removable:
         if not one.path.parent.resolve().is_relative_to(root) or one.path.is_symlink() or not one.path.exists():
             continue  # it was removed, or became a link, since it was shown
         if one.path.suffix == ".lock":

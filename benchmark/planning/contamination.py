@@ -57,10 +57,10 @@ def _weights_of(stage: TrainStage) -> str:
     return identity.get("sha256") or identity.get("tag") or ""
 
 
-def keep(found: Mapping[str, list[str]], store: Store) -> None:
+def keep(declared: Mapping[str, list[str]], store: Store) -> None:
     """Adds declarations to those of the results folder; nothing is ever taken away here."""
     known = store.weights_seen()
-    merged = {**known, **{key: sorted({*known.get(key, ()), *names}) for key, names in found.items()}}
+    merged = {**known, **{key: sorted({*known.get(key, ()), *names}) for key, names in declared.items()}}
     if merged != known:
         store.note_weights_seen(merged)
 

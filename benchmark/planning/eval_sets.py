@@ -41,17 +41,17 @@ class OodTarget(NamedTuple):
     named: bool = True  # False: it came with `all` or `ladder`, and is left out where it makes no sense
 
 
-def read_targets(asked: Sequence[str], datasets: Sequence[str]) -> list[OodTarget]:
+def read_targets(words: Sequence[str], datasets: Sequence[str]) -> list[OodTarget]:
     """The targets of `--ood`, in order, each once.
 
     Words: `all` (every other dataset of the command), `none`, DATASET, DATASET:SHIFT-LEVEL, DATASET:SHIFT (all levels),
     SHIFT or SHIFT-LEVEL (of each model's own dataset), `ladder` (all levels of all shifts, likewise). Level 0 is the
     dataset itself. Raises BenchError for `none` beside anything else and for an unknown shift or level.
     """
-    if NOTHING in asked and len(asked) > 1:
-        raise BenchError(f"--ood {','.join(asked)}: `none` stands alone.")
+    if NOTHING in words and len(words) > 1:
+        raise BenchError(f"--ood {','.join(words)}: `none` stands alone.")
     targets: list[OodTarget] = []
-    for word in asked:
+    for word in words:
         if word == EVERY_OTHER:
             targets += [OodTarget(name, named=False) for name in datasets]
         elif word != NOTHING:

@@ -1,4 +1,4 @@
-"""Running out of memory: what is tried with less at a time, and what the user is told when that does not help."""
+"""Batches that fit in memory: halved where it runs out; where that is not enough, the error says what to set."""
 
 import gc
 import logging
@@ -86,35 +86,34 @@ class OutOfMemoryRetry:
     is forgotten when the training is done, and when half is too much as well: the next try may find more memory.
     """
 
-    def __init__(self, folder: Path, asked: int, largest: int) -> None:
-        """asked: the setting `micro_batch`, 0 = all. largest: images of the largest batch."""
-        self._path, self.asked, self.largest = folder / "retry.json", asked, largest
+    def __init__(self, folder: Path, micro_batch: int, largest: int) -> None:
+        """micro_batch: the setting, 0 = all. largest: images of the largest batch."""
+        self._path, self.micro_batch, self.largest = folder / "retry.json", micro_batch, largest
 
     @property
     def used(self) -> int:
         """The images of a batch that are trained on at once, 0 = all."""
-        return int(read_json(self._path)["micro_batch"]) if self._path.is_file() else self.asked
+        return int(read_json(self._path)["micro_batch"]) if self._path.is_file() else self.micro_batch
 
     @property
     def facts(self) -> dict[str, Any]:
         """Facts for the record of a training that was done again."""
-        return {} if self.used == self.asked else {"micro_batch": {"asked": self.asked, "used": self.used}}
+        return {} if self.used == self.micro_batch else {"micro_batch": {"asked": self.micro_batch, "used": self.used}}
 
     def halve(self, title: str, peak: str) -> None:
         """Settles on half. Raises BenchError if that was done before, or if a batch is one image."""
         at_once = min(self.used or self.largest, self.largest)
-        if self.used != self.asked or at_once == 1:
+        if self.used != self.micro_batch or at_once == 1:
             self.forget()
-            before = (
-                "" if at_once == 1 else f", after {min(self.asked or self.largest, self.largest)} did not fit either"
-            )
+            first = min(self.micro_batch or self.largest, self.largest)
+            before = "" if at_once == 1 else f", after {first} did not fit either"
             raise BenchError(
                 f"Out of memory with {at_once} images at a time{before} ({peak}). Set train.micro_batch to less than "
                 f"{at_once}, use a larger GPU or fewer stages a GPU (--jobs-per-gpu), or spread the training over "
                 "several (--devices)."
             )
         half = -(-at_once // 2)
-        write_json(self._path, {"micro_batch": half, "asked": self.asked, "peak": peak})
+        write_json(self._path, {"micro_batch": half, "asked": self.micro_batch, "peak": peak})
         log.warning(
             "%s: out of memory with %d images at a time (%s); once more from the start with %d at a time, gradients "
             "added up to the same batch",

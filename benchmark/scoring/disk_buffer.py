@@ -1,4 +1,4 @@
-"""Rows that pile up while a large set is scored, kept on disk so that memory does not grow with the set."""
+"""Disk-backed append-only buffer for per-image histograms, so that memory does not grow with the evaluation set."""
 
 import mmap
 import tempfile

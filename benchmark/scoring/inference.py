@@ -237,24 +237,24 @@ def evaluation_pass(
         batch_logits, maps = reader.read(seen.images, mapping[seen.labels], seen.ids)
         logits[seen.rows] = batch_logits[:, mapping]
         shown = [r - seen.rows.start for r in target.examples if r in range(seen.rows.start, seen.rows.stop)]
-        landing = {}
+        host_copies = {}
         places = on_device(seen.ids, each, side, device) if maps else None
         for task in tasks:
             if task.view.map_class != "-" and seen.masks is not None:
                 with reader.part(f"score:{task.name}"):
                     native, scale = maps[task.view.name], scales[task.name]
                     truth = _Truth(seen.masks, seen.ids, shown, places)
-                    landing[task.name] = HostCopy(_count(task, scale, native, truth, refusals))
-        return landing
+                    host_copies[task.name] = HostCopy(_count(task, scale, native, truth, refusals))
+        return host_copies
 
     with model_unchanged(reader.model):
         for batch in _target_loader(reader, target, settings):
-            for landing in memory.each(batch, score):
+            for host_copies in memory.each(batch, score):
                 if device.type == "cuda":  # the counts of the batch before, whose way to the host took place meanwhile
                     _keep_all(parts, late)
-                    late = landing
+                    late = host_copies
                 else:
-                    _keep_all(parts, landing)
+                    _keep_all(parts, host_copies)
                     refusals.check()
     _keep_all(parts, late)
     refusals.check()
@@ -303,19 +303,19 @@ def _count(task: Task, scale: MapScale, native: Tensor, truth: _Truth, refusals:
     return counted
 
 
-def _keep_all(parts: Mapping[str, _Parts], landed: Mapping[str, HostCopy] | None) -> None:
-    for name, landing in (landed or {}).items():
-        _keep(parts[name], landing.get())
+def _keep_all(parts: Mapping[str, _Parts], host_copies: Mapping[str, HostCopy] | None) -> None:
+    for name, host_copy in (host_copies or {}).items():
+        _keep(parts[name], host_copy.get())
 
 
-def _keep(parts: _Parts, found: Mapping[str, Tensor]) -> None:
-    parts.foreground.append(found["foreground"].numpy())
-    parts.background.append(found["background"].numpy())
-    parts.degenerate += int(found["degenerate"])
-    if "shown" in found:
-        parts.examples.append(found["shown"])
-    if "values" in found:
-        parts.sampled.append(tuple(found[name].numpy() for name in ("values", "clipped", "codes")))
+def _keep(parts: _Parts, counts: Mapping[str, Tensor]) -> None:
+    parts.foreground.append(counts["foreground"].numpy())
+    parts.background.append(counts["background"].numpy())
+    parts.degenerate += int(counts["degenerate"])
+    if "shown" in counts:
+        parts.examples.append(counts["shown"])
+    if "values" in counts:
+        parts.sampled.append(tuple(counts[name].numpy() for name in ("values", "clipped", "codes")))
 
 
 def _collect(parts: _Parts, scale: MapScale) -> Scored:

@@ -1,4 +1,4 @@
-"""Score maps of many methods in one pass: one forward of the shared model, then each method's reading of it."""
+"""Score maps of many methods in one pass: one forward pass of the shared model, then the map of each method."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext

@@ -73,7 +73,7 @@ def fit(stage: TrainStage, ctx: StageContext, process_group: ProcessGroup = SING
             "weights": snapshots.weights_name(r["epoch"]),
             "sha256": hashes[r["epoch"]],
         }
-        for role, r in progress.roles.items()
+        for role, r in progress.slots.items()
     }
     cost = cost_of(progress.seconds, progress.images, job.watch.seconds())
     common = common_facts(stage, ctx, manifest)

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from ..core.protocols import PROTOCOLS, Protocol
 
 
-def update_roles(
-    roles: dict[str, dict], epoch: int, accuracy: float, loss: float, pxap: Mapping[tuple[str, str], float]
+def update_slots(
+    slots: dict[str, dict], epoch: int, accuracy: float, loss: float, pxap: Mapping[tuple[str, str], float]
 ) -> bool:
-    """Updates the best-checkpoint table with this epoch; returns whether the epoch is the best by any rule.
+    """Updates the checkpoint slots with this epoch; returns whether the epoch is the best by any rule.
+
+    slots: name of a slot (`cl/fair`, `loc/paper/cam`, `last`) -> its epoch, and value and loss of that epoch.
 
     accuracy in percent and loss over the validation images; pxap by (protocol, map) over the masked ones, NaN where
     undefined. Ties go to the later epoch or to the lower loss (of equal losses the later), as the
@@ -21,11 +23,11 @@ def update_roles(
             continue
         scores = {f"cl/{protocol.name}": accuracy}
         scores.update({f"loc/{p}/{m}": v for (p, m), v in pxap.items() if p == protocol.name})
-        for role, value in scores.items():
-            if not math.isnan(value) and _better(value, loss, roles.get(role), protocol):
-                roles[role] = {"epoch": epoch, "value": value, "loss": loss}
+        for slot, value in scores.items():
+            if not math.isnan(value) and _better(value, loss, slots.get(slot), protocol):
+                slots[slot] = {"epoch": epoch, "value": value, "loss": loss}
                 taken = True
-    roles["last"] = {"epoch": epoch, "value": accuracy, "loss": loss}
+    slots["last"] = {"epoch": epoch, "value": accuracy, "loss": loss}
     return taken
 
 

@@ -86,13 +86,13 @@ class TrainState:
 
 @dataclass
 class Progress:
-    """Progress of a training: epochs done, the best-checkpoint table (`roles`), and the weights of the epochs in it.
+    """Progress of a training: epochs done, the checkpoint slots, and the weights of the epochs in them.
 
     cursor: where the epoch after it was left, if it had begun.
     """
 
     epoch: int = -1
-    roles: dict[str, dict[str, Any]] = field(default_factory=dict)  # role -> {"epoch", "value", "loss"}
+    slots: dict[str, dict[str, Any]] = field(default_factory=dict)  # slot -> {"epoch", "value", "loss"}
     seconds: float = 0.0
     images: int = 0
     history_bytes: int = 0
@@ -101,8 +101,8 @@ class Progress:
     cursor: EpochCursor | None = None
 
     def prune(self) -> None:
-        """Drops the weights of epochs that are no longer in the best-checkpoint table."""
-        used = {r["epoch"] for r in self.roles.values()}
+        """Drops the weights of epochs that are in no checkpoint slot any more."""
+        used = {r["epoch"] for r in self.slots.values()}
         self.candidates = {e: w for e, w in self.candidates.items() if e in used}
 
 
@@ -138,7 +138,7 @@ class Snapshots:
             midway["losses"] = list(cursor.sums)  # their order
         state = {
             "epoch": progress.epoch,
-            "roles": progress.roles,
+            "roles": progress.slots,  # the earlier name, so that a training begun before goes on
             "seconds": progress.seconds,
             "images": progress.images,
             "history_bytes": progress.history_bytes,
@@ -186,7 +186,8 @@ class Snapshots:
                 return Progress()  # it was cut into other parts, before memory ran out
             file, digest = self.folder / state["file"], state["sha256"]
             hashes = {int(e): h for e, h in state["candidates"].items()}
-            reached = {k: state[k] for k in ("epoch", "roles", "seconds", "images", "history_bytes")}
+            reached = {k: state[k] for k in ("epoch", "seconds", "images", "history_bytes")}
+            reached["slots"] = state["roles"]
             names = (state.get("midway") or {}).pop("losses", [])
             cursor = EpochCursor(**state["midway"]) if state.get("midway") else None
         except (KeyError, TypeError, AttributeError, ValueError) as problem:
@@ -221,7 +222,7 @@ class Snapshots:
         train_state.scaler.load_state_dict(state["scaler"])
 
     def remove(self) -> None:
-        """Deletes the snapshots and weights no role needs, once the training has its record."""
+        """Deletes the snapshots and weights no slot needs, once the training has its record."""
         for path in sorted(self.folder.glob("*")):
             path.unlink()
         if self.folder.is_dir():

@@ -17,7 +17,7 @@ from ..core.seeds import seed_for
 from ..core.shutdown import Stopped
 from ..scoring.inference import PassSettings, Task, validation_pass
 from ..scoring.map_extractor import MapExtractor
-from .checkpoint_selection import update_roles
+from .checkpoint_selection import update_slots
 from .checkpoints import EpochCursor, Progress, Snapshots, TrainState, copy_state
 from .train_step import (
     DivergedError,
@@ -111,13 +111,13 @@ class Trainer:
             val, curves = evaluate(job, cursor)
         map_scores = {(t.protocol.name, t.view.method.label): c["pxap"] for t, c in curves.items()}
         if self.history is not None:
-            is_best = update_roles(progress.roles, epoch, val["accuracy"], val["loss"], map_scores)
+            is_best = update_slots(progress.slots, epoch, val["accuracy"], val["loss"], map_scores)
             if is_best or epoch == job.config.epochs:
                 with job.watch.part("write"):
                     progress.candidates[epoch] = copy_state(job.method)
             if epoch < job.config.epochs:
                 # `last` means the last of the schedule; until then it would only force a copy of every epoch.
-                progress.roles.pop("last")
+                progress.slots.pop("last")
             progress.prune()
             maps = {f"{t.protocol.name}/{t.view.method.label}": c for t, c in curves.items()}
             entry = {**entry, "val": val, "valpx": maps}

@@ -21,13 +21,15 @@ _STRIP = 512  # rows compared at once, so that memory stays small
 _LABELS = 2  # values of other classes beside the declared foreground, such as a border, that raise no doubt
 
 
-def check_values(path: Path, values: np.ndarray, found: np.ndarray, ignored: np.ndarray | None, rule: MaskRule) -> None:
+def check_values(
+    path: Path, values: np.ndarray, distinct: np.ndarray, ignored: np.ndarray | None, rule: MaskRule
+) -> None:
     """Raises BenchError where the rule does not make clear which pixels are foreground.
 
-    values (H, W) as stored; found: its distinct values, ascending; ignored (H, W) bool or None.
+    values (H, W) as stored; distinct: its distinct values, ascending; ignored (H, W) bool or None.
     """
     _check_numbers(path, values, rule)
-    known = found[~np.isin(found, rule.ignore)] if rule.ignore else found
+    known = distinct[~np.isin(distinct, rule.ignore)] if rule.ignore else distinct
     if rule.meaning == "black-white":
         _check_black_white(path, known)
         return

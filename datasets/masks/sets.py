@@ -82,23 +82,23 @@ def sized_mask(mask: MaskPixels, size: int, reduction: str = "nearest") -> Sized
     return SizedMask(mask.facts, left, out, size * size)
 
 
-def mask_notes(manifest: Manifest, found: Mapping[str, SizedMask], size: int, reduction: str = "nearest") -> list[str]:
+def mask_notes(manifest: Manifest, masks: Mapping[str, SizedMask], size: int, reduction: str = "nearest") -> list[str]:
     """Notes on those masks of a manifest that were read, by image id, and on what is left of them at a size.
 
     Raises BenchError where those of the test set cannot be meant so (`check_masks`).
     """
-    check_masks(f"{manifest.card.name}, fold {manifest.fold}", surveyed(manifest, found, "test"))
-    gone = vanished(found, size, reduction)
-    return [*survey(surveyed(manifest, found)), *([gone] if gone else [])]
+    check_masks(f"{manifest.card.name}, fold {manifest.fold}", surveyed(manifest, masks, "test"))
+    gone = vanished(masks, size, reduction)
+    return [*survey(surveyed(manifest, masks)), *([gone] if gone else [])]
 
 
-def surveyed(manifest: Manifest, found: Mapping[str, SizedMask], split: str = "") -> list[Surveyed]:
+def surveyed(manifest: Manifest, masks: Mapping[str, SizedMask], split: str = "") -> list[Surveyed]:
     """Those masks of a manifest, or of one split of it, that were read, by image id."""
     card = manifest.card
     return [
-        Surveyed(i.id, i.mask_rule or card.mask_rule, found[i.id].facts, card.region_classes[i.label])
+        Surveyed(i.id, i.mask_rule or card.mask_rule, masks[i.id].facts, card.region_classes[i.label])
         for i in manifest.items
-        if i.id in found and split in ("", i.split)
+        if i.id in masks and split in ("", i.split)
     ]
 
 

@@ -18,7 +18,7 @@ from ...benchmark.core.errors import BenchError
 from ...benchmark.core.files import atomic_path, file_sha256, key_of, read_json, write_json
 from ..parts.camelyon_lists import PatchName
 from ..wsi.tissue import TissueRule
-from .sample import Found, PatchPlace, SlideScan, places_from_json
+from .sample import PatchPlace, SearchResult, SlideScan, places_from_json
 from .settings import PatchSettings
 from .slides import LeftOut, SlideJob
 
@@ -28,7 +28,7 @@ class Scan:
     """What the search of a slide gave: its places, whether there are no more, and facts of the slide (a JSON value)."""
 
     slide: str
-    found: Found
+    result: SearchResult
     facts: dict[str, Any]
 
 
@@ -58,11 +58,11 @@ def scan_slide(job: SlideJob, settings: PatchSettings, state: Path, label: str, 
     try:
         key = _key(job, settings)
         known = _read_scan(record, key, job.name)
-        if known and (known.found.exhausted or len(known.found.places) >= wanted):
+        if known and (known.result.exhausted or len(known.result.places) >= wanted):
             return known
         rule = TissueRule(**known.facts["thresholds"]) if known else None
         with SlideScan(job, settings, rule) as scan:
-            chosen = scan.search(label, wanted, known.found if known else None)
+            chosen = scan.search(label, wanted, known.result if known else None)
             facts = scan.facts()
         places = [asdict(p) for p in chosen.places]
         rest = {"exhausted": chosen.exhausted, "trials": chosen.trials, "facts": facts}
@@ -76,7 +76,7 @@ def inspect_slide(job: SlideJob, settings: PatchSettings) -> Scan | LeftOut:
     """What `scan_slide` finds wrong with a slide before it searches it: its file, resolution, overview, annotation."""
     try:
         with SlideScan(job, settings) as scan:
-            return Scan(job.name, Found((), exhausted=False), scan.facts())
+            return Scan(job.name, SearchResult((), exhausted=False), scan.facts())
     except (BenchError, OSError) as problem:
         return LeftOut(job.name, str(problem))
 
@@ -88,19 +88,20 @@ def cut_slide(job: SlideJob, settings: PatchSettings, out: Path, state: Path, sc
     """
     record = state / f"{job.plain}.json"
     try:
-        key = key_of([_key(job, settings), job.split, [asdict(p) for p in scan.found.places]])
+        key = key_of([_key(job, settings), job.split, [asdict(p) for p in scan.result.places]])
         root = out / settings.name / f"w-{settings.size}xh-{settings.size}"
         known = _read_cut(record)
         if known and known[0] == key and all(_intact(out, p) for p in known[1].patches):
             return known[1]
-        names = [patch_name(job, settings, p) for p in scan.found.places]
+        names = [patch_name(job, settings, p) for p in scan.result.places]
         record.unlink(missing_ok=True)
         _remove_others(job, root, names, [] if known is None else [out / f for p in known[1].patches for f in files(p)])
         patches: list[PatchFiles] = []
         if names:
             with SlideScan(job, settings, TissueRule(**scan.facts["thresholds"])) as opened:
                 patches = [
-                    _write(opened, out, root, name, place) for name, place in zip(names, scan.found.places, strict=True)
+                    _write(opened, out, root, name, place)
+                    for name, place in zip(names, scan.result.places, strict=True)
                 ]
         write_json(record, {"key": key, "slide": job.name, "patches": [_as_json(p) for p in patches]})
         return Cut(job.name, tuple(patches))
@@ -135,7 +136,7 @@ def _read_scan(path: Path, key: str, slide: str) -> Scan | None:
     stored = read_json(path)
     if stored["key"] != key:
         return None
-    stored_places = Found(places_from_json(stored["places"]), stored["exhausted"], stored["trials"])
+    stored_places = SearchResult(places_from_json(stored["places"]), stored["exhausted"], stored["trials"])
     return Scan(slide, stored_places, stored["facts"])
 
 

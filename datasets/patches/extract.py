@@ -17,7 +17,7 @@ from ..wsi.notes import merge_notes, name_some
 from ..wsi.slide import import_openslide
 from .choose import calibrate, normal_quotas
 from .cut import Cut, Scan, cut_slide, inspect_slide, scan_slide
-from .sample import Found
+from .sample import SearchResult
 from .settings import PatchSettings
 from .slides import NORMAL, TUMOR, LeftOut, Listing, SlideJob
 from .tables import WrittenPatches, notes_of, write_tables
@@ -110,24 +110,24 @@ class _Run:
         self.processes, self.progress = jobs, progress
         self.failed: list[LeftOut] = []
         self.offered: dict[str, int] = {}
-        self.looked: dict[str, Found] = {}  # normal places, as far as they were searched
+        self.searched: dict[str, SearchResult] = {}  # normal places, as far as they were searched
 
     def choose(self) -> tuple[dict[str, Scan], tuple[LeftOut, ...]]:
         """The places to cut, by slide, and the slides that are sound but give no patch, with the reason."""
         chosen: dict[str, Scan] = {}
         scans = self._scan({n: 0 for n, j in self.jobs.items() if j.label == TUMOR}, TUMOR, "tumour slides searched")
-        self.offered = {name: len(s.found.places) for name, s in scans.items()}
+        self.offered = {name: len(s.result.places) for name, s in scans.items()}
         unused: list[LeftOut] = []
         for test in (False, True):
             split = "test" if test else "train"
-            places = {n: s.found.places for n, s in scans.items() if _in(self.jobs[n], test)}
+            places = {n: s.result.places for n, s in scans.items() if _in(self.jobs[n], test)}
             kept = calibrate(places, self.settings, split)
             total = sum(map(len, kept.values()))
             tumor = {name: _only(scans[name], kept[name]) for name in kept}
             normal = self._choose_normal(total, test, split)
             chosen |= {n: _joined(tumor.get(n), normal.get(n)) for n in {**tumor, **normal}}
             unused += [LeftOut(n, self._why_unused(n, chosen, total, split)) for n in self.jobs
-                       if _in(self.jobs[n], test) and n in chosen and not chosen[n].found.places]  # fmt: skip
+                       if _in(self.jobs[n], test) and n in chosen and not chosen[n].result.places]  # fmt: skip
         gone = {f.slide for f in self.failed}
         if twins := _twins(self.jobs, chosen):
             raise BenchError(twins)
@@ -146,7 +146,7 @@ class _Run:
             return f"no place for a patch with tumour on at least {settings.tumor_share:g} and {tissue}"
         if not total:
             return f"no normal patch is wanted, for no tumour patch came out of split {split}"
-        if self.looked[name].exhausted and not self.looked[name].places:
+        if self.searched[name].exhausted and not self.searched[name].places:
             return f"no place for a patch with {tissue}"
         return f"the {total} normal patches of split {split} came out of other slides"
 
@@ -162,15 +162,15 @@ class _Run:
         known: dict[str, Scan] = {}
 
         def offer(quota: dict[str, int]) -> dict[str, int]:
-            open_quota = {n: q for n, q in quota.items() if q and (n not in known or len(known[n].found.places) < q)}
+            open_quota = {n: q for n, q in quota.items() if q and (n not in known or len(known[n].result.places) < q)}
             known.update(self._scan(open_quota, NORMAL, f"normal slides of {split} searched"))
-            return {n: min(q, len(known[n].found.places)) if n in known else 0 for n, q in quota.items()}
+            return {n: min(q, len(known[n].result.places)) if n in known else 0 for n, q in quota.items()}
 
         quota = normal_quotas(total, slides, self.settings, split, offer)
         rest = {n: 0 for n in slides if n not in known and self.jobs[n].label == NORMAL}
         known |= self._scan(rest, NORMAL, f"other normal slides of {split} opened")
-        self.looked |= {n: s.found for n, s in known.items()}
-        return {n: _only(scan, scan.found.places[: quota[n]]) for n, scan in known.items()}
+        self.searched |= {n: s.result for n, s in known.items()}
+        return {n: _only(scan, scan.result.places[: quota[n]]) for n, scan in known.items()}
 
     def _gives_normal(self, job: SlideJob) -> bool:
         return job.label == NORMAL or self.settings.normal_from_tumor is not None
@@ -211,14 +211,14 @@ def _in(job: SlideJob, test: bool) -> bool:
 
 
 def _only(scan: Scan, places: Sequence[Any]) -> Scan:
-    return replace(scan, found=Found(tuple(places), scan.found.exhausted, scan.found.trials))
+    return replace(scan, result=SearchResult(tuple(places), scan.result.exhausted, scan.result.trials))
 
 
 def _joined(tumor: Scan | None, normal: Scan | None) -> Scan:
     """The places of both classes on one slide."""
     if tumor is None or normal is None:
         return tumor or normal  # pyright: ignore[reportReturnType]
-    return _only(tumor, (*tumor.found.places, *normal.found.places))
+    return _only(tumor, (*tumor.result.places, *normal.result.places))
 
 
 def _twins(jobs: Mapping[str, SlideJob], scans: Mapping[str, Scan]) -> str:

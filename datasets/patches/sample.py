@@ -40,7 +40,7 @@ class PatchPlace:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a slide offers. exhausted: there are no more places. trials: cells looked at so far for normal patches."""
 
     places: tuple[PatchPlace, ...]
@@ -117,12 +117,12 @@ class SlideScan:
         side = self.settings.size
         return float(self.rule.mask(self.slide.read(x, y, side, side)).mean())
 
-    def search(self, label: str, wanted: int = 0, so_far: Found | None = None) -> Found:
+    def search(self, label: str, wanted: int = 0, so_far: SearchResult | None = None) -> SearchResult:
         """Places of one class: all of tumour, up to `wanted` normal ones, going on from `so_far`."""
         if label == NORMAL:
-            return self._search_normal(wanted, so_far or Found((), exhausted=False))
+            return self._search_normal(wanted, so_far or SearchResult((), exhausted=False))
         rows = self._creep() if self.settings.creep else self._tile()
-        return Found(tuple(rows), exhausted=True)
+        return SearchResult(tuple(rows), exhausted=True)
 
     def _reading(self, path: Path) -> Reading:
         """How the annotations of this slide are read. Raises BenchError where GeoJSON could mean two places."""
@@ -212,7 +212,7 @@ class SlideScan:
                     if strip.accepts(x):
                         yield PatchPlace(x, y, strip.share(x, "tissue"), strip.share(x, "tumor"), column, region, row)
 
-    def _search_normal(self, wanted: int, so_far: Found) -> Found:
+    def _search_normal(self, wanted: int, so_far: SearchResult) -> SearchResult:
         """Cells of a grid over the slide in random order: those with tissue in the overview, checked in full."""
         places, trials, failures = list(so_far.places), so_far.trials, 0
         if len(places) >= wanted or so_far.exhausted:
@@ -229,7 +229,7 @@ class SlideScan:
                 failures += 1
             if len(places) == wanted or failures == MAX_TRIALS:
                 break
-        return Found(tuple(places), len(places) < wanted or trials == len(cells), trials)
+        return SearchResult(tuple(places), len(places) < wanted or trials == len(cells), trials)
 
     def _far_from_marks(self, x: int, y: int) -> bool:
         """Whether a patch keeps its distance from tumour, and from whatever else was marked but not understood.

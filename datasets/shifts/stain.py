@@ -225,12 +225,12 @@ def _matrices(images: Iterable[np.ndarray]) -> tuple[list[StainMatrix], int]:
     return usable, len(matrices) - len(usable)
 
 
-def _mean_distances(those: list[np.ndarray], to: list[np.ndarray]) -> np.ndarray:
-    """(n,) mean Frobenius distance of each matrix to all of the others; one by one, so that memory stays small."""
+def _mean_distances(matrices: list[np.ndarray], references: list[np.ndarray]) -> np.ndarray:
+    """(n,) mean Frobenius distance of each matrix to all references; one by one, so that memory stays small."""
     from scipy.spatial.distance import cdist  # late, as shifts are listed and planned without it
 
-    reference = np.stack(to).reshape(len(to), -1)
-    return np.array([cdist(m.reshape(1, -1), reference).mean() for m in those], float)
+    reference = np.stack(references).reshape(len(references), -1)
+    return np.array([cdist(m.reshape(1, -1), reference).mean() for m in matrices], float)
 
 
 def _grey(values: np.ndarray) -> np.ndarray:

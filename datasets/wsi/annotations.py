@@ -70,7 +70,7 @@ def read_annotations(path: Path, size: tuple[int, int] | None = None, reading: R
     if sorter.strangers and reading.strict:
         raise BenchError(f"{path}: {_strangers(sorter.strangers)}")
     shift = np.array(reading.origin if is_geojson(path) else (0.0, 0.0))
-    tumor, excluded, unknown = (_moved(sorter.found[k], shift) for k in ("tumor", "excluded", ""))
+    tumor, excluded, unknown = (_moved(sorter.outlines[k], shift) for k in ("tumor", "excluded", ""))
     notes = [Note(n, what) for what, n in sorted(sorter.notes.items())]
     if not tumor:
         details = "; ".join(n.text for n in notes)
@@ -92,7 +92,7 @@ class _Sorter:
         known = dict.fromkeys(TUMOR_GROUPS, "tumor") | dict.fromkeys(EXCLUDED_GROUPS, "excluded")
         self.spelling = {group_key(g): g for g in (*known, *reading.roles)}
         self.roles = {group_key(g): role for g, role in (known | dict(reading.roles)).items()}
-        self.found: dict[str, list[Outline]] = {"tumor": [], "excluded": [], "ignored": [], "": []}
+        self.outlines: dict[str, list[Outline]] = {"tumor": [], "excluded": [], "ignored": [], "": []}
         self.strangers: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
 
@@ -103,7 +103,7 @@ class _Sorter:
             return
         group = walk_groups(shape.group, self.parents, self.roles.__contains__)
         role = self.roles.get(group_key(group), "")
-        self.found[role] += shape.outlines
+        self.outlines[role] += shape.outlines
         if role:
             self._note(shape, group, role)
         elif group_key(shape.group) in _NO_GROUP:

@@ -172,7 +172,7 @@ def test_the_harness_reads_masks_while_a_stage_runs(blobs, tmp_path):
             rows.path.read_bytes()
         with pytest.raises(MaskAccessError):
             dataset.read_mask(next(i for i in items if i.mask))
-        mask_guard._Guard.watch.asked.clear()
+        mask_guard._Guard.watch.refusals.clear()
 
 
 # -- plug-ins in a real run ------------------------------------------------------------------------------------------

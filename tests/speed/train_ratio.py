@@ -64,7 +64,7 @@ def stored(pixels: np.ndarray) -> StoredRows:
     return store.rows(digests)
 
 
-def bare_loss(name: str, method: Method, batch: Batch, seeds: torch.Tensor) -> torch.Tensor:
+def bare_loss(name: str, method: Method, batch: Batch, pseudo_labels: torch.Tensor) -> torch.Tensor:
     """The same network and losses of the same size, on pixel labels that are already there."""
     if name == "classifier":
         return F.cross_entropy(method.classify(method.features(batch.images)), batch.labels)
@@ -73,7 +73,7 @@ def bare_loss(name: str, method: Method, batch: Batch, seeds: torch.Tensor) -> t
         image, pixels = F.cross_entropy(method.classify(grid), batch.labels), method.pixel_head(grid)
     else:
         image, pixels = 0.0, method._logits(batch.images)[1]
-    few = seeds[:, : pixels.shape[2], : pixels.shape[3]]
+    few = pseudo_labels[:, : pixels.shape[2], : pixels.shape[3]]
     return image + F.cross_entropy(pixels.float(), few, ignore_index=IGNORE)
 
 
@@ -88,14 +88,14 @@ def sides(
     batches = list(bare.data.epoch_batches(0, 1))
     source = torch.Generator().manual_seed(0)
     drawn = torch.rand(config.batch_size, config.image_size, config.image_size, generator=source)
-    seeds = torch.where(drawn < 0.01, 0, torch.where(drawn > 0.99, 1, IGNORE)).to(device)
+    pseudo_labels = torch.where(drawn < 0.01, 0, torch.where(drawn > 0.99, 1, IGNORE)).to(device)
 
     def bare_loop() -> None:
         bare.method.train()
         for batch in batches:
             optimizers[1].zero_grad(set_to_none=True)
             with autocast(config.precision, device):
-                loss = bare_loss(name, bare.method, batch, seeds[: len(batch.labels)])
+                loss = bare_loss(name, bare.method, batch, pseudo_labels[: len(batch.labels)])
             scalers[1].scale(loss).backward()
             scalers[1].step(optimizers[1])
             scalers[1].update()

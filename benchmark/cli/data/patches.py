@@ -206,19 +206,19 @@ def _preview(listing: "Listing", settings: "PatchSettings", options: dict[str, A
     sys.exit(2 if sheet.refusals else 1 if sheet.failed else 0)
 
 
-def _show_listing(sound: Sequence["SlideJob"], listing: "Listing", found: "Preview") -> None:
+def _show_listing(sound: Sequence["SlideJob"], listing: "Listing", sheet: "Preview") -> None:
     for job in sound:
         click.echo(f"{job.split:<6} {job.label:<7} {job.name:<20} {job.annotation or 'no annotation'}")
-    for title, rows in (("left out", listing.skipped), ("PROBLEM", found.failed)):
+    for title, rows in (("left out", listing.skipped), ("PROBLEM", sheet.failed)):
         for slide, reason in rows:
             click.echo(f"{title:<14} {slide:<20} {reason}")
-    for note in found.notes:
+    for note in sheet.notes:
         click.echo(f"note: {note}")
-    for refusal in found.refusals:
+    for refusal in sheet.refusals:
         click.echo(f"REFUSED: {refusal}")
     click.echo(
-        f"{len(sound)} slides to cut, {len(listing.skipped)} left out, {len(found.failed)} with a problem. "
-        f"Nothing was written.{' A run would stop before it cuts anything.' if found.refusals else ''}"
+        f"{len(sound)} slides to cut, {len(listing.skipped)} left out, {len(sheet.failed)} with a problem. "
+        f"Nothing was written.{' A run would stop before it cuts anything.' if sheet.refusals else ''}"
     )
 
 
