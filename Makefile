@@ -8,6 +8,7 @@ STAMP := $(VENV)/.installed
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+	@echo 'Guides: README.md, then docs/running.md (your data) and CONTRIBUTING.md (your code).'
 
 install: $(STAMP)  ## create .venv and install the project and its tools
 
@@ -17,16 +18,16 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: install  ## demo data, the main job on it, the table and the page (minutes on two CPU cores)
+demo: install  ## synthetic data, methods trained and scored on them, tables and the page (about ten minutes on two CPU cores)
 	$(BIN)/bench demo
 
 QUICK := tests/test_architecture.py tests/test_sources.py tests/test_stage_keys.py tests/test_docs.py tests/test_ways.py \
   tests/benchmark/core tests/benchmark/planning tests/methods/parts tests/methods/test_explainers.py tests/methods/test_baselines.py
 
-check: install lint types  ## before a commit: ruff, the type checker and the quick tests (structure, core, planning, closed forms)
+check: install lint types  ## before a commit: ruff, the type checker and the quick tests (about three minutes on two CPU cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile $(QUICK)
 
-test: install lint types  ## ruff, the type checker and the tests
+test: install lint types  ## ruff, the type checker and all default tests: no network, no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 test-slow: install  ## the tests that take minutes
@@ -39,7 +40,7 @@ lint: install  ## ruff
 types: install  ## basedpyright
 	$(BIN)/basedpyright
 
-speed: install  ## the speed table, one process a row; JSON=1, ONLY=train,cache and DEVICE=cuda change it
+speed: install  ## the speed table (about an hour on two CPU cores); JSON=1, ONLY=train,cache and DEVICE=cuda change it
 	@$(BIN)/python tests/speed/table.py $(if $(JSON),--json) $(if $(ONLY),--only $(ONLY)) $(if $(DEVICE),--device $(DEVICE))
 
 clean:  ## remove the environment and tool caches; results and data stay

@@ -28,7 +28,7 @@ VERBS = {
     "doctor": ("doctor:doctor", "Is this machine ready? GPU, memory, data, disks, locks, and what to do."),
     "clean": ("clean:clean", "Stages no plan refers to, and leftovers of killed runs: shown, then removed."),
     "new-method": ("new_method:new_method", "Write a commented method file to start from."),
-    "demo": ("demo:demo", "Train, score and report on synthetic data: ten minutes on two cores, without a GPU."),
+    "demo": ("demo:demo", "Train, score and report on synthetic data: about ten minutes on two cores, no GPU."),
 }
 
 
@@ -69,10 +69,10 @@ def bench() -> None:
     the evidence is.
 
     \b
-    Try:      bench demo
+    Try:      bench demo; on your data, --preset smoke (seconds to minutes on two CPU cores)
     Real use: bench run --methods pixelcam,negev --datasets glas,camelyon16 --data-root data
     Then:     bench report
-    Guides:   docs/ of the sources, first docs/running.md; `bench VERB --help` for a verb
+    Guides:   `bench VERB --help`; docs/ of the sources: running.md, for your data datasets.md
     """
 
 

@@ -19,7 +19,7 @@ BACKBONE = "resnet10t"  # a third of the default's work, and enough for 100 smal
 def demo(data_root: Path, results: Path, jobs: int) -> None:
     """Synthetic GlaS and Camelyon16, the main job on both, out-of-distribution scores both ways, tables and the page.
 
-    Minutes on two CPU cores, no download. A second call reuses what is there.
+    About ten minutes on two CPU cores, no download. A second call reuses what is there.
     """
     from ...datasets.synthesis.synthetic import WRITERS, refuse_real_data
     from ...reports.build import build_report

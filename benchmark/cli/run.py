@@ -59,7 +59,7 @@ _RUN_FLAGS = ("data_root", "results", "device", "devices", "jobs", "jobs_per_gpu
     "--selections", help="Checkpoints to score, of loc, cl and last: fewer passes.  [default: all that a method has]"
 )
 @click.option("--protocol", "protocols", help=f"{' or '.join(PROTOCOLS)}, or both.  [default: fair]")
-@click.option("--preset", help=f"One of {', '.join(PRESETS)}.  [default: quick]")
+@click.option("--preset", help=f"{', '.join(PRESETS)} (`bench list presets` says what for).  [default: quick]")
 @click.option(
     "--set",
     "settings",

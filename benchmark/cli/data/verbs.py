@@ -22,9 +22,11 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, nothin
 
 @click.group()
 def data() -> None:
-    """Verify, describe, divide or synthesise datasets.
+    """Verify, describe, divide or synthesise datasets, or cut them from slides.
 
-    DATASET is a registered name (see `bench list datasets`) or the path of a CSV manifest (docs/datasets.md).
+    DATASET is a registered name (see `bench list datasets`) or the path of a CSV manifest. Nothing is downloaded:
+    `verify` and `info` read the copy under --data-root (docs/datasets.md says how it must lie there), `split` needs a
+    CSV table of images, `patches` whole-slide images and the extra [wsi]. `synth` needs nothing.
     """
 
 
