@@ -38,7 +38,7 @@ def parse_need(text: str) -> Need:
     BenchError for a text of another form, and for a word that says nothing of maps.
     """
     parts = _TEXT.fullmatch(text)
-    if parts is None:
+    if parts is None or "@@" in text or text[-1] in ":@":
         raise BenchError(f"needs '{text}', which is not {FORM}.")
     form: dict[str, str] = {}
     for word in (w.strip() for w in parts["words"].split(",")) if parts["words"] is not None else ():
@@ -64,7 +64,17 @@ def need_text(need: Any) -> str:
         raise BenchError(f"needs {need!r}, where '{word}' is none of {', '.join(allowed)}.")
     words = [word for word in (need.classes, need.on) if word not in ("true", "train")]
     name = f"@{need.name}" if need.name and need.name != need.method else ""
-    return f"{need.role}{'(' + ','.join(words) + ')' if words else ''}{name}:{need.method}"
+    text = f"{need.role}{'(' + ','.join(words) + ')' if words else ''}{name}:{need.method}"
+    if parse_need(text) != need._replace(name=need.name or need.method):
+        raise BenchError(f"needs {need!r}, a part of which holds a sign that separates parts (: @ brackets, blanks).")
+    return text
+
+
+def placeholders(text: str) -> tuple[str, ...]:
+    """Options whose values stand in a need, as in `maps:{teacher}`. Raises BenchError for brackets of another use."""
+    if re.search("[{}]", re.sub(r"\{\w+\}", "", text)):
+        raise BenchError(f"needs '{text}': curly brackets hold the name of an option, as in 'maps:{{teacher}}'.")
+    return tuple(re.findall(r"\{(\w+)\}", text))
 
 
 def twins(needs: Iterable[Need]) -> str:

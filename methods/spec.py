@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from ..benchmark.core.errors import BenchError, did_you_mean
 from ..benchmark.core.registry import Entry
 from . import METHODS
-from .needs import ROLES, need_text, parse_need, twins
+from .needs import ROLES, need_text, parse_need, placeholders, twins
 
 ABILITIES = ("grid", "pyramid", "tokens", "attention", "batchnorm")
 SUPERVISIONS = ("none", "image", "partial", "pixel")  # the later, the stronger
@@ -175,6 +175,9 @@ def _needs_of(entry: Entry) -> tuple[str, ...]:
         needs = tuple(need_text(need) for need in given)
         for need in needs:
             parse_need(need)
+            for option in placeholders(need):
+                if option not in (known := entry.facts.get("options", {})):
+                    raise BenchError(f"needs '{need}', and there is no option '{option}'.{did_you_mean(option, known)}")
     except BenchError as problem:
         raise BenchError(f"{what} {problem}") from None
     return needs

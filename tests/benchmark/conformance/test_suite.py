@@ -86,7 +86,9 @@ def test_a_fault_is_found_at_its_line(name, tmp_path, task):
     assert found[line].detail
 
 
-@pytest.mark.parametrize("kind", list(TEMPLATES))
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.slow) if k in ("trained", "student") else k for k in TEMPLATES]
+)  # fmt: skip
 def test_a_new_method_keeps_the_contract_in_sixty_lines(kind, tmp_path, task):
     path = tmp_path / f"fresh_{kind}.py"
     text = method_file(kind, f"fresh_{kind}")
@@ -145,7 +147,7 @@ def test_the_suites_own_methods_keep_the_contract(name, task):
     assert not [r for r in run_checks(name, task, "test_resnet") if r.state == "broken"]
 
 
-@pytest.mark.parametrize("kind", ["ShapleyCAM", "RandomCAM", "ScoreCAM"])
+@pytest.mark.parametrize("kind", ["ShapleyCAM", "RandomCAM", pytest.param("ScoreCAM", marks=pytest.mark.slow)])
 def test_classes_of_the_package_keep_the_contract(kind, task):
     """One that needs second derivatives, one that draws, and one that takes a pass a channel."""
     found = {r.line: r for r in run_checks(f"gradcam:{kind}", task, "test_resnet")}

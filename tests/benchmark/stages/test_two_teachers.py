@@ -93,7 +93,7 @@ def run(world, request):
 @pytest.mark.parametrize(
     ("needs", "names", "parents"),
     [
-        ('"maps:cam", "maps:darkness"', ["cam", "darkness"], []),
+        pytest.param('"maps:cam", "maps:darkness"', ["cam", "darkness"], [], marks=pytest.mark.slow),
         (
             '"maps@first:cam", "maps@second:darkness", "init:classifier", "init@again:classifier"',
             ["first", "second"],
@@ -134,7 +134,8 @@ def test_both_forms_of_a_need_say_the_same(need):
 @pytest.mark.parametrize(
     "text",
     ["maps@:cam", "maps:", ":cam", "maps", "maps@a@b:cam", "maps(pred:cam", "maps pred):cam", "maps():cam",
-     "maps(pred,true):cam", "maps(train,target):cam", "maps(x):cam", "maps: cam", "maps(pred)(target):cam", "@a:cam"],
+     "maps(pred,true):cam", "maps(train,target):cam", "maps(x):cam", "maps: cam", "maps(pred)(target):cam", "@a:cam",
+     "maps:cam:", "maps:cam@", "maps:a@@b"],
 )  # fmt: skip
 def test_a_malformed_text_is_refused(text):
     with pytest.raises(BenchError, match="needs '"):
@@ -150,7 +151,12 @@ def test_a_malformed_text_is_refused(text):
      ('(Need("lesson", "cam"),)', "needs 'lesson' .*is not one of"),
      ('(Other("maps", "cam"),)', "must be literals"), ('(Need(*["maps", "cam"]),)', "must be literals"),
      ('(Need("maps", "cam"), "maps:cam")', "needs two stages 'maps:cam'"), ('"maps:cam"', "must be a tuple of needs"),
-     ('Need("maps", "cam")', "must be a tuple of needs"), ('("maps@:cam",)', "needs 'maps@:cam', which is not ROLE")],
+     ('Need("maps", "cam")', "must be a tuple of needs"),
+     ('(Need("maps", "cam", name="a:b"),)', "holds a sign that separates parts"),
+     ('(Need("maps:x", "cam"),)', "holds a sign that separates parts"),
+     ('(Need("maps(pred)", "cam"),)', "holds a sign that separates parts"),
+     ('("maps:{",)', "curly brackets hold the name of an option"), ('("maps:{teachr}",)', "there is no option 'teachr'"),
+     ('("maps@:cam",)', "needs 'maps@:cam', which is not ROLE")],
 )  # fmt: skip
 def test_needs_that_say_nothing_are_refused_where_a_method_is_registered(tmp_path, needs, words):
     text = f'from wsolbench.methods.base import Method, Need, register\n\n@register("refused", needs={needs})\n'
@@ -177,7 +183,7 @@ def test_batch_maps_of_several_teachers_says_how_to_read_them():
     maps = SeveralMaps(["cam", "layercam"])
     words = r"several teachers .cam, layercam.: its maps are batch.teachers..cam.."
     for use in (
-        len, bool, float, lambda x: x + 1, lambda x: 1 - x, lambda x: x[:2], lambda x: x["cam"], lambda x: x.mean(),
+        len, bool, float, abs, lambda x: x**2, lambda x: 2 // x, lambda x: x + 1, lambda x: 1 - x, lambda x: x[:2], lambda x: x["cam"], lambda x: x.mean(),
         lambda x: torch.stack([x, x]), lambda x: torch.nn.functional.relu(input=x), lambda x: x == 3, np.asarray,
         lambda x: torch.zeros_like(x),
     ):  # fmt: skip
@@ -255,6 +261,7 @@ def test_training_is_a_hand_written_loop(world):
         torch.testing.assert_close(kept[name], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_stopped_at_every_step_it_goes_on_bit_for_bit(world, tmp_path, monkeypatch):
     bare(world).do(["train", "maps"])
     expected = trained(world)
