@@ -29,6 +29,7 @@ from .trial import Bench, BrokenError, SkippedError, do, exercise, make_planner,
 LINE_SECONDS = 45.0  # of a processor; a line takes a few, what takes longer hangs
 ROOM = 12.0  # times the processor seconds that preparing took: a slow or busy machine gives the same verdict
 SOME = 8  # images that maps are made of: some explainers take hundreds of passes an image
+LEAST_PAUSE = 1.0  # seconds of a clock between two rings
 PATIENCE = 300.0  # seconds of a clock, for what waits without working
 
 
@@ -98,9 +99,10 @@ def _limited(seconds: float) -> Iterator[None]:
     began, worked = time.monotonic(), time.process_time()
 
     def ring(number: int, frame: object) -> None:
+        # armed again before it raises: where the error is swallowed, as in a destructor, the next one gets through
+        signal.setitimer(signal.ITIMER_REAL, max(LINE_SECONDS / 4, LEAST_PAUSE))
         if time.process_time() - worked > seconds or time.monotonic() - began > PATIENCE:
             raise _HangsError
-        signal.setitimer(signal.ITIMER_REAL, LINE_SECONDS / 4)
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, LINE_SECONDS)

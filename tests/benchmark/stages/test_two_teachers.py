@@ -155,7 +155,8 @@ def test_a_malformed_text_is_refused(text):
      ('(Need("maps", "cam", name="a:b"),)', "holds a sign that separates parts"),
      ('(Need("maps:x", "cam"),)', "holds a sign that separates parts"),
      ('(Need("maps(pred)", "cam"),)', "holds a sign that separates parts"),
-     ('("maps:{",)', "curly brackets hold the name of an option"), ('("maps:{teachr}",)', "there is no option 'teachr'"),
+     ('("maps:{",)', "curly brackets hold the name of an option"),
+     ('("maps:{teachr}",)', "there is no option 'teachr'"),
      ('("maps@:cam",)', "needs 'maps@:cam', which is not ROLE")],
 )  # fmt: skip
 def test_needs_that_say_nothing_are_refused_where_a_method_is_registered(tmp_path, needs, words):
@@ -183,7 +184,8 @@ def test_batch_maps_of_several_teachers_says_how_to_read_them():
     maps = SeveralMaps(["cam", "layercam"])
     words = r"several teachers .cam, layercam.: its maps are batch.teachers..cam.."
     for use in (
-        len, bool, float, abs, lambda x: x**2, lambda x: 2 // x, lambda x: x + 1, lambda x: 1 - x, lambda x: x[:2], lambda x: x["cam"], lambda x: x.mean(),
+        len, bool, float, abs, lambda x: x**2, lambda x: 2 // x,
+        lambda x: x + 1, lambda x: 1 - x, lambda x: x[:2], lambda x: x["cam"], lambda x: x.mean(),
         lambda x: torch.stack([x, x]), lambda x: torch.nn.functional.relu(input=x), lambda x: x == 3, np.asarray,
         lambda x: torch.zeros_like(x),
     ):  # fmt: skip
