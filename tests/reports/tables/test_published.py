@@ -124,7 +124,7 @@ def test_stains_average_to_the_mean_we_give(numbers):
 def test_methods_declare_the_same_numbers(numbers):
     """What `bench list methods` shows is what the tables hold."""
     declared = 0
-    for entry in METHODS.entries():
+    for entry in (e for e in METHODS.entries() if e.origin == "built-in"):  # other tests register files
         for place, number in method_spec(entry.name).published.items():
             dataset, _, backbone = place.partition("/")
             wanted = {"eval": dataset, "backbone": backbone, "method": entry.name, "setting": "", "status": TABLE}
