@@ -246,9 +246,8 @@ class DeviceSet:
         )
         batch = replace(batch, views=views) if len(views) > 1 else batch
         if raw.masks is not None:
-            batch.has_mask = torch.ones_like(labels, dtype=torch.bool)
-            if self.labelled is not None:
-                batch.has_mask = self.labelled[raw.places]
+            known = self.labelled
+            batch.has_mask = torch.ones_like(labels, dtype=torch.bool) if known is None else known[raw.places]
         if self.withheld:
             batch = replace(batch, labels=cast("Tensor", WITHHELD_LABELS))
             return replace(batch, target=batch)
